@@ -1,0 +1,1 @@
+"""ImageNet evaluation of PP-LCNetV2: ``python -m eval.imagenet``."""

@@ -1,0 +1,40 @@
+"""Errors that end a run, each with the exit code that scripts see.
+
+    EvalError               2
+    ├── UsageError          2   options or configuration
+    ├── DataError           3   val set missing, mislabelled or unreadable
+    ├── ModelError          4   weights missing, damaged, refused or of another model
+    └── LogitsError         5   non-finite or constant answers, or forms that disagree
+
+A message is one or two lines: what was found, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class EvalError(Exception):
+    """Base class; the command line prints the message and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class UsageError(EvalError):
+    """Options or configuration that cannot be followed."""
+
+
+class DataError(EvalError):
+    """A val set that is missing, mislabelled or unreadable."""
+
+    exit_code = 3
+
+
+class ModelError(EvalError):
+    """Weights that are missing, damaged, refused or of another model."""
+
+    exit_code = 4
+
+
+class LogitsError(EvalError):
+    """Answers that no accuracy can be computed from."""
+
+    exit_code = 5

@@ -1,0 +1,259 @@
+"""``python -m eval.imagenet``: does this model give the reported ImageNet accuracy?
+
+`run` is the whole path: val set, weights, both forms, measurement, reports, verdict, exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval.config import VariantConfig, builtin_variants, load_config, load_variant
+from eval.errors import EvalError, ModelError, UsageError
+
+if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong options do without
+    from pplcnet import PPLCNetV2, Weights
+
+FORMS = ("unfused", "reparameterized")
+PREPROCESSES = ("torchvision", "paddle", "squash")
+PRECISIONS = ("fp32", "bf16", "fp16")
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, checked; a None is chosen for the machine."""
+
+    data: Path
+    demo: bool
+    variant: VariantConfig
+    weights: str
+    forms: tuple[str, ...]
+    preprocess: str
+    device: str
+    precision: str
+    batch_size: int | None
+    workers: int | None
+    limit: int | None
+    output: Path
+    quiet: bool
+    started: datetime
+    command: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and give its exit code (eval/errors.py, eval/verdict.py)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return run(parse_options(arguments))
+    except EvalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: nothing was reported", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(options: Options) -> int:
+    """Measure, report, and only then let a difference become an exit code."""
+    from eval.valset import open_valset
+
+    if options.demo:
+        options = _with_demo(options)
+    valset = open_valset(options.data)
+    if options.limit is not None:
+        valset = valset.limited(options.limit)
+    _say(options, f"{options.data}: {valset.layout}, {len(valset.samples):,} images")
+
+    from eval import run as engine
+    from eval.predictor import TorchPredictor, choose_device, exact_float32
+    from eval.preprocess import PREPROCESS
+    from eval.progress import Progress
+    from eval.report import RunFacts, format_results, write_reports
+    from eval.verdict import check_forms_agree, judge
+    from pplcnet import count_macs, count_parameters
+
+    settings = exact_float32()
+    device = choose_device(options.device)
+    preprocess = PREPROCESS[options.preprocess]
+    _say(options, f"{preprocess.name}: {preprocess.description}")
+    weights, models = load_forms(options)
+    batch_size = options.batch_size or engine.choose_batch_size(device)
+    workers = options.workers or engine.choose_workers()
+    predictor = TorchPredictor(models, preprocess, device, options.precision)
+
+    with Progress(len(valset.samples), options.quiet) as progress:
+        measured = engine.measure(
+            valset,
+            preprocess,
+            predictor,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress.add,
+        )
+
+    facts = RunFacts(
+        run_id=f"{options.variant.name}-{options.started:%Y%m%dT%H%M%SZ}",
+        started_at=options.started.isoformat(timespec="seconds"),
+        command=options.command,
+        variant=options.variant,
+        preprocess=preprocess.name,
+        preprocess_description=preprocess.description,
+        backend="torch",
+        device=str(device),
+        precision=options.precision,
+        batch_size=batch_size,
+        workers=workers,
+        weights=weights.source,
+        weights_sha256=_sha256(Path(weights.source)),
+        weights_layout=weights.layout,
+        params={form: count_parameters(model) for form, model in models.items()},
+        macs={form: count_macs(model) for form, model in models.items()},
+        data=str(options.data),
+        layout=valset.layout,
+        limit=options.limit,
+        settings=settings,
+    )
+    results = [
+        judge(measured, form, options.variant, preprocess.name, options.precision)
+        for form in models
+    ]
+    write_reports(options.output, facts, measured, results)
+    print(format_results(facts, measured, results))
+    print(f"Reports: {options.output}")
+    check_forms_agree(measured, options.precision)
+    return max(result.verdict.exit_code for result in results)
+
+
+def load_forms(options: Options) -> tuple[Weights, dict[str, PPLCNetV2]]:
+    """The weights and the forms that were asked for, in evaluation mode.
+
+    Raises:
+        ModelError: the weights are missing, damaged, refused or of another model.
+    """
+    from pplcnet import (
+        WeightsError,
+        create_model,
+        fetch_weights,
+        load_weights,
+        read_weights,
+        reparameterize,
+    )
+
+    variant = options.variant
+    try:
+        path = (
+            fetch_weights(variant.name, progress=not options.quiet)
+            if options.weights == "auto"
+            else Path(options.weights)
+        )
+        weights = read_weights(path)
+        model = create_model(variant.model)
+        if weights.reparameterized and options.forms == ("reparameterized",):
+            model = reparameterize(model)
+        load_weights(model, weights)
+    except WeightsError as error:
+        raise ModelError(str(error)) from error
+    model.eval()
+    forms = {"unfused": lambda: model, "reparameterized": lambda: reparameterize(model)}
+    return weights, {form: forms[form]() for form in options.forms}
+
+
+def parse_options(arguments: Sequence[str]) -> Options:
+    """Parse and check a command line.
+
+    Raises:
+        UsageError: options that do not go together, or a configuration that cannot be read.
+        SystemExit: argparse's own, for --help (0) and mistyped options (2).
+    """
+    args = _parser().parse_args(arguments)
+    if args.demo == (args.data is not None):
+        raise UsageError("Name a val set with --data PATH, or use --demo (not both).")
+    if args.demo and (args.variant or args.config or args.weights != "auto"):
+        raise UsageError("--demo brings its own weights: leave --variant and --weights out.")
+    if args.config and args.variant:
+        raise UsageError("--config and --variant both name a configuration: use one.")
+    forms = tuple(args.forms.split(","))
+    if not forms or len(set(forms)) != len(forms) or not set(forms) <= set(FORMS):
+        raise UsageError(f"--forms {args.forms}: use unfused, reparameterized, or both.")
+    started = datetime.now(UTC)
+    if args.config:
+        variant = load_config(args.config)
+    else:
+        variant = load_variant(args.variant or "base_ssld")
+    name = "demo" if args.demo else variant.name
+    output = args.output or Path("results") / f"{name}-{started:%Y%m%dT%H%M%SZ}"
+    return Options(
+        data=args.data or output / "demo",
+        demo=args.demo,
+        variant=variant,
+        weights=args.weights,
+        forms=tuple(form for form in FORMS if form in forms),
+        preprocess=args.preprocess,
+        device=args.device,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        limit=args.limit,
+        output=output,
+        quiet=args.quiet,
+        started=started,
+        command=shlex.join(["python", "-m", "eval.imagenet", *arguments]),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.imagenet",
+        description="Measure PP-LCNetV2 on ImageNet, as trained and as deployed, and compare "
+        "both with the reported accuracy.",
+        epilog="Exit codes: 0 within tolerance or nothing to compare with; 1 outside; 2 usage; "
+        "3 data; 4 weights; 5 useless or disagreeing answers; 130 interrupted.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--data", type=Path, metavar="PATH", help="the val set: a folder of synset folders")
+    add("--demo", action="store_true", help="make a small val set and known-answer weights, and "
+        "run the whole job on them (says nothing about ImageNet)")  # fmt: skip
+    add("--variant", metavar="NAME", help=f"{', '.join(builtin_variants())} (default base_ssld)")
+    add("--config", type=Path, metavar="FILE", help="a configuration of your own instead")
+    add("--weights", default="auto", metavar="FILE",
+        help=".pdparams, .safetensors, .pth or .pt; default auto: the cache, else download")  # fmt: skip
+    add("--forms", default=",".join(FORMS), metavar="LIST", help="default %(default)s")
+    add("--preprocess", choices=PREPROCESSES, default=PREPROCESSES[0], help="default %(default)s")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default %(default)s")
+    add("--batch-size", type=_positive, metavar="N", help="images per batch of a worker")
+    add("--workers", type=_positive, metavar="N", help="default: one per core")
+    add("--limit", type=_positive, metavar="N", help="first N images of a fixed shuffled order")
+    add("--output", type=Path, metavar="DIR", help="default results/<variant>-<time>")
+    add("--quiet", action="store_true", help="no progress on stderr")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+def _say(options: Options, line: str) -> None:
+    if not options.quiet:
+        print(line, file=sys.stderr)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""What is counted: ranks first, then integers, and percentages only at the very end.
+
+All functions are pure; `Scores` is what they make of one batch and what a whole run collects.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.errors import LogitsError
+
+TOP = 5
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+def check_logits(logits: NDArray[Any], names: list[str]) -> None:
+    """Refuse answers that a count would mistake for a right or a wrong one.
+
+    NaN compares false with everything, so it would rank 0; a constant row ranks by class index.
+
+    Args:
+        logits: (B, C).
+        names: the images, for the message.
+
+    Raises:
+        LogitsError: a row holds NaN or infinity, or the same value for every class.
+    """
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise LogitsError(
+            f"The model answers {names[row]} with NaN or infinity "
+            f"({int((~finite).sum())} of {len(names)} images of this batch).\n"
+            "Check the weights; with fp16, try --precision bf16 or fp32."
+        )
+    constant = logits.max(axis=1) == logits.min(axis=1)
+    if constant.any():
+        row = int(np.argmax(constant))
+        raise LogitsError(
+            f"The model answers {names[row]} with the same value for every class: the weights "
+            "cannot be right."
+        )
+
+
+def rank_of_label(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number of classes before the label: greater logits, and equal ones of a lower index.
+
+    Args:
+        logits: finite, (B, C).
+        labels: (B,).
+
+    Returns:
+        (B,), 0 is best.
+    """
+    own = np.take_along_axis(logits, labels[:, np.newaxis], axis=1)
+    lower = np.arange(logits.shape[1]) < labels[:, np.newaxis]
+    return ((logits > own) | ((logits == own) & lower)).sum(axis=1)
+
+
+def top_classes(logits: NDArray[Any], k: int = TOP) -> NDArray[np.int64]:
+    """The k best classes (B, k), best first; equal logits in the order of their index."""
+    return np.argsort(-logits, axis=1, kind="stable")[:, :k]
+
+
+def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Natural logarithm of the probabilities, (B, C), in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+@dataclass
+class Scores:
+    """Per-image results of one form, in image order.
+
+    Attributes:
+        rank: int64 (N,), see `rank_of_label`.
+        top: int64 (N, 5), the best classes.
+        prob: float64 (N, 5), their probabilities.
+        nll: float64 (N,), minus the log-probability of the label, in nats.
+    """
+
+    rank: NDArray[np.int64]
+    top: NDArray[np.int64]
+    prob: NDArray[np.float64]
+    nll: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, n: int) -> Scores:
+        """Room for n images, to be filled by `put`."""
+        return cls(
+            np.full(n, -1), np.full((n, TOP), -1), np.full((n, TOP), np.nan), np.full(n, np.nan)
+        )
+
+    @classmethod
+    def of(cls, logits: NDArray[Any], labels: NDArray[np.int64]) -> Scores:
+        """Score finite logits (B, C) against labels (B,)."""
+        log_prob = log_softmax(logits)
+        top = top_classes(logits)
+        return cls(
+            rank=rank_of_label(logits, labels),
+            top=top,
+            prob=np.exp(np.take_along_axis(log_prob, top, axis=1)),
+            nll=-np.take_along_axis(log_prob, labels[:, np.newaxis], axis=1)[:, 0],
+        )
+
+    def put(self, where: NDArray[np.int64], batch: Scores) -> None:
+        """Store the scores of a batch at the given image indices (B,)."""
+        self.rank[where] = batch.rank
+        self.top[where] = batch.top
+        self.prob[where] = batch.prob
+        self.nll[where] = batch.nll
+
+    def correct(self, k: int) -> int:
+        """Number of images whose label is among the k best."""
+        return int(((self.rank >= 0) & (self.rank < k)).sum())
+
+    def correct_per_class(self, labels: NDArray[np.int64], k: int, classes: int) -> NDArray[Any]:
+        """The same for each class, int64 (classes,)."""
+        hit = (self.rank >= 0) & (self.rank < k)
+        return np.bincount(labels[hit], minlength=classes)
+
+
+def percent(correct: int, total: int) -> float:
+    """Share in percent, unrounded.
+
+    Raises:
+        ValueError: there is nothing to divide by.
+    """
+    if total <= 0:
+        raise ValueError("No accuracy of zero images.")
+    return 100.0 * correct / total
+
+
+def wilson_interval(correct: int, total: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson score interval of a share, in percent (Wilson, JASA 22, 1927)."""
+    share = percent(correct, total) / 100
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 100 / (1 + z * z / total)
+    return max(0.0, (centre - spread) * scale), min(100.0, (centre + spread) * scale)
