@@ -157,7 +157,7 @@ def _count(table: dict[str, Any], key: str, default: int) -> int:
 
 def _row(kind: type[Row], values: Any, where: str) -> Row:
     """A dataclass from a table; its constructor checks the names, this the types of the values."""
-    types = {
+    types: dict[str, type | tuple[type, ...]] = {
         "images": int,
         "gated": bool,
         "source": str,

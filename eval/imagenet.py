@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.config import VariantConfig, builtin_variants, load_config, load_variant
+from eval.distributed import Group, process_group
 from eval.errors import EvalError, ModelError, UsageError
+from eval.journal import Journal
+from eval.valset import open_valset
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong options do without
     from pplcnet import PPLCNetV2, Weights
@@ -42,6 +46,7 @@ class Options:
     batch_size: int | None
     workers: int | None
     limit: int | None
+    on_bad_image: str
     output: Path
     quiet: bool
     started: datetime
@@ -51,26 +56,36 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and give its exit code (eval/errors.py, eval/verdict.py)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    options = None
     try:
-        return run(parse_options(arguments))
+        options = parse_options(arguments)
+        return run(options)
     except EvalError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: nothing was reported", file=sys.stderr)
+        where = f"; what was measured is in {options.output}" if options else ""
+        again = (
+            ""
+            if not options
+            else (f".\nThe same command with --output {options.output} continues.")
+        )
+        print(f"interrupted{where}{again}", file=sys.stderr)
         return INTERRUPTED
 
 
 def run(options: Options) -> int:
     """Measure, report, and only then let a difference become an exit code."""
-    from eval.valset import open_valset
+    signal.signal(signal.SIGTERM, _interrupt)
+    with process_group() as group:
+        options = group.agree(options)
+        return _run(options, group)
 
-    if options.demo:
-        options = _with_demo(options)
+
+def _run(options: Options, group: Group) -> int:
     valset = open_valset(options.data)
     if options.limit is not None:
         valset = valset.limited(options.limit)
-    _say(options, f"{options.data}: {valset.layout}, {len(valset.samples):,} images")
 
     from eval import run as engine
     from eval.predictor import TorchPredictor, choose_device, exact_float32
@@ -81,51 +96,86 @@ def run(options: Options) -> int:
     from pplcnet import count_macs, count_parameters
 
     settings = exact_float32()
-    device = choose_device(options.device)
+    device = choose_device(options.device, group.local_number)
     preprocess = PREPROCESS[options.preprocess]
-    _say(options, f"{preprocess.name}: {preprocess.description}")
     weights, models = load_forms(options)
+    weights_sha256 = _sha256(Path(weights.source))
     batch_size = options.batch_size or engine.choose_batch_size(device)
     workers = options.workers or engine.choose_workers()
-    predictor = TorchPredictor(models, preprocess, device, options.precision)
-
-    with Progress(len(valset.samples), options.quiet) as progress:
-        measured = engine.measure(
-            valset,
-            preprocess,
-            predictor,
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress.add,
+    quiet = options.quiet or not group.is_first
+    if not quiet:
+        print(
+            f"{options.data}: {valset.layout}, {len(valset.samples):,} images\n"
+            f"{preprocess.name}: {preprocess.description}\n"
+            f"{weights.source}: {weights.layout} layout\n"
+            f"{device}: {workers} workers, batches of {batch_size}",
+            file=sys.stderr,
         )
 
-    facts = RunFacts(
-        run_id=f"{options.variant.name}-{options.started:%Y%m%dT%H%M%SZ}",
-        started_at=options.started.isoformat(timespec="seconds"),
-        command=options.command,
-        variant=options.variant,
-        preprocess=preprocess.name,
-        preprocess_description=preprocess.description,
-        backend="torch",
-        device=str(device),
-        precision=options.precision,
-        batch_size=batch_size,
-        workers=workers,
-        weights=weights.source,
-        weights_sha256=_sha256(Path(weights.source)),
-        weights_layout=weights.layout,
-        params={form: count_parameters(model) for form, model in models.items()},
-        macs={form: count_macs(model) for form, model in models.items()},
-        data=str(options.data),
-        layout=valset.layout,
-        limit=options.limit,
-        settings=settings,
+    identity = {
+        "variant": options.variant.name,
+        "model": options.variant.model,
+        "weights_sha256": weights_sha256,
+        "forms": list(models),
+        "preprocess": preprocess.name,
+        "backend": "torch",
+        "device": device.type,
+        "precision": options.precision,
+        "on_bad_image": options.on_bad_image,
+        "images": len(valset.samples),
+        "image_list_sha256": engine.image_list_sha256(valset),
+    }
+    predictor = engine.ShrinkOnOutOfMemory(
+        TorchPredictor(models, preprocess, device, options.precision)
     )
-    results = [
-        judge(measured, form, options.variant, preprocess.name, options.precision)
-        for form in models
-    ]
-    write_reports(options.output, facts, measured, results)
+    with Journal(options.output, identity, models, group.number) as journal:
+        with Progress(len(valset.samples) // group.count, quiet) as progress:
+            part = engine.measure(
+                valset,
+                preprocess,
+                predictor,
+                list(models),
+                batch_size=batch_size,
+                workers=workers,
+                journal=journal,
+                share=(group.number, group.count),
+                record_bad=options.on_bad_image == "record",
+                progress=progress.add,
+            )
+        parts = group.gather(part)
+        if not group.is_first:
+            return 0
+        measured = engine.assemble(valset, parts, list(models))
+
+        facts = RunFacts(
+            run_id=f"{options.variant.name}-{options.started:%Y%m%dT%H%M%SZ}",
+            started_at=options.started.isoformat(timespec="seconds"),
+            command=options.command,
+            variant=options.variant,
+            preprocess=preprocess.name,
+            preprocess_description=preprocess.description,
+            backend="torch",
+            device=str(device),
+            precision=options.precision,
+            batch_size=batch_size,
+            workers=workers,
+            processes=group.count,
+            weights=weights.source,
+            weights_sha256=weights_sha256,
+            weights_layout=weights.layout,
+            params={form: count_parameters(model) for form, model in models.items()},
+            macs={form: count_macs(model) for form, model in models.items()},
+            data=str(options.data),
+            layout=valset.layout,
+            limit=options.limit,
+            settings=settings,
+        )
+        results = [
+            judge(measured, form, options.variant, preprocess.name, options.precision)
+            for form in models
+        ]
+        write_reports(options.output, facts, measured, results)
+        journal.remove()
     print(format_results(facts, measured, results))
     print(f"Reports: {options.output}")
     check_forms_agree(measured, options.precision)
@@ -184,10 +234,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     if not forms or len(set(forms)) != len(forms) or not set(forms) <= set(FORMS):
         raise UsageError(f"--forms {args.forms}: use unfused, reparameterized, or both.")
     started = datetime.now(UTC)
-    if args.config:
-        variant = load_config(args.config)
-    else:
-        variant = load_variant(args.variant or "base_ssld")
+    variant = load_config(args.config) if args.config else load_variant(args.variant or "base_ssld")
     name = "demo" if args.demo else variant.name
     output = args.output or Path("results") / f"{name}-{started:%Y%m%dT%H%M%SZ}"
     return Options(
@@ -202,6 +249,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         batch_size=args.batch_size,
         workers=args.workers,
         limit=args.limit,
+        on_bad_image=args.on_bad_image,
         output=output,
         quiet=args.quiet,
         started=started,
@@ -220,12 +268,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data", type=Path, metavar="PATH", help="the val set: a folder of synset folders")
-    add("--demo", action="store_true", help="make a small val set and known-answer weights, and "
-        "run the whole job on them (says nothing about ImageNet)")  # fmt: skip
+    add(
+        "--demo",
+        action="store_true",
+        help="run the whole job on a small val set and known-answer weights that it makes itself",
+    )
     add("--variant", metavar="NAME", help=f"{', '.join(builtin_variants())} (default base_ssld)")
     add("--config", type=Path, metavar="FILE", help="a configuration of your own instead")
-    add("--weights", default="auto", metavar="FILE",
-        help=".pdparams, .safetensors, .pth or .pt; default auto: the cache, else download")  # fmt: skip
+    add(
+        "--weights",
+        default="auto",
+        metavar="FILE",
+        help=".pdparams, .safetensors, .pth or .pt; default auto: the cache, else download",
+    )
     add("--forms", default=",".join(FORMS), metavar="LIST", help="default %(default)s")
     add("--preprocess", choices=PREPROCESSES, default=PREPROCESSES[0], help="default %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
@@ -233,7 +288,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=_positive, metavar="N", help="images per batch of a worker")
     add("--workers", type=_positive, metavar="N", help="default: one per core")
     add("--limit", type=_positive, metavar="N", help="first N images of a fixed shuffled order")
-    add("--output", type=Path, metavar="DIR", help="default results/<variant>-<time>")
+    add(
+        "--on-bad-image",
+        choices=("fail", "record"),
+        default="fail",
+        help="record: counts as wrong, listed, and the verdict is INCOMPLETE",
+    )
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default results/<variant>-<time>; continues an interrupted run there",
+    )
     add("--quiet", action="store_true", help="no progress on stderr")
     return parser
 
@@ -245,9 +311,9 @@ def _positive(text: str) -> int:
     return value
 
 
-def _say(options: Options, line: str) -> None:
-    if not options.quiet:
-        print(line, file=sys.stderr)
+def _interrupt(*_: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does: what was measured is kept."""
+    raise KeyboardInterrupt
 
 
 def _sha256(path: Path) -> str:

@@ -59,7 +59,8 @@ def rank_of_label(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np
     """
     own = np.take_along_axis(logits, labels[:, np.newaxis], axis=1)
     lower = np.arange(logits.shape[1]) < labels[:, np.newaxis]
-    return ((logits > own) | ((logits == own) & lower)).sum(axis=1)
+    rank: NDArray[np.int64] = ((logits > own) | ((logits == own) & lower)).sum(axis=1)
+    return rank
 
 
 def top_classes(logits: NDArray[Any], k: int = TOP) -> NDArray[np.int64]:
@@ -70,7 +71,8 @@ def top_classes(logits: NDArray[Any], k: int = TOP) -> NDArray[np.int64]:
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Natural logarithm of the probabilities, (B, C), in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
 
 
 @dataclass

@@ -7,6 +7,7 @@ model's.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,19 +22,29 @@ from eval.preprocess import Crop, Preprocess
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the first GPU where there is one.
+def choose_device(name: str, process: int = 0) -> torch.device:
+    """The device of a process.
+
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU where there is one. Without a
+            number, each process of a machine takes the GPU of its own number.
+        process: number of this process on its machine.
 
     Raises:
         UsageError: the device is not there.
     """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if available else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device {name}: use auto, cpu, cuda or cuda:N.")
+    if name == "cuda":
+        name = f"cuda:{process}"
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and (device.index or 0) >= available:
         raise UsageError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices that "
-            "torch can use. Use --device cpu, or check the driver with nvidia-smi."
+            f"--device {name}: torch can use {available} CUDA devices here. Use --device cpu, "
+            "fewer processes, or check the driver with nvidia-smi."
         )
     return device
 
@@ -73,7 +84,8 @@ class TorchPredictor:
         self.models = {
             form: copy.deepcopy(model)
             .eval()
-            .to(device=device, dtype=self.dtype, memory_format=torch.channels_last)
+            .to(device, self.dtype)
+            .to(memory_format=torch.channels_last)
             for form, model in models.items()
         }
         self._table = torch.from_numpy(preprocess.table).to(device)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from eval.classes import imagenet_classes
 from eval.config import VariantConfig
-from eval.errors import UsageError
-from eval.metrics import TOP
+from eval.metrics import TOP, Scores
+from eval.output import write_atomically
 from eval.run import Measurement
 from eval.verdict import FormResult
 
-SUMMARY_COLUMNS = (
+SUMMARY_COLUMNS: list[str] = (  # in the contract's order and words
     "run_id, started_at, variant, form, backend, device, precision, preprocess, images, "
     "images_expected, bad_images, top1_correct, top5_correct, top1, top5, top1_ci_low, "
     "top1_ci_high, reference_top1, reference_top5, reference_source, delta_top1, delta_top5, "
@@ -47,6 +47,7 @@ class RunFacts:
     precision: str
     batch_size: int
     workers: int
+    processes: int
     weights: str
     weights_sha256: str
     weights_layout: str
@@ -93,33 +94,12 @@ def git_commit() -> str:
     return head.stdout.strip() + ("+" if status.stdout.strip() else "")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or nothing.
-
-    Raises:
-        UsageError: the folder cannot be written to, or the disk is full.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
-
-
 def write_reports(
     output: Path, facts: RunFacts, measured: Measurement, results: list[FormResult]
 ) -> None:
     """Write ``summary.csv``, ``predictions.csv``, ``per_class.csv`` and ``run.json``.
+
+    ``bad_images.csv`` is written where there are any, and one that is left over is removed.
 
     Raises:
         UsageError: the output folder cannot be written to.
@@ -129,24 +109,51 @@ def write_reports(
         "per_class.csv": per_class_table(measured),
         "summary.csv": summary_table(facts, measured, results),
     }
+    if measured.bad:
+        tables["bad_images.csv"] = bad_images_table(measured)
     for name, table in tables.items():
         precision = "%.6g" if name == "predictions.csv" else None
         write_atomically(output / name, table.to_csv(index=False, float_format=precision))
+    if not measured.bad:
+        (output / "bad_images.csv").unlink(missing_ok=True)
     write_atomically(output / "run.json", run_json(facts, measured, results))
 
 
 def predictions_table(measured: Measurement) -> pd.DataFrame:
-    """One row per image: ``index, path, label``, then rank, top 1 to 5 and their probabilities."""
+    """One row per image: ``index, path, label``, then rank, top 1 to 5 and their probabilities.
+
+    What a bad image has no value for is empty.
+    """
     columns: dict[str, Any] = {
         "index": range(len(measured.valset.samples)),
         "path": [sample.path for sample in measured.valset.samples],
         "label": measured.labels,
     }
     for form, scores in measured.scores.items():
-        columns[f"{form}_rank"] = scores.rank
-        columns |= {f"{form}_top{k + 1}": scores.top[:, k] for k in range(TOP)}
+        columns[f"{form}_rank"] = _empty_if_negative(scores.rank)
+        columns |= {f"{form}_top{k + 1}": _empty_if_negative(scores.top[:, k]) for k in range(TOP)}
         columns |= {f"{form}_prob{k + 1}": scores.prob[:, k] for k in range(TOP)}
     return pd.DataFrame(columns)
+
+
+def bad_images_table(measured: Measurement) -> pd.DataFrame:
+    """One row per image that could not be decoded: ``index, path, label, reason``."""
+    samples = measured.valset.samples
+    rows = [
+        {"index": i, "path": samples[i].path, "label": samples[i].label, "reason": reason}
+        for i, reason in sorted(measured.bad.items())
+    ]
+    return pd.DataFrame(rows)
+
+
+def _empty_if_negative(values: NDArray[np.int64]) -> pd.Series[int]:
+    return pd.Series(values, dtype="Int64").mask(values < 0)
+
+
+def mean_nll(scores: Scores) -> float | None:
+    """Mean negative log-likelihood in nats of the images that were answered, if any were."""
+    known = scores.nll[np.isfinite(scores.nll)]
+    return float(known.mean()) if len(known) else None
 
 
 def per_class_table(measured: Measurement) -> pd.DataFrame:
@@ -176,14 +183,14 @@ def summary_table(
             **{key: getattr(facts, key) for key in SUMMARY_COLUMNS if hasattr(facts, key)},
             **{key: getattr(result, key) for key in SUMMARY_COLUMNS if hasattr(result, key)},
             "variant": facts.variant.name,
-            "bad_images": 0,
+            "bad_images": len(measured.bad),
             "top1_ci_low": low,
             "top1_ci_high": high,
             "verdict": result.verdict.value,
-            "nll": float(measured.scores[result.form].nll.mean()),
+            "nll": mean_nll(measured.scores[result.form]),
             "max_abs_logit_diff": measured.max_logit_diff,
             "prediction_flips": len(measured.flips) if two_forms else None,
-            "images_per_second": result.images / measured.seconds,
+            "images_per_second": measured.images_per_second,
             "seconds": measured.seconds,
             "params": facts.params[result.form],
             "macs": facts.macs[result.form],
@@ -200,6 +207,8 @@ def run_json(facts: RunFacts, measured: Measurement, results: list[FormResult]) 
     document = {
         **asdict(facts),
         "seconds": measured.seconds,
+        "images_measured_now": measured.measured_now,
+        "bad_images": len(measured.bad),
         "dataset_sha256": measured.dataset_sha256,
         "largest_logit": measured.largest_logit,
         "max_abs_logit_diff": measured.max_logit_diff,
@@ -228,10 +237,10 @@ def format_results(facts: RunFacts, measured: Measurement, results: list[FormRes
         f"{'':<16} {'top-1':>8} {'correct':>8} {'top-5':>8} {'correct':>8} {'NLL':>8}",
     ]
     for result in results:
-        nll = measured.scores[result.form].nll.mean()
+        nll = mean_nll(measured.scores[result.form])
         lines.append(
             f"{result.form:<16} {result.top1:8.3f} {result.top1_correct:8,} "
-            f"{result.top5:8.3f} {result.top5_correct:8,} {nll:8.4f}"
+            f"{result.top5:8.3f} {result.top5_correct:8,} " + ("" if nll is None else f"{nll:8.4f}")
         )
     if first.reference_top1 is not None:
         lines.append(
@@ -248,10 +257,13 @@ def format_results(facts: RunFacts, measured: Measurement, results: list[FormRes
             f"Both forms: largest logit difference {measured.max_logit_diff:.2g}, "
             f"{len(measured.flips)} flipped predictions"
         )
+    if measured.bad:
+        lines.append(f"Bad images, counted as wrong: {len(measured.bad)} (bad_images.csv)")
     low, high = first.top1_interval
+    rate = measured.images_per_second
     lines.append(
-        f"95 % interval of {first.form} top-1: {low:.3f} to {high:.3f}; "
-        f"{first.images / measured.seconds:.1f} images/s"
+        f"95 % interval of {first.form} top-1: {low:.3f} to {high:.3f}"
+        + ("" if rate is None else f"; {rate:.1f} images/s")
     )
     lines += [f"{result.verdict}  {result.form}: {result.reason}" for result in results]
     if first.images >= 200 and max(result.top1 for result in results) < 1:

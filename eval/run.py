@@ -9,29 +9,32 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.errors import DataError
+from eval.errors import DataError, UsageError
+from eval.journal import REASON_BYTES, Journal, Records, record_dtype
 from eval.metrics import Scores, check_logits
 from eval.preprocess import CROP, BadImage, Crop, Preprocess
 from eval.valset import ValSet, fingerprint
 
-CPU_BATCH = 8  # activations of a few images stay in the cache of one core
+CPU_BATCH = 8  # the activations of a few images stay in the cache of one core
 GPU_BATCH = 64
 
 
 class Predictor(Protocol):
-    """What a backend is: uint8 crops (B, 224, 224, 3) to logits (B, classes) of each form."""
+    """A backend: uint8 crops (B, 224, 224, 3) to logits (B, classes) of each form."""
 
-    def __call__(self, crops: Crop) -> Mapping[str, NDArray[Any]]: ...
+    def __call__(self, crops: Crop) -> Mapping[str, NDArray[Any]]:
+        """Answer a batch."""
 
 
 @dataclass
@@ -40,12 +43,14 @@ class Measurement:
 
     Attributes:
         valset: the images.
-        scores: form to the scores of every image.
+        scores: form to the scores of every image; a bad image has rank -1.
         logit_diff: float64 (N,), largest absolute difference of a logit between the two forms;
-            NaN where there is only one form.
+            NaN where there is only one form, or the image is bad.
         largest_logit: the largest absolute logit of any form and image.
-        digests: SHA-256 of each image file.
-        seconds: wall time from the first image to the last.
+        digests: SHA-256 of each image file, hexadecimal.
+        seconds: wall time of the images measured now.
+        measured_now: how many those are; the others were kept from an interrupted run.
+        bad: index to reason of the images that could not be decoded.
     """
 
     valset: ValSet
@@ -54,6 +59,8 @@ class Measurement:
     largest_logit: float
     digests: list[str]
     seconds: float
+    measured_now: int = 0
+    bad: dict[int, str] = field(default_factory=dict)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -67,123 +74,258 @@ class Measurement:
 
     @property
     def flips(self) -> NDArray[np.int64]:
-        """Indices of the images whose best class differs between the forms."""
+        """Indices of the images whose best class differs between the forms; int64."""
         first, *others = [scores.top[:, 0] for scores in self.scores.values()]
-        return np.flatnonzero(np.any([first != other for other in others], axis=0))
+        differs = np.zeros(len(first), dtype=bool)
+        for other in others:
+            differs |= first != other
+        return np.flatnonzero(differs)
 
     @property
     def max_logit_diff(self) -> float | None:
         """Largest absolute difference of any logit between the forms, if there are two."""
-        return float(self.logit_diff.max()) if len(self.scores) > 1 else None
+        seen = self.logit_diff[np.isfinite(self.logit_diff)]
+        return float(seen.max()) if len(seen) else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Rate of the images measured now; None where that was none."""
+        return self.measured_now / self.seconds if self.measured_now and self.seconds else None
 
 
-@dataclass
-class _Batch:
-    indices: NDArray[np.int64]
-    scores: dict[str, Scores]
-    logit_diff: NDArray[np.float64]
-    largest_logit: float
-    digests: list[str]
+class Part(NamedTuple):
+    """What one process found out."""
+
+    records: Records  # of its share of the images, old and new
+    measured_now: int  # how many of them are new
+    seconds: float  # wall time of those
 
 
 def measure(
     valset: ValSet,
     preprocess: Preprocess,
     predictor: Predictor,
+    forms: Sequence[str],
     *,
     batch_size: int,
     workers: int,
-    progress: Callable[[int, int], None] = lambda images, correct: None,
-) -> Measurement:
-    """Evaluate a val set.
+    journal: Journal,
+    share: tuple[int, int] = (0, 1),
+    record_bad: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Part:
+    """Evaluate what is left of a val set, in batches of consecutive images.
 
     Args:
-        progress: called after each batch with its number of images, and with how many of them
-            the last form got right.
+        valset: the images.
+        preprocess: how to decode and crop them.
+        predictor: answers for exactly `forms`.
+        forms: names of the forms.
+        batch_size: images per batch; every batch is computed at this size.
+        workers: threads.
+        journal: gives what was measured before, and keeps each batch.
+        share: (number, count): every count-th batch, from number on, is this process's.
+        record_bad: whether an image that cannot be decoded is recorded, or ends the run.
+        progress: called with the number of images done and how many the last form got right.
 
     Raises:
-        DataError: an image cannot be decoded.
+        DataError: an image cannot be decoded, and `record_bad` is off.
+        UsageError: an image that was measured before has changed since.
         LogitsError: an answer is not finite or constant.
     """
     labels = np.array([sample.label for sample in valset.samples])
-    total = len(labels)
+    dtype = record_dtype(forms)
+    kept = journal.read(len(labels))
+    done = np.zeros(len(labels), dtype=bool)
+    done[kept["index"]] = True
 
-    def evaluate(start: int) -> _Batch:
-        indices = np.arange(start, min(start + batch_size, total))
+    def evaluate(indices: NDArray[np.int64]) -> Records:
+        records = np.zeros(len(indices), dtype)
+        records["index"] = indices
         # Always a whole batch, so that the last one is computed as all the others are.
         crops = np.zeros((batch_size, CROP, CROP, 3), np.uint8)
-        digests = []
-        for row, index in enumerate(indices):
-            path = valset.samples[index].path
-            data = valset.read(path)
-            digests.append(hashlib.sha256(data).hexdigest())
+        for row, record in enumerate(records):
+            path = valset.samples[record["index"]].path
             try:
+                data = _read(valset, path)
+                record["sha256"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
                 crops[row] = preprocess.crop(data)
             except BadImage as error:
-                raise DataError(
-                    f"{valset.root / path} cannot be decoded: {error}.\n"
-                    "Replace the file with an intact copy; no image may be left out."
-                ) from error
-        logits = {form: rows[: len(indices)] for form, rows in predictor(crops).items()}
-        names = [valset.samples[index].path for index in indices]
-        for rows in logits.values():
+                if not record_bad:
+                    raise DataError(
+                        f"{valset.root / path} cannot be used: {error}.\n"
+                        "Get an intact copy (an image is never left out), or use "
+                        "--on-bad-image record."
+                    ) from error
+                record["reason"] = (str(error) or "unknown").encode()[:REASON_BYTES]
+        good = np.flatnonzero(records["reason"] == b"")
+        logits = {form: rows[good] for form, rows in predictor(crops).items()}
+        names = [valset.samples[i].path for i in indices[good]]
+        for form, rows in logits.items():
             check_logits(rows, names)
-        return _Batch(
-            indices,
-            {form: Scores.of(rows, labels[indices]) for form, rows in logits.items()},
-            _largest_difference(list(logits.values())),
-            max(float(np.abs(rows).max()) for rows in logits.values()),
-            digests,
-        )
+            _store(records, form, good, Scores.of(rows, labels[indices[good]]))
+        records["logit_diff"] = np.nan
+        records["logit_diff"][good] = _largest_difference(list(logits.values()))
+        for rows in logits.values():
+            largest = np.abs(rows).max(axis=1, initial=0.0)
+            records["largest_logit"][good] = np.maximum(records["largest_logit"][good], largest)
+        return records
 
-    started = time.perf_counter()
-    result: Measurement | None = None
+    # A batch is all old or all new: part of one would be computed in other company.
+    batches = list(_batches(len(labels), batch_size))[share[0] :: share[1]]
+    todo = [batch for batch in batches if not done[batch].all()]
+    old = np.concatenate([np.empty(0, np.int64), *(b for b in batches if done[b].all())])
+    results = [kept[np.isin(kept["index"], old)]]
+    measured_now = 0
     with ThreadPoolExecutor(workers, initializer=_single_threaded) as pool:
         try:
-            for batch in pool.map(evaluate, range(0, total, batch_size)):
-                if result is None:
-                    scores = {form: Scores.empty(total) for form in batch.scores}
-                    result = Measurement(
-                        valset, scores, np.full(total, np.nan), 0.0, [""] * total, 0.0
-                    )
-                for form, batch_scores in batch.scores.items():
-                    result.scores[form].put(batch.indices, batch_scores)
-                result.logit_diff[batch.indices] = batch.logit_diff
-                result.largest_logit = max(result.largest_logit, batch.largest_logit)
-                for index, digest in zip(batch.indices, batch.digests, strict=True):
-                    result.digests[index] = digest
-                last = list(batch.scores.values())[-1]
-                progress(len(batch.indices), last.correct(1))
+            for _ in pool.map(lambda record: _check_unchanged(valset, record), results[0]):
+                pass
+            if progress and len(old):
+                progress(len(old), _correct(results[0], forms[-1]))
+            started = time.perf_counter()
+            for records in pool.map(evaluate, todo):
+                journal.append(records)
+                results.append(records)
+                measured_now += len(records)
+                if progress:
+                    progress(len(records), _correct(records, forms[-1]))
         finally:
             pool.shutdown(cancel_futures=True)
-    assert result is not None, "a val set is never empty"
-    result.seconds = time.perf_counter() - started
-    _check_complete(result)
-    return result
+    return Part(np.concatenate(results), measured_now, time.perf_counter() - started)
+
+
+def assemble(valset: ValSet, parts: Sequence[Part], forms: Sequence[str]) -> Measurement:
+    """Put the shares together.
+
+    Raises:
+        DataError: an image is missing or there twice.
+    """
+    records = np.concatenate([part.records for part in parts])
+    records = records[np.argsort(records["index"], kind="stable")]
+    if not np.array_equal(records["index"], np.arange(len(valset.samples))):
+        counts = np.bincount(records["index"], minlength=len(valset.samples))
+        raise DataError(
+            f"{int((counts == 0).sum())} images were not measured and "
+            f"{int((counts > 1).sum())} more than once: the processes saw different files. "
+            "Start over with another --output."
+        )
+    bad = np.flatnonzero(records["reason"] != b"")
+    return Measurement(
+        valset=valset,
+        scores={form: _scores(records, form) for form in forms},
+        logit_diff=records["logit_diff"],
+        largest_logit=float(records["largest_logit"].max(initial=0.0)),
+        digests=[row.tobytes().hex() for row in records["sha256"]],
+        seconds=max(part.seconds for part in parts),
+        measured_now=sum(part.measured_now for part in parts),
+        bad={int(i): records["reason"][i].decode(errors="replace") for i in bad},
+    )
+
+
+def image_list_sha256(valset: ValSet) -> str:
+    """SHA-256 of which images there are, and of their labels; not of their contents."""
+    lines = (f"{sample.path} {sample.label}\n" for sample in valset.samples)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _check_unchanged(valset: ValSet, record: np.void) -> None:
+    path = valset.samples[record["index"]].path
+    if record["sha256"].any():
+        try:
+            digest = hashlib.sha256(_read(valset, path)).digest()
+        except BadImage as error:
+            raise DataError(f"{valset.root / path} cannot be read: {error}.") from error
+        if digest != record["sha256"].tobytes():
+            raise UsageError(
+                f"{valset.root / path} has changed since it was measured.\n"
+                "Name another --output to start over."
+            )
+
+
+def _read(valset: ValSet, path: str) -> bytes:
+    try:
+        return valset.read(path)
+    except OSError as error:
+        raise BadImage(error.strerror or str(error)) from error
+
+
+def _batches(total: int, size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, total, size):
+        yield np.arange(start, min(start + size, total))
+
+
+def _store(records: Records, form: str, rows: NDArray[np.int64], scores: Scores) -> None:
+    """Put scores (len(rows),) into the given rows; the others are left unanswered."""
+    answers = records[form]
+    answers["rank"], answers["top"] = -1, -1
+    answers["prob"], answers["nll"] = np.nan, np.nan
+    for name in ("rank", "top", "prob", "nll"):
+        answers[name][rows] = getattr(scores, name)
+
+
+def _scores(records: Records, form: str) -> Scores:
+    answers = records[form]
+    return Scores(*(np.ascontiguousarray(answers[n]) for n in ("rank", "top", "prob", "nll")))
+
+
+def _correct(records: Records, form: str) -> int:
+    return int((records[form]["rank"] == 0).sum())
 
 
 def _single_threaded() -> None:
     torch.set_num_threads(1)
 
 
-def _largest_difference(logits: list[NDArray[Any]]) -> NDArray[np.float64]:
+def _largest_difference(logits: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
     """(B,): largest absolute difference between two forms' answers; NaN for a single form."""
     if len(logits) < 2:
         return np.full(len(logits[0]), np.nan)
     first, second = (rows.astype(np.float64) for rows in logits)
-    return np.abs(first - second).max(axis=1)
+    difference: NDArray[np.float64] = np.abs(first - second).max(axis=1)
+    return difference
 
 
-def _check_complete(result: Measurement) -> None:
-    """Each image exactly once: an assertion about this code, not about the user's data."""
-    for form, scores in result.scores.items():
-        if (scores.rank < 0).any() or not all(result.digests):
-            raise AssertionError(f"{form}: some images were never scored")
+class ShrinkOnOutOfMemory:
+    """A predictor that answers a batch in smaller parts when memory does not suffice for it.
+
+    Only a real out-of-memory error is taken for one. The parts stay small afterwards.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._limit = sys.maxsize
+
+    def __call__(self, crops: Crop) -> Mapping[str, NDArray[Any]]:
+        """Answer a batch, in parts of at most the size that has worked."""
+        parts: list[Mapping[str, NDArray[Any]]] = []
+        start = 0
+        while start < len(crops):
+            size = min(self._limit, len(crops) - start)
+            try:
+                parts.append(self._predictor(crops[start : start + size]))
+                start += size
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or size == 1:
+                    raise
+                self._limit = size // 2
+                print(f"Out of memory: batches of {self._limit} from here on", file=sys.stderr)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+        return {form: np.concatenate([part[form] for part in parts]) for form in parts[0]}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # The CPU allocator has no exception of its own (c10/core/impl/alloc_cpu.cpp).
+    return "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def choose_workers() -> int:
-    """One per core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """One per core that this process may use; processes of one machine share its cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def choose_batch_size(device: torch.device) -> int:

@@ -104,7 +104,13 @@ def judge(
                 gaps[f"top-{k}"] = counts[k] - round(figure / 100 * config.images)
 
     gated = reference is not None and reference.gated and tolerance is not None
-    if images < config.images:
+    if measured.bad:
+        verdict = Verdict.INCOMPLETE
+        reason = (
+            f"{len(measured.bad):,} of {images:,} images cannot be decoded and count as wrong: "
+            "not compared with the reference"
+        )
+    elif images < config.images:
         verdict = Verdict.PARTIAL
         reason = f"{images:,} of {config.images:,} images: a subset is not compared"
     elif not gated or precision != "fp32":

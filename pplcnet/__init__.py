@@ -4,8 +4,11 @@
 >>> model = pplcnet.create_model("base")
 >>> pplcnet.load_weights(model, "PPLCNetV2_base_pretrained.pdparams")  # doctest: +SKIP
 >>> deploy = pplcnet.reparameterize(model)
+
+Importing it also registers the models with timm, as ``pplcnetv2_small``, ``_base`` and ``_large``.
 """
 
+from pplcnet import _timm as _timm  # registers the models
 from pplcnet._download import fetch_weights
 from pplcnet._errors import WeightsError
 from pplcnet._model import PPLCNetV2, count_macs, count_parameters, create_model

@@ -7,6 +7,7 @@ followed by batch normalisation. The deploy form is made by `pplcnet.reparameter
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -92,10 +93,11 @@ class RepDepthwise(nn.Module):
 
     def fuse(self) -> nn.Conv2d:
         """The one depthwise convolution, with bias, that this equals in inference."""
-        folded = [fold_bn(branch.conv, branch.bn) for branch in self.branches]
+        branches = [branch for branch in self.branches if isinstance(branch, ConvBN)]
+        folded = [fold_bn(branch.conv, branch.bn) for branch in branches]
         weight = sum_kernels([weight for weight, _ in folded])
         bias = torch.stack([bias for _, bias in folded]).sum(0)
-        return conv_with(self.branches[0].conv, weight, bias)
+        return conv_with(branches[0].conv, weight, bias)
 
 
 class SqueezeExcite(nn.Module):
@@ -114,7 +116,7 @@ class SqueezeExcite(nn.Module):
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise convolution, optional gate, pointwise convolution(s); ReLU after each convolution."""
+    """Depthwise convolution, optional gate, one or two pointwise ones; ReLU after each of them."""
 
     def __init__(
         self,
@@ -138,13 +140,11 @@ class DepthwiseSeparable(nn.Module):
         self.se: nn.Module = SqueezeExcite(in_chans) if se else nn.Identity()
         middle = [out_chans // 2] if split_pw else []
         widths = [in_chans, *middle, out_chans]
-        self.pw_conv = nn.ModuleList(
-            ConvBN(a, b, 1) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.pw_conv = nn.ModuleList(ConvBN(a, b, 1) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to (B, out_chans, H / stride, W / stride)."""
-        y = self.se(F.relu(self.dw_conv(x), inplace=True))
+        y: Tensor = self.se(F.relu(self.dw_conv(x), inplace=True))
         for conv in self.pw_conv:
             y = F.relu(conv(y), inplace=True)
         return y + x if self.has_shortcut else y
@@ -216,7 +216,7 @@ class PPLCNetV2(nn.Module):
             )
         self.stages = nn.Sequential(*stages)
         self.last_conv = ConvDropout(width, HEAD_WIDTH, self.DROP_RATE)
-        self.fc = nn.Linear(HEAD_WIDTH, num_classes)
+        self.fc: nn.Module = nn.Linear(HEAD_WIDTH, num_classes)
         self._init_weights()
 
     def _init_weights(self) -> None:

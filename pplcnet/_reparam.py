@@ -37,8 +37,9 @@ def is_reparameterized(model: nn.Module) -> bool:
 def _fuse_children(module: nn.Module) -> None:
     for name, child in module.named_children():
         # The name of the method is the one that timm's own `reparameterize_model` looks for.
-        if hasattr(child, "fuse"):
-            setattr(module, name, child.fuse())
+        fuse = getattr(child, "fuse", None)
+        if fuse is not None:
+            setattr(module, name, fuse())
         else:
             _fuse_children(child)
 
@@ -49,7 +50,9 @@ def fold_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     Returns:
         float64 weight (O, I, k, k) and bias (O,).
     """
-    assert conv.bias is None and bn.running_mean is not None and bn.running_var is not None
+    assert conv.bias is None
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
     scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
     weight = conv.weight.double() * scale.reshape(-1, 1, 1, 1)
     return weight, bn.bias.double() - bn.running_mean.double() * scale

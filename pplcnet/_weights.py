@@ -12,7 +12,7 @@ In the first two, a reparameterized file has its depthwise branches merged and t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,10 +149,19 @@ def _twin(
     return twin
 
 
-def _names(model: PPLCNetV2, layout: str) -> dict[str, str]:
+def own_state(weights: Weights, names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors that are there under our names, float32, without any check."""
+    return {
+        ours: _converted(ours, weights.tensors[theirs], weights.layout)
+        for ours, theirs in _names(names, weights.layout).items()
+        if theirs in weights.tensors
+    }
+
+
+def _names(names_of_ours: Iterable[str], layout: str) -> dict[str, str]:
     """Our name to the file's, for all that a file must hold."""
     names = {}
-    for ours in model.state_dict():
+    for ours in names_of_ours:
         if ours.endswith(".num_batches_tracked"):  # counts training steps; no use in inference
             continue
         theirs = ours
@@ -166,16 +175,14 @@ def _matched_state(model: PPLCNetV2, weights: Weights) -> dict[str, Tensor]:
     """The state dict of `model`, float32, from the file."""
     differences = _differences(model, weights)
     if differences:
-        hint = _fitting_variant(weights)
+        hint = _fitting_variants(weights)
         raise WeightsError(
             f"{weights.source} does not fit the model: {'; '.join(differences)}.\n{hint}"
         )
-    state = {}
-    for ours, theirs in _names(model, weights.layout).items():
-        value = _converted(ours, weights.tensors[theirs], weights.layout)
+    state = own_state(weights, model.state_dict())
+    for ours, value in state.items():
         if not value.isfinite().all():
-            raise WeightsError(f"{weights.source}: {theirs} holds NaN or infinite values.")
-        state[ours] = value
+            raise WeightsError(f"{weights.source}: {ours} holds NaN or infinite values.")
     for ours, value in model.state_dict().items():
         if ours.endswith(".num_batches_tracked"):
             state[ours] = torch.zeros_like(value, device="cpu")
@@ -192,7 +199,7 @@ def _converted(ours: str, value: Tensor, layout: str) -> Tensor:
 
 def _differences(model: PPLCNetV2, weights: Weights) -> list[str]:
     """What is missing, left over, or of another shape; empty when the file fits."""
-    names = _names(model, weights.layout)
+    names = _names(model.state_dict(), weights.layout)
     missing = [theirs for theirs in names.values() if theirs not in weights.tensors]
     used = set(names.values())
     unexpected = [n for n in weights.tensors if n not in used and not _explained(n, weights)]
@@ -226,19 +233,45 @@ def _explained(name: str, weights: Weights) -> bool:
     return bool(placeholder) and weights.layout == "paddle" and branches in weights.tensors
 
 
-def _fitting_variant(weights: Weights) -> str:
+def model_for(weights: Weights) -> PPLCNetV2:
+    """A new model of the size, classes and channels of the weights, in their form, filled.
+
+    Raises:
+        WeightsError: they fit no variant.
+    """
+    for variant in VARIANTS.values():
+        twin = _twin(variant.scale, variant.depths, *_classes_and_channels(weights), weights)
+        if not _differences(twin, weights):
+            model = PPLCNetV2(variant.scale, variant.depths, *_classes_and_channels(weights)).eval()
+            if weights.reparameterized:
+                model = reparameterize(model)
+            load_weights(model, weights)
+            return model
+    raise WeightsError(
+        f"{weights.source} fits none of {', '.join(VARIANTS)}: "
+        "load it into the variant that it should be, to see the differences."
+    )
+
+
+def _fitting_variants(weights: Weights) -> str:
     """One sentence: which network the file does belong to."""
-    classes = weights.tensors.get("classifier.bias", weights.tensors.get("fc.bias"))
-    num_classes = 1000 if classes is None else len(classes)
-    stem = weights.tensors.get("stem.0.conv.weight", weights.tensors.get("stem.0.weight"))
-    in_chans = stem.shape[1] if stem is not None and stem.ndim == 4 else 3
+    classes, channels = _classes_and_channels(weights)
     fitting = [
         variant.name
         for variant in VARIANTS.values()
         if not _differences(
-            _twin(variant.scale, variant.depths, num_classes, in_chans, weights), weights
+            _twin(variant.scale, variant.depths, classes, channels, weights), weights
         )
     ]
     if not fitting:
         return "It fits no other variant either: is the file complete?"
-    return f"It fits {' or '.join(fitting)}, with {num_classes} classes and {in_chans} channels."
+    return f"It fits {' or '.join(fitting)}, with {classes} classes and {channels} channels."
+
+
+def _classes_and_channels(weights: Weights) -> tuple[int, int]:
+    """As the first and the last layer have them; the usual 1000 and 3 where those are missing."""
+    last = weights.tensors.get("classifier.bias", weights.tensors.get("fc.bias"))
+    stem = weights.tensors.get("stem.0.conv.weight", weights.tensors.get("stem.0.weight"))
+    classes = len(last) if last is not None and last.ndim == 1 else 1000
+    channels = stem.shape[1] if stem is not None and stem.ndim == 4 else 3
+    return classes, channels

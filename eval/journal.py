@@ -1,0 +1,150 @@
+"""What was measured so far, kept on disk while a run goes on, so that nothing is lost with it.
+
+``<output>/journal/`` holds ``run.json``, which says what is being measured, and one file of
+fixed-size records per process that ever worked on it. A record is one image. Records are only
+appended; one that was cut short or damaged fails its checksum and is measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.errors import UsageError
+from eval.metrics import TOP
+from eval.output import write_atomically
+
+Records = NDArray[np.void]
+
+REASON_BYTES = 160
+
+
+def record_dtype(forms: Iterable[str]) -> np.dtype[np.void]:
+    """Layout of a record: the image, why it is bad (empty if it is not), and each form's answer."""
+    answer = np.dtype([("rank", "<i8"), ("top", "<i8", TOP), ("prob", "<f8", TOP), ("nll", "<f8")])
+    return np.dtype(
+        [
+            ("index", "<i8"),
+            ("sha256", "u1", 32),
+            ("reason", f"S{REASON_BYTES}"),
+            ("logit_diff", "<f8"),
+            ("largest_logit", "<f8"),
+            *((form, answer) for form in forms),
+        ]
+    )
+
+
+def _with_checksum(dtype: np.dtype[np.void]) -> np.dtype[np.void]:
+    return np.dtype([("record", dtype), ("crc32", "<u4")])
+
+
+class Journal:
+    """The journal of one output folder, opened by one process.
+
+    Args:
+        output: the run's output folder.
+        identity: what must be the same for a run to be continued, by name.
+        forms: names of the forms, for the layout of a record.
+        process: number of this process; each appends to a file of its own.
+
+    Raises:
+        UsageError: the folder holds an unfinished run of something else, or cannot be written.
+    """
+
+    def __init__(
+        self, output: Path, identity: Mapping[str, Any], forms: Iterable[str], process: int = 0
+    ) -> None:
+        self._folder = output / "journal"
+        self._path = self._folder / f"{process}.bin"
+        self._dtype = _with_checksum(record_dtype(forms))
+        self._check_identity(output, dict(identity))
+        try:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            # A record that was cut short would shift all that follow it.
+            size = os.fstat(self._file).st_size
+            os.ftruncate(self._file, size - size % self._dtype.itemsize)
+            os.lseek(self._file, 0, os.SEEK_END)
+        except OSError as error:
+            raise UsageError(f"{self._path} cannot be written: {error.strerror}.") from error
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._file)
+
+    def _check_identity(self, output: Path, identity: dict[str, Any]) -> None:
+        path = self._folder / "run.json"
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            write_atomically(path, json.dumps(identity, indent=2) + "\n")
+            return
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{path} cannot be read ({error}).\nDelete {self._folder} to start over."
+            ) from error
+        if not isinstance(before, dict):
+            before = {}
+        different = [key for key in identity if before.get(key) != identity[key]]
+        if different:
+            changes = "; ".join(f"{k} was {before.get(k)}, is {identity[k]}" for k in different)
+            raise UsageError(
+                f"{output} holds an unfinished run of something else: {changes}.\n"
+                f"Name another --output, or delete {self._folder} to start over."
+            )
+
+    def read(self, images: int) -> Records:
+        """All intact records of all processes, in index order, each image once."""
+        found = []
+        for path in sorted(self._folder.glob("*.bin")):
+            data = path.read_bytes()
+            data = data[: len(data) - len(data) % self._dtype.itemsize]
+            rows = np.frombuffer(data, self._dtype)
+            intact = [_checksum(row["record"]) == row["crc32"] for row in rows]
+            found.append(rows["record"][np.array(intact, dtype=bool)])
+        records = np.concatenate(found) if found else np.empty(0, self._dtype["record"])
+        records = records[(records["index"] >= 0) & (records["index"] < images)]
+        _, first = np.unique(records["index"], return_index=True)
+        return records[first]
+
+    def append(self, records: Records) -> None:
+        """Keep the records of a batch.
+
+        Raises:
+            UsageError: the disk is full or gone.
+        """
+        rows = np.empty(len(records), self._dtype)
+        rows["record"] = records
+        rows["crc32"] = [_checksum(record) for record in rows["record"]]
+        data = memoryview(rows.tobytes())
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            raise UsageError(
+                f"{self._path} cannot be written: {error.strerror}.\n"
+                "Make room; the same command with the same --output continues."
+            ) from error
+
+    def remove(self) -> None:
+        """Forget the run: its reports are written."""
+        shutil.rmtree(self._folder)
+
+
+def _checksum(record: np.void) -> int:
+    return zlib.crc32(record.tobytes())
