@@ -132,9 +132,9 @@ def _from_table(table: dict[str, Any]) -> VariantConfig:
         reference={"": reference} if reference else {},
         tolerance={
             name: _row(Tolerance, row, f"tolerance.{name}")
-            for name, row in table.pop("tolerance", {}).items()
+            for name, row in _table(table.pop("tolerance", {}), "tolerance").items()
         },
-        others=tuple(_row(OtherResult, row, "others") for row in table.pop("others", [])),
+        others=tuple(_row(OtherResult, row, "others") for row in _rows(table.pop("others", []))),
     )
     if table:
         raise ValueError(f"unknown keys: {', '.join(sorted(table))}")
@@ -155,6 +155,18 @@ def _count(table: dict[str, Any], key: str, default: int) -> int:
     return value
 
 
+def _rows(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("[[others]] is no list of tables")
+    return value
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"[{where}] is no table")
+    return value
+
+
 def _row(kind: type[Row], values: Any, where: str) -> Row:
     """A dataclass from a table; its constructor checks the names, this the types of the values."""
     types: dict[str, type | tuple[type, ...]] = {
@@ -166,9 +178,7 @@ def _row(kind: type[Row], values: Any, where: str) -> Row:
         "top1": (int, float),
         "top5": (int, float),
     }
-    if not isinstance(values, dict):
-        raise ValueError(f"[{where}] is no table")
-    for key, value in values.items():
+    for key, value in _table(values, where).items():
         if not isinstance(value, types.get(key, object)) or (
             isinstance(value, bool) and key != "gated"
         ):

@@ -10,6 +10,7 @@ import hashlib
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ FORMS = ("unfused", "reparameterized")
 PREPROCESSES = ("torchvision", "paddle", "squash")
 PRECISIONS = ("fp32", "bf16", "fp16")
 INTERRUPTED = 130
+CRASHED = 70  # EX_SOFTWARE of sysexits.h
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Options:
     on_bad_image: str
     output: Path
     quiet: bool
+    verbose: bool
     started: datetime
     command: str
 
@@ -62,16 +65,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(options)
     except EvalError as error:
         print(f"error: {error}", file=sys.stderr)
+        if options and options.verbose:
+            traceback.print_exc()
         return error.exit_code
     except KeyboardInterrupt:
-        where = f"; what was measured is in {options.output}" if options else ""
-        again = (
-            ""
-            if not options
-            else (f".\nThe same command with --output {options.output} continues.")
-        )
-        print(f"interrupted{where}{again}", file=sys.stderr)
+        print(f"interrupted{_what_is_kept(options)}", file=sys.stderr)
         return INTERRUPTED
+    except Exception:  # a crash must not look like exit code 1, a measured difference
+        traceback.print_exc()
+        return CRASHED
+
+
+def _what_is_kept(options: Options | None) -> str:
+    if options is None or not (options.output / "journal").is_dir():
+        return ": nothing was measured yet"
+    return (
+        f": what was measured is kept in {options.output}.\n"
+        f"The same command with --output {options.output} continues."
+    )
 
 
 def run(options: Options) -> int:
@@ -177,6 +188,9 @@ def _run(options: Options, group: Group) -> int:
         write_reports(options.output, facts, measured, results)
         journal.remove()
     print(format_results(facts, measured, results))
+    tolerance = options.variant.tolerance.get(preprocess.name)
+    if options.verbose and tolerance:
+        print(f"Tolerance of {tolerance.images} images: {tolerance.reason}")
     print(f"Reports: {options.output}")
     check_forms_agree(measured, options.precision)
     return max(result.verdict.exit_code for result in results)
@@ -252,6 +266,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         on_bad_image=args.on_bad_image,
         output=output,
         quiet=args.quiet,
+        verbose=args.verbose,
         started=started,
         command=shlex.join(["python", "-m", "eval.imagenet", *arguments]),
     )
@@ -263,7 +278,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure PP-LCNetV2 on ImageNet, as trained and as deployed, and compare "
         "both with the reported accuracy.",
         epilog="Exit codes: 0 within tolerance or nothing to compare with; 1 outside; 2 usage; "
-        "3 data; 4 weights; 5 useless or disagreeing answers; 130 interrupted.",
+        "3 data; 4 weights; 5 useless or disagreeing answers; 70 a bug of ours; 130 interrupted.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -300,7 +315,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="default results/<variant>-<time>; continues an interrupted run there",
     )
-    add("--quiet", action="store_true", help="no progress on stderr")
+    add("--quiet", action="store_true", help="nothing on stderr but errors")
+    add("--verbose", action="store_true", help="why the tolerance is what it is; tracebacks")
     return parser
 
 

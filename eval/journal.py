@@ -91,7 +91,7 @@ class Journal:
         path = self._folder / "run.json"
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             write_atomically(path, json.dumps(identity, indent=2) + "\n")
             return
         except (OSError, ValueError) as error:

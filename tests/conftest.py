@@ -1,0 +1,66 @@
+"""What several test modules need: the shared oracle, and small models and images."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+torch.set_num_threads(1)  # small tensors: threads would only wait for each other
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real photos and the official implementation's answers."""
+    folder = Path(os.environ.get("PPLCNET_SHARED", ROOT.parent / "shared"))
+    if not (folder / "oracle").is_dir():
+        pytest.skip(f"no {folder}: real photos and official answers are not part of the project")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+def randomize_bn(model: nn.Module) -> None:
+    """Give batch normalisation statistics that a wrong fold cannot survive."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 1.5)
+
+
+def jpeg(array: np.ndarray, **options: object) -> bytes:
+    """A uint8 image as the bytes of a JPEG file."""
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def val_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Make a val folder of random JPEGs: one for each synset and file name."""
+
+    def make(files: dict[str, list[str]], side: int = 40) -> Path:
+        rng = np.random.RandomState(0)
+        for synset, names in files.items():
+            (tmp_path / "val" / synset).mkdir(parents=True, exist_ok=True)
+            for name in names:
+                pixels = rng.randint(0, 256, (side, side + 8, 3), dtype=np.uint8)
+                (tmp_path / "val" / synset / name).write_bytes(jpeg(pixels))
+        return tmp_path / "val"
+
+    return make

@@ -1,0 +1,388 @@
+"""The real command line on a small val set: reports, exit codes, and one clear message each."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, jpeg, randomize_bn
+from safetensors.torch import save_file
+
+import pplcnet
+from eval.imagenet import main
+from eval.report import SUMMARY_COLUMNS
+
+MakeVal = Callable[..., Path]
+FILES = {"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"], "n15075141": ["d.JPEG"]}
+
+
+@pytest.fixture(scope="module")
+def model() -> pplcnet.PPLCNetV2:
+    torch.manual_seed(6)
+    model = pplcnet.create_model("small").eval()
+    randomize_bn(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def weights(model: pplcnet.PPLCNetV2, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_file(model.state_dict(), path)
+    return path
+
+
+def arguments(data: Path, weights: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *("--data", str(data), "--variant", "small", "--weights", str(weights)),
+        *("--output", str(output), "--quiet", *more),
+    ]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def command(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "eval.imagenet", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, **options,
+    )  # fmt: skip
+
+
+def test_reports(
+    val_folder: MakeVal, weights: Path, model: pplcnet.PPLCNetV2, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    output = tmp_path / "out"
+    assert main(arguments(val_folder(FILES), weights, output)) == 0
+    assert sorted(path.name for path in output.iterdir()) >= [
+        "per_class.csv", "predictions.csv", "run.json", "summary.csv",
+    ]  # fmt: skip
+    assert not (output / "journal").exists()
+
+    summary = rows_of(output / "summary.csv")
+    assert list(summary[0]) == SUMMARY_COLUMNS
+    assert [row["form"] for row in summary] == ["unfused", "reparameterized"]
+    for row in summary:
+        assert row["verdict"] == "PARTIAL"
+        assert (row["images"], row["images_expected"], row["bad_images"]) == ("4", "50000", "0")
+        assert float(row["top1"]) == 100 * int(row["top1_correct"]) / 4
+        assert row["reference_top1"] == "73.97"
+        assert row["reference_top5"] == ""
+        assert float(row["max_abs_logit_diff"]) < 1e-3
+        assert len(row["dataset_sha256"]) == len(row["weights_sha256"]) == 64
+    assert int(summary[0]["params"]) == pplcnet.count_parameters(model)
+    assert int(summary[1]["macs"]) == pplcnet.count_macs(pplcnet.reparameterize(model))
+
+    predictions = rows_of(output / "predictions.csv")
+    assert [row["index"] for row in predictions] == ["0", "1", "2", "3"]
+    assert [row["path"] for row in predictions] == [
+        "n01440764/a.JPEG", "n01440764/b.JPEG", "n01443537/c.JPEG", "n15075141/d.JPEG",
+    ]  # fmt: skip
+    assert [row["label"] for row in predictions] == ["0", "0", "1", "999"]
+    for form in ("unfused", "reparameterized"):
+        names = ["rank", *(f"top{k}" for k in range(1, 6)), *(f"prob{k}" for k in range(1, 6))]
+        assert {f"{form}_{name}" for name in names} <= set(predictions[0])
+        for row in predictions:
+            probabilities = [float(row[f"{form}_prob{k}"]) for k in range(1, 6)]
+            assert probabilities == sorted(probabilities, reverse=True)
+
+    classes = rows_of(output / "per_class.csv")
+    assert len(classes) == 1000
+    assert (classes[0]["synset"], classes[0]["images"]) == ("n01440764", "2")
+    assert sum(int(row["images"]) for row in classes) == 4
+    assert sum(int(row["unfused_correct@5"]) for row in classes) == int(summary[0]["top5_correct"])
+
+    run = json.loads((output / "run.json").read_text())
+    assert run["settings"]["cudnn.allow_tf32"] is False
+    assert run["versions"]["torch"]
+    assert run["flips"] == []
+
+    shown = capsys.readouterr().out
+    assert "PARTIAL  unfused: 4 of 50,000 images" in shown
+    assert str(output) in shown
+
+
+def test_one_form(val_folder: MakeVal, weights: Path, tmp_path: Path) -> None:
+    data = val_folder(FILES)
+    assert main(arguments(data, weights, tmp_path / "out", "--forms", "reparameterized")) == 0
+    (row,) = rows_of(tmp_path / "out" / "summary.csv")
+    assert row["form"] == "reparameterized"
+    assert row["max_abs_logit_diff"] == row["prediction_flips"] == ""
+
+
+def test_reparameterized_weights(
+    val_folder: MakeVal, model: pplcnet.PPLCNetV2, weights: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data, deploy = val_folder(FILES), tmp_path / "deploy.safetensors"
+    save_file(pplcnet.reparameterize(model).state_dict(), deploy)
+    assert main(arguments(data, deploy, tmp_path / "a")) == 4
+    assert "--forms reparameterized" in capsys.readouterr().err
+    form = ("--forms", "reparameterized")
+    assert main(arguments(data, deploy, tmp_path / "a", *form)) == 0
+    assert main(arguments(data, weights, tmp_path / "b", *form)) == 0
+    predictions = [(tmp_path / n / "predictions.csv").read_bytes() for n in "ab"]
+    assert predictions[0] == predictions[1]
+
+
+def test_limit_is_nested_and_says_partial(
+    val_folder: MakeVal, weights: Path, tmp_path: Path
+) -> None:
+    data = val_folder(FILES)
+    paths = []
+    for n in (1, 2, 3, 9):
+        assert main(arguments(data, weights, tmp_path / str(n), "--limit", str(n))) == 0
+        paths.append({row["path"] for row in rows_of(tmp_path / str(n) / "predictions.csv")})
+        assert rows_of(tmp_path / str(n) / "summary.csv")[0]["verdict"] == "PARTIAL"
+    assert [len(p) for p in paths] == [1, 2, 3, 4]
+    assert paths[0] < paths[1] < paths[2] < paths[3]
+
+
+def own_config(tmp_path: Path, top1: float, images: int = 4) -> Path:
+    path = tmp_path / "own.toml"
+    path.write_text(
+        f'name = "own"\nmodel = "small"\nimages = {images}\n'
+        f'[reference]\ntop1 = {top1}\nsource = "test"\n'
+        '[tolerance.torchvision]\nimages = 1\nreason = "test"\n'
+    )
+    return path
+
+
+@pytest.mark.parametrize(("top1", "code", "verdict"), [(0.0, 0, "PASS"), (100.0, 1, "FAIL")])
+def test_verdict_becomes_the_exit_code(
+    val_folder: MakeVal, weights: Path, tmp_path: Path, top1: float, code: int, verdict: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = arguments(val_folder(FILES), weights, tmp_path / "out")
+    words[2:4] = ["--config", str(own_config(tmp_path, top1))]  # instead of --variant
+    found = main(words)
+    row = rows_of(tmp_path / "out" / "summary.csv")[0]
+    assert row["top1_correct"] == "0", "the weights are random"
+    assert (found, row["verdict"]) == (code, verdict)
+    assert f"{verdict}  unfused: top-1" in capsys.readouterr().out
+
+
+def test_bad_image(val_folder: MakeVal, weights: Path, tmp_path: Path,
+                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    data = val_folder(FILES)
+    broken = data / "n01443537" / "c.JPEG"
+    broken.write_bytes(broken.read_bytes()[:500])
+    assert main(arguments(data, weights, tmp_path / "fail")) == 3
+    assert str(broken) in capsys.readouterr().err
+    assert main(arguments(data, weights, tmp_path / "out", "--on-bad-image", "record")) == 3
+    assert "INCOMPLETE" in capsys.readouterr().out
+    (bad,) = rows_of(tmp_path / "out" / "bad_images.csv")
+    assert (bad["index"], bad["path"]) == ("2", "n01443537/c.JPEG")
+    assert "truncated" in bad["reason"].lower()
+    summary = rows_of(tmp_path / "out" / "summary.csv")
+    assert (summary[0]["images"], summary[0]["bad_images"]) == ("4", "1")
+    row = rows_of(tmp_path / "out" / "predictions.csv")[2]
+    assert row["unfused_rank"] == row["unfused_top1"] == row["unfused_prob1"] == ""
+
+
+def test_non_finite_answers(
+    val_folder: MakeVal, model: pplcnet.PPLCNetV2, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["stem.0.bn.running_var"][:] = -1.0
+    save_file(state, tmp_path / "w.safetensors")
+    assert main(arguments(val_folder(FILES), tmp_path / "w.safetensors", tmp_path / "out")) == 5
+    assert "NaN or infinity" in capsys.readouterr().err
+
+
+def test_disagreeing_forms_are_reported_before_the_exit(
+    val_folder: MakeVal, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def wrong(model: pplcnet.PPLCNetV2) -> pplcnet.PPLCNetV2:
+        deploy = right(model)
+        with torch.no_grad():
+            deploy.fc.bias[3] += 5.0
+        return deploy
+
+    right = pplcnet.reparameterize
+    monkeypatch.setattr(pplcnet, "reparameterize", wrong)
+    assert main(arguments(val_folder(FILES), weights, tmp_path / "out")) == 5
+    shown = capsys.readouterr()
+    assert "disagree: a logit differs by 5" in shown.err
+    assert len(rows_of(tmp_path / "out" / "summary.csv")) == 2
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps({"stem.0.conv.weight": Hostile()}), "refused"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b"", "empty"),
+        (pickle.dumps({"a": np.zeros(3, np.float32)})[:-20], "w.pdparams"),
+        (pickle.dumps({"a": np.zeros(3, np.float32)}), "does not hold a PP-LCNetV2"),
+    ],
+    ids=["hostile", "html", "empty", "truncated", "another model"],
+)
+def test_weights_that_are_refused(
+    val_folder: MakeVal, tmp_path: Path, content: bytes, message: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    data = val_folder(FILES)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pdparams").write_bytes(content)
+    assert main(arguments(data, tmp_path / "w.pdparams", tmp_path / "out")) == 4
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) <= 2
+    assert not (tmp_path / "executed").exists()
+
+
+def test_wrong_variant_and_missing_weights(
+    val_folder: MakeVal, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = val_folder(FILES)
+    base = ["--data", str(data), "--variant", "base", "--output", str(tmp_path / "out")]
+    assert main([*base, "--weights", str(weights)]) == 4
+    assert "It fits small" in capsys.readouterr().err
+    assert main([*base, "--weights", str(tmp_path / "nowhere.pdparams")]) == 4
+    assert "nowhere.pdparams" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--variant", "base"], "--data PATH, or use --demo"),
+        (["--data", ".", "--demo"], "--data PATH, or use --demo"),
+        (["--demo", "--variant", "base"], "brings its own weights"),
+        (["--data", ".", "--variant", "bas"], "Did you mean 'base'"),
+        (["--data", ".", "--forms", "fused"], "--forms fused"),
+        (["--data", ".", "--forms", "unfused,unfused"], "--forms unfused,unfused"),
+        (["--data", ".", "--config", "nowhere.toml"], "no such configuration"),
+        (["--data", ".", "--config", "x", "--variant", "base"], "--config and --variant"),
+    ],
+)
+def test_usage(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(tmp_path / "nowhere")]) == 3
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_unwritable_output(
+    val_folder: MakeVal, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(arguments(val_folder(FILES), weights, tmp_path / "file" / "out")) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_help_is_fast_and_complete() -> None:
+    started = time.perf_counter()
+    shown = command("--help")
+    assert time.perf_counter() - started < 0.5 * 4, "four times the promise: machines are shared"
+    assert shown.returncode == 0
+    for option in ("--data", "--variant", "--weights", "--forms", "--preprocess", "--limit"):
+        assert option in shown.stdout
+
+
+def many(val_folder: MakeVal, images: int) -> Path:
+    synsets = ("n01440764", "n01443537", "n15075141", "n01484850")
+    return val_folder({s: [f"{i:03}.JPEG" for i in range(images // 4)] for s in synsets})
+
+
+def test_results_on_stdout_progress_on_stderr(
+    val_folder: MakeVal, weights: Path, tmp_path: Path
+) -> None:
+    data = many(val_folder, 24)
+    words = [w for w in arguments(data, weights, tmp_path / "out") if w != "--quiet"]
+    shown = command(*words)
+    assert shown.returncode == 0, shown.stderr
+    assert "img/s" in shown.stderr
+    assert "top-1" in shown.stderr
+    assert "img/s" not in shown.stdout
+    assert "unfused" in shown.stdout
+    assert command(*words, "--quiet").stderr == ""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_run_continues_to_the_same_bytes(
+    val_folder: MakeVal, weights: Path, tmp_path: Path, kind: signal.Signals
+) -> None:
+    data = many(val_folder, 120)
+    whole = arguments(data, weights, tmp_path / "whole", "--batch-size", "2")
+    assert main(whole) == 0
+    words = arguments(data, weights, tmp_path / "out", "--batch-size", "2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eval.imagenet", *words],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    journal = tmp_path / "out" / "journal" / "0.bin"
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(kind)
+    _, error = process.communicate(timeout=60)
+    if kind == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert f"--output {tmp_path / 'out'} continues" in error
+    assert journal.stat().st_size
+    assert not (tmp_path / "out" / "summary.csv").exists()
+
+    assert main(words) == 0
+    for name in ("predictions.csv", "per_class.csv"):
+        expected = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == expected
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert 0 < run["images_measured_now"] < 120
+
+
+def test_an_unfinished_run_of_other_weights_is_refused(
+    val_folder: MakeVal, weights: Path, model: pplcnet.PPLCNetV2, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = val_folder(FILES)
+    output = tmp_path / "out"
+    (data / "n15075141" / "d.JPEG").write_bytes(b"broken")
+    assert main(arguments(data, weights, output)) == 3
+    (data / "n15075141" / "d.JPEG").write_bytes(jpeg(np.zeros((9, 9, 3), np.uint8)))
+    assert main(arguments(data, weights, output, "--preprocess", "paddle")) == 2
+    assert "preprocess was torchvision, is paddle" in capsys.readouterr().err
+    assert main(arguments(data, weights, output)) == 0
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_torchrun_gives_the_same_rows(
+    val_folder: MakeVal, weights: Path, tmp_path: Path, processes: int
+) -> None:
+    data = many(val_folder, 40)
+    assert main(arguments(data, weights, tmp_path / "one", "--batch-size", "4")) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    words = arguments(data, weights, tmp_path / "many", "--batch-size", "4")
+    shown = subprocess.run(
+        [*torchrun, "-m", "eval.imagenet", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("PARTIAL  unfused") == 1
+    for name in ("predictions.csv", "per_class.csv"):
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

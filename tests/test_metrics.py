@@ -1,0 +1,135 @@
+"""Counting, against definitions written another way and against values worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from eval.errors import LogitsError
+from eval.metrics import (
+    Scores,
+    check_logits,
+    log_softmax,
+    percent,
+    rank_of_label,
+    top_classes,
+    wilson_interval,
+)
+
+# Few distinct values, so that ties are common.
+logit_rows = hnp.arrays(np.float32, (4, 7), elements=st.integers(-2, 2).map(float))
+label_rows = hnp.arrays(np.int64, 4, elements=st.integers(0, 6))
+
+
+@given(logit_rows, label_rows)
+def test_rank_is_the_place_in_a_stable_sort(logits: np.ndarray, labels: np.ndarray) -> None:
+    for row, label, rank in zip(logits, labels, rank_of_label(logits, labels), strict=True):
+        order = sorted(range(7), key=lambda c: (-row[c], c))
+        assert order.index(label) == rank
+
+
+@given(logit_rows, label_rows)
+def test_rank_and_top_classes_agree(logits: np.ndarray, labels: np.ndarray) -> None:
+    ranks, top = rank_of_label(logits, labels), top_classes(logits)
+    for label, rank, classes in zip(labels, ranks, top, strict=True):
+        assert (label in classes) == (rank < 5)
+        if rank < 5:
+            assert classes[rank] == label
+
+
+@given(logit_rows, label_rows)
+def test_correct_grows_with_k_to_all(logits: np.ndarray, labels: np.ndarray) -> None:
+    scores = Scores.of(logits, labels)
+    counts = [scores.correct(k) for k in range(1, 8)]
+    assert counts == sorted(counts)
+    assert counts[-1] == len(labels)
+
+
+def test_counts_by_hand() -> None:
+    logits = np.array([[9, 1, 2, 3, 4, 5], [1, 9, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]], np.float32)
+    labels = np.array([0, 0, 4])
+    scores = Scores.of(logits, labels)
+    assert scores.rank.tolist() == [0, 5, 1]
+    assert scores.correct(1) == 1
+    assert scores.correct(5) == 2
+    assert scores.correct_per_class(labels, 5, 6).tolist() == [1, 0, 0, 0, 1, 0]
+    assert scores.top[1].tolist() == [1, 5, 4, 3, 2]
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    logits = np.array([[1.0, 2.0, 2.0, 2.0]])
+    for label, rank in ((1, 0), (2, 1), (3, 2), (0, 3)):
+        assert rank_of_label(logits, np.array([label])).tolist() == [rank]
+    assert top_classes(logits)[0].tolist() == [1, 2, 3, 0]
+
+
+def test_a_batch_is_counted_as_its_rows_are() -> None:
+    rng = np.random.RandomState(0)
+    logits, labels = rng.randn(20, 10).astype(np.float32), rng.randint(0, 10, 20)
+    whole = Scores.of(logits, labels)
+    rows = [Scores.of(logits[i : i + 1], labels[i : i + 1]) for i in range(20)]
+    assert whole.correct(1) == sum(row.correct(1) for row in rows)
+    assert whole.nll.tolist() == [row.nll[0] for row in rows]
+
+
+def test_probabilities_and_nll_by_hand() -> None:
+    scores = Scores.of(np.array([[0.0, math.log(3.0), 0.0, 0, 0]]), np.array([1]))
+    # softmax: 3 / 7 and 1 / 7
+    assert scores.prob[0] == pytest.approx([3 / 7] + [1 / 7] * 4, abs=1e-15)
+    assert scores.nll[0] == pytest.approx(math.log(7 / 3), abs=1e-15)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    row = log_softmax(np.array([[1000.0, 0.0]], np.float32))
+    assert row[0].tolist() == [0.0, -1000.0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_logits_are_an_error(bad: float) -> None:
+    logits = np.zeros((3, 4), np.float32) + np.arange(4)
+    logits[1, 2] = bad
+    with pytest.raises(LogitsError, match=r"answers b with NaN or infinity \(1 of 3"):
+        check_logits(logits, ["a", "b", "c"])
+
+
+def test_constant_logits_are_an_error() -> None:
+    logits = np.array([[1.0, 2.0], [3.0, 3.0]])
+    with pytest.raises(LogitsError, match="answers b with the same value"):
+        check_logits(logits, ["a", "b"])
+
+
+def test_nan_would_have_ranked_first() -> None:
+    """Why finiteness is checked before: the failure that this guards against."""
+    assert rank_of_label(np.full((1, 10), np.nan), np.array([7])).tolist() == [0]
+
+
+def test_wilson_interval_by_hand() -> None:
+    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3: 81/263 and 0/20
+    low, high = wilson_interval(81, 263)
+    assert (round(low, 2), round(high, 2)) == (25.53, 36.62)
+    low, high = wilson_interval(0, 20)
+    assert low == 0.0
+    assert round(high, 2) == 16.11
+
+
+@given(st.integers(1, 1000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_holds_the_share(counts: tuple[int, int]) -> None:
+    correct, total = counts
+    low, high = wilson_interval(correct, total)
+    assert 0 <= low <= percent(correct, total) + 1e-9
+    assert percent(correct, total) - 1e-9 <= high <= 100
+
+
+def test_no_accuracy_of_nothing() -> None:
+    with pytest.raises(ValueError, match="zero images"):
+        percent(0, 0)
+
+
+def test_unanswered_images_are_never_correct() -> None:
+    scores = Scores.empty(3)
+    assert scores.correct(1) == scores.correct(1000) == 0

@@ -1,0 +1,107 @@
+"""The official Paddle implementation's own answers on 400 real photos (not part of the project)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pplcnet
+from eval import run as engine
+from eval.imagenet import main
+from eval.metrics import rank_of_label
+from eval.predictor import TorchPredictor
+from eval.preprocess import PREPROCESS
+from eval.valset import open_valset
+
+FORMS = ("unfused", "reparameterized")
+
+
+@pytest.fixture(scope="module")
+def model(shared: Path) -> pplcnet.PPLCNetV2:
+    model = pplcnet.create_model("base")
+    pplcnet.load_weights(model, shared / "oracle" / "base.pdparams")
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def oracle(shared: Path) -> dict[str, np.ndarray]:
+    with np.load(shared / "oracle" / "base_logits.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def logits(model: pplcnet.PPLCNetV2, shared: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Preprocessing to form to float32 (400, 1000), in sorted path order."""
+    valset = open_valset(shared / "imagenet-sample" / "val")
+    found: dict[str, dict[str, np.ndarray]] = {}
+    forms = {"unfused": model, "reparameterized": pplcnet.reparameterize(model)}
+    for name in ("torchvision", "paddle"):
+        preprocess = PREPROCESS[name]
+        predictor = TorchPredictor(forms, preprocess, torch.device("cpu"))
+        batches = []
+        for batch in engine._batches(len(valset.samples), 8):
+            crops = [preprocess.crop(valset.read(valset.samples[i].path)) for i in batch]
+            batches.append(predictor(np.stack(crops)))
+        found[name] = {form: np.concatenate([b[form] for b in batches]) for form in FORMS}
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("preprocess", ["torchvision", "paddle"])
+def test_logits_and_counts(
+    preprocess: str,
+    form: str,
+    logits: dict[str, dict[str, np.ndarray]],
+    oracle: dict[str, np.ndarray],
+    shared: Path,
+) -> None:
+    found, expected = logits[preprocess][form], oracle[preprocess]
+    assert np.abs(found - expected).max() < 2e-3
+    assert np.array_equal(found.argmax(axis=1), expected.argmax(axis=1))
+    ranks = rank_of_label(found, oracle["label"])
+    counts = json.loads((shared / "oracle" / "counts.json").read_text())[preprocess]
+    assert {
+        "top1_correct": int((ranks < 1).sum()),
+        "top5_correct": int((ranks < 5).sum()),
+    } == counts
+
+
+def test_without_the_dropout_factor_the_logits_are_wrong(
+    model: pplcnet.PPLCNetV2, oracle: dict[str, np.ndarray], shared: Path
+) -> None:
+    preprocess = PREPROCESS["paddle"]
+    crops = np.stack(
+        [preprocess.crop((shared / "imagenet-sample" / p).read_bytes()) for p in oracle["path"][:4]]
+    )
+    predictor = TorchPredictor({"unfused": model}, preprocess, torch.device("cpu"))
+    assert np.abs(predictor(crops)["unfused"] - oracle["paddle"][:4]).max() < 2e-3
+    predictor.models["unfused"].last_conv.p = 0.0
+    assert np.abs(predictor(crops)["unfused"] - oracle["paddle"][:4]).max() > 0.1
+
+
+def test_the_command(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The job as a user runs it, both forms at once."""
+    words = {
+        "--data": shared / "imagenet-sample" / "val",
+        "--variant": "base",
+        "--weights": shared / "oracle" / "base.pdparams",
+        "--preprocess": "paddle",
+        "--output": tmp_path / "out",
+    }
+    code = main([str(word) for pair in words.items() for word in pair] + ["--quiet"])
+    assert code == 0
+    with (tmp_path / "out" / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    counts = json.loads((shared / "oracle" / "counts.json").read_text())["paddle"]
+    assert [row["form"] for row in rows] == list(FORMS)
+    for row in rows:
+        assert int(row["top1_correct"]) == counts["top1_correct"]
+        assert int(row["top5_correct"]) == counts["top5_correct"]
+        assert row["verdict"] == "PARTIAL"
+        assert row["prediction_flips"] == "0"
+    assert "PARTIAL" in capsys.readouterr().out

@@ -1,0 +1,278 @@
+"""The engine with a predictor that is known by heart: what is asked, scored, kept and refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from eval import run as engine
+from eval.errors import DataError, LogitsError, UsageError
+from eval.journal import Journal
+from eval.preprocess import PREPROCESS, Crop
+from eval.valset import ValSet, open_valset
+
+PREPROCESSING = PREPROCESS["torchvision"]
+MakeVal = Callable[..., Path]
+
+
+class Fake:
+    """Answers with a function of each image's pixels alone, and remembers the batches it saw."""
+
+    def __init__(self, forms: Sequence[str] = ("a", "b"), shift: float = 0.0) -> None:
+        self.forms, self.shift = forms, shift
+        self.batches: list[int] = []
+
+    def __call__(self, crops: Crop) -> dict[str, NDArray[np.float32]]:
+        self.batches.append(len(crops))
+        pixels = crops.reshape(len(crops), -1)[:, :1000].astype(np.float32)
+        pixels[:, 0] += 0.5  # a batch is filled up with black images, which must not be constant
+        return {form: pixels + self.shift * i for i, form in enumerate(self.forms)}
+
+
+@pytest.fixture
+def valset(val_folder: MakeVal) -> ValSet:
+    names = {"n01440764": 3, "n01443537": 4, "n15075141": 4}
+    return open_valset(val_folder({s: [f"{i}.JPEG" for i in range(n)] for s, n in names.items()}))
+
+
+def measured(
+    valset: ValSet,
+    output: Path,
+    predictor: engine.Predictor,
+    *,
+    forms: Sequence[str] = ("a", "b"),
+    batch_size: int = 4,
+    workers: int = 2,
+    record_bad: bool = False,
+    shares: int = 1,
+) -> engine.Measurement:
+    parts = []
+    for number in range(shares):
+        with Journal(output, {}, forms, number) as journal:
+            parts.append(
+                engine.measure(
+                    valset,
+                    PREPROCESSING,
+                    predictor,
+                    forms,
+                    batch_size=batch_size,
+                    workers=workers,
+                    journal=journal,
+                    share=(number, shares),
+                    record_bad=record_bad,
+                )
+            )
+    return engine.assemble(valset, parts, forms)
+
+
+def assert_same(one: engine.Measurement, other: engine.Measurement) -> None:
+    assert one.scores.keys() == other.scores.keys()
+    for form in one.scores:
+        for name in ("rank", "top", "prob", "nll"):
+            a, b = getattr(one.scores[form], name), getattr(other.scores[form], name)
+            assert np.array_equal(a, b, equal_nan=name in ("prob", "nll")), (form, name)
+    assert one.digests == other.digests
+    assert np.array_equal(one.logit_diff, other.logit_diff, equal_nan=True)
+
+
+def test_answers_go_to_their_images(valset: ValSet, tmp_path: Path) -> None:
+    result = measured(valset, tmp_path / "out", Fake())
+    for index, sample in enumerate(valset.samples):
+        logits = Fake()(PREPROCESSING.crop(valset.read(sample.path))[np.newaxis])["a"][0]
+        order = sorted(range(1000), key=lambda c: (-logits[c], c))
+        assert result.scores["a"].top[index].tolist() == order[:5]
+        assert result.scores["a"].rank[index] == order.index(sample.label)
+    assert result.measured_now == 11
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 11, 64])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batch_size_and_workers_change_nothing(
+    valset: ValSet, tmp_path: Path, batch_size: int, workers: int
+) -> None:
+    expected = measured(valset, tmp_path / "one", Fake())
+    found = measured(valset, tmp_path / "two", Fake(), batch_size=batch_size, workers=workers)
+    assert_same(found, expected)
+
+
+def test_the_last_batch_is_kept_and_as_large_as_the_others(valset: ValSet, tmp_path: Path) -> None:
+    fake = Fake()
+    assert len(measured(valset, tmp_path / "out", fake, batch_size=4).scores["a"].rank) == 11
+    assert fake.batches == [4, 4, 4]
+
+
+@pytest.mark.parametrize("shares", [2, 3, 5])
+def test_shares_make_a_whole(valset: ValSet, tmp_path: Path, shares: int) -> None:
+    expected = measured(valset, tmp_path / "one", Fake())
+    found = measured(valset, tmp_path / "many", Fake(), shares=shares)
+    assert_same(found, expected)
+    assert found.measured_now == 11
+
+
+def test_a_missing_share_is_noticed(valset: ValSet, tmp_path: Path) -> None:
+    with Journal(tmp_path / "out", {}, ("a",)) as journal:
+        part = engine.measure(
+            valset, PREPROCESSING, Fake(("a",)), ("a",),
+            batch_size=4, workers=1, journal=journal, share=(0, 2),
+        )  # fmt: skip
+    with pytest.raises(DataError, match="4 images were not measured and 0 more than once"):
+        engine.assemble(valset, [part], ("a",))
+    with pytest.raises(DataError, match="4 images were not measured and 7 more than once"):
+        engine.assemble(valset, [part, part], ("a",))
+
+
+class Dies(Fake):
+    """Is interrupted when it is asked for the n-th time."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def __call__(self, crops: Crop) -> dict[str, NDArray[np.float32]]:
+        if len(self.batches) == self.after:
+            raise KeyboardInterrupt
+        return super().__call__(crops)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+def test_an_interrupted_run_continues(valset: ValSet, tmp_path: Path, after: int) -> None:
+    expected = measured(valset, tmp_path / "whole", Fake(), batch_size=3)
+    with pytest.raises(KeyboardInterrupt):
+        measured(valset, tmp_path / "out", Dies(after), batch_size=3, workers=1)
+    rest = Fake()
+    found = measured(valset, tmp_path / "out", rest, batch_size=3)
+    assert len(rest.batches) == 4 - after
+    assert found.measured_now == 11 - 3 * after
+    assert_same(found, expected)
+
+
+def test_continues_with_another_number_of_processes(valset: ValSet, tmp_path: Path) -> None:
+    expected = measured(valset, tmp_path / "whole", Fake(), batch_size=2)
+    with pytest.raises(KeyboardInterrupt):
+        measured(valset, tmp_path / "out", Dies(3), batch_size=2, workers=1)
+    rest = Fake()
+    found = measured(valset, tmp_path / "out", rest, batch_size=2, shares=3)
+    assert len(rest.batches) == 3
+    assert_same(found, expected)
+
+
+def test_an_image_that_changed_meanwhile_is_refused(valset: ValSet, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        measured(valset, tmp_path / "out", Dies(1), workers=1)
+    changed = valset.root / valset.samples[2].path
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    with pytest.raises(UsageError, match=r"2\.JPEG has changed since"):
+        measured(valset, tmp_path / "out", Fake())
+
+
+def break_image(valset: ValSet, index: int) -> Path:
+    path = valset.root / valset.samples[index].path
+    path.write_bytes(path.read_bytes()[:-100])
+    return path
+
+
+def test_a_bad_image_ends_the_run(valset: ValSet, tmp_path: Path) -> None:
+    path = break_image(valset, 5)
+    with pytest.raises(DataError) as caught:
+        measured(valset, tmp_path / "out", Fake())
+    assert str(path) in str(caught.value)
+    assert "truncated" in str(caught.value)
+    assert "--on-bad-image record" in str(caught.value)
+
+
+def test_a_recorded_bad_image_is_wrong_and_the_others_are_as_before(
+    valset: ValSet, tmp_path: Path
+) -> None:
+    expected = measured(valset, tmp_path / "one", Fake())
+    break_image(valset, 5)
+    (valset.root / valset.samples[9].path).unlink()
+    found = measured(valset, tmp_path / "two", Fake(), record_bad=True)
+    assert list(found.bad) == [5, 9]
+    assert "truncated" in found.bad[5]
+    assert "No such file" in found.bad[9]
+    others = [i for i in range(11) if i not in (5, 9)]
+    for form in ("a", "b"):
+        assert found.scores[form].rank[[5, 9]].tolist() == [-1, -1]
+        assert np.isnan(found.scores[form].nll[[5, 9]]).all()
+        assert np.array_equal(found.scores[form].rank[others], expected.scores[form].rank[others])
+        assert found.scores[form].correct(1000) == 9, "a bad image is never right"
+    again = measured(valset, tmp_path / "two", Fake(), record_bad=True)
+    assert again.measured_now == 0
+    assert_same(again, found)
+
+
+def test_logit_difference_and_flips(valset: ValSet, tmp_path: Path) -> None:
+    result = measured(valset, tmp_path / "out", Fake(shift=0.25))
+    assert result.max_logit_diff == 0.25
+    assert result.flips.tolist() == []
+
+    class Flips(Fake):
+        def __call__(self, crops: Crop) -> dict[str, NDArray[np.float32]]:
+            logits = super().__call__(crops)
+            logits["b"][:, 999] += (crops[:, 0, 0, 0] > 128) * 1000
+            return logits
+
+    flipped = [
+        index
+        for index, sample in enumerate(valset.samples)
+        if PREPROCESSING.crop(valset.read(sample.path))[0, 0, 0] > 128
+    ]
+    assert 0 < len(flipped) < 11
+    assert measured(valset, tmp_path / "flips", Flips()).flips.tolist() == flipped
+
+
+def test_a_single_form_has_no_difference(valset: ValSet, tmp_path: Path) -> None:
+    result = measured(valset, tmp_path / "out", Fake(("a",)), forms=("a",))
+    assert result.max_logit_diff is None
+    assert result.flips.tolist() == []
+
+
+def test_non_finite_answers_end_the_run(valset: ValSet, tmp_path: Path) -> None:
+    class NaN(Fake):
+        def __call__(self, crops: Crop) -> dict[str, NDArray[np.float32]]:
+            logits = super().__call__(crops)
+            logits["b"][1, 7] = np.nan
+            return logits
+
+    with pytest.raises(LogitsError, match="NaN or infinity"):
+        measured(valset, tmp_path / "out", NaN())
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+              RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")],
+    ids=["cuda", "python", "cpu"],
+)  # fmt: skip
+def test_smaller_batches_when_memory_is_short(
+    valset: ValSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    class Small(Fake):
+        def __call__(self, crops: Crop) -> dict[str, NDArray[np.float32]]:
+            if len(crops) > 2:
+                raise error
+            return super().__call__(crops)
+
+    small = Small()
+    found = measured(
+        valset, tmp_path / "out", engine.ShrinkOnOutOfMemory(small), batch_size=8, workers=1
+    )
+    assert_same(found, measured(valset, tmp_path / "whole", Fake()))
+    assert set(small.batches) == {2}
+    assert "Out of memory: batches of 4" in capsys.readouterr().err
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(valset: ValSet, tmp_path: Path) -> None:
+    class Broken(Fake):
+        def __call__(self, crops: Crop) -> dict[str, NDArray[np.float32]]:
+            self.batches.append(len(crops))
+            raise RuntimeError("expected scalar type Float but found Half")
+
+    broken = Broken()
+    with pytest.raises(RuntimeError, match="Float but found Half"):
+        measured(valset, tmp_path / "out", engine.ShrinkOnOutOfMemory(broken), batch_size=11)
+    assert len(broken.batches) == 1, "not tried again"
