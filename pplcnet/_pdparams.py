@@ -1,0 +1,330 @@
+"""Paddle's weights format, `.pdparams`, without Paddle and without running anything in a file.
+
+It (PaddlePaddle, ``python/paddle/framework/io.py`` and ``io_utils.py``) is a pickle of
+``{name: ndarray}``, protocol 2 to 4, with two extra entries that Paddle adds:
+
+- ``StructuredToParameterName@@``: Paddle's internal names, of no use elsewhere;
+- ``UnpackBigParamInfor@@`` (PR #29988, protocols 2 and 3): large arrays, cut into flat pieces
+  ``name@@.0``, ``name@@.1``, ...
+
+Such a pickle needs about thirty opcodes and seven globals. They are interpreted here, on top of
+the standard library's parser (`pickletools.genops`), so that no name in a file ever leads to a
+Python callable, and no number in it to more memory than the file itself takes.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pplcnet._errors import FETCH_AGAIN, SAVE_TENSORS, Refused, quoted
+
+_MAX_OPCODES = 200_000  # the largest of these models takes 10,000
+_NAME_TABLE = "StructuredToParameterName@@"
+_SPLIT_TABLE = "UnpackBigParamInfor@@"
+
+
+def read_pdparams(data: bytes) -> dict[str, Tensor]:
+    """Read a pickled dict of arrays.
+
+    Returns:
+        Name to tensor, contiguous and in native byte order; names that the file gives to one
+        array share one tensor.
+
+    Raises:
+        Refused: it is something else, or asks for code.
+        ValueError, LookupError, TypeError, ...: it is damaged.
+    """
+    content = _Unpickler(data).load()
+    if not isinstance(content, dict):
+        raise Refused(f"it holds a {type(content).__name__}, not a dict of arrays", SAVE_TENSORS)
+    content.pop(_NAME_TABLE, None)
+    split = content.pop(_SPLIT_TABLE, {})
+    groups = [key for key, value in content.items() if isinstance(value, dict)]
+    if groups:
+        names = quoted(", ".join(groups))
+        raise Refused(
+            f"a training checkpoint with the groups {names}, not only weights", SAVE_TENSORS
+        )
+    tensors = {key: _array_of(key, value) for key, value in content.items()}
+    return _joined(tensors, split, budget=len(data))
+
+
+def _array_of(key: str, value: object) -> Tensor:
+    match value:
+        case _Array(tensor=Tensor() as tensor) | (str(), _Array(tensor=Tensor() as tensor)):
+            return tensor
+        case _:
+            kind = type(value).__name__.strip("_")
+            raise Refused(
+                f"its entry {quoted(key)} is of the type {kind}, not an array", SAVE_TENSORS
+            )
+
+
+def _joined(tensors: dict[str, Tensor], split: object, budget: int) -> dict[str, Tensor]:
+    """Put the arrays together that Paddle has cut into flat pieces.
+
+    `budget` is the most that they may take, in bytes: one piece may go by several names.
+    """
+    if not isinstance(split, dict):
+        raise TypeError("a table of pieces that is not a dict")
+    for name, entry in split.items():
+        match entry:
+            case {"OriginShape": shape, "slices": list() as names}:
+                pieces = [tensors.pop(_checked_name(piece)) for piece in names]
+                budget -= sum(piece.nbytes for piece in pieces)
+                if name in tensors or len({piece.dtype for piece in pieces}) != 1 or budget < 0:
+                    raise ValueError(f"pieces of {quoted(name)} that do not belong together")
+                tensors[name] = torch.cat(pieces).reshape(_checked_shape(shape))
+            case _:
+                raise TypeError(f"an unknown table of the pieces of {quoted(name)}")
+    return tensors
+
+
+class _Global(Enum):
+    """What a name in a pickle may stand for."""
+
+    NDARRAY = "ndarray"
+    RECONSTRUCT = "_reconstruct"
+    SCALAR = "scalar"
+    DTYPE = "dtype"
+    ENCODE = "encode"
+    BYTES = "bytes"
+    TUPLE = "tuple"
+
+
+_GLOBALS = {
+    ("numpy", "ndarray"): _Global.NDARRAY,
+    ("numpy", "dtype"): _Global.DTYPE,
+    ("numpy.core.multiarray", "_reconstruct"): _Global.RECONSTRUCT,  # numpy 1
+    ("numpy.core.multiarray", "scalar"): _Global.SCALAR,
+    ("numpy._core.multiarray", "_reconstruct"): _Global.RECONSTRUCT,  # numpy 2
+    ("numpy._core.multiarray", "scalar"): _Global.SCALAR,
+    ("_codecs", "encode"): _Global.ENCODE,  # protocol 2 spells bytes as text
+    ("__builtin__", "bytes"): _Global.BYTES,  # ... and empty ones as bytes()
+    ("__builtin__", "tuple"): _Global.TUPLE,  # Paddle 2.1: (name, array)
+    ("builtins", "tuple"): _Global.TUPLE,
+}
+
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_ITEM_TYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
+
+
+class _DType:
+    """Stands for a `numpy.dtype` while its pickle is read."""
+
+    def __init__(self, spec: str) -> None:
+        if spec not in _ITEM_TYPES:
+            raise Refused(
+                f"refused: it holds values of the type {quoted(spec)}, which are not numbers",
+                SAVE_TENSORS,
+            )
+        self.spec = spec
+        self.resolved: np.dtype[Any] | None = None
+
+    def build(self, state: object) -> None:
+        match state:
+            case (3, ("<" | ">" | "|") as order, None, None, None, -1, -1, 0):
+                self.resolved = np.dtype(f"{order}{self.spec}")
+            case _:
+                raise ValueError("a dtype with an unknown state")
+
+
+class _Array:
+    """Stands for a `numpy.ndarray` while its pickle is read."""
+
+    def __init__(self) -> None:
+        self.tensor: Tensor | None = None
+
+    def build(self, shape: object, dtype: object, fortran: bool, raw: bytes) -> None:
+        if not isinstance(dtype, _DType) or dtype.resolved is None:
+            raise TypeError("an array without a dtype")
+        shape = _checked_shape(shape)
+        if math.prod(shape) * dtype.resolved.itemsize != len(raw):
+            raise ValueError(f"{len(raw)} bytes for an array of the shape {quoted(shape)}")
+        array: np.ndarray[Any, Any] = np.ndarray(
+            shape, dtype.resolved, buffer=raw, order="F" if fortran else "C"
+        )
+        native = array.astype(dtype.resolved.newbyteorder("="), order="C", copy=True)
+        self.tensor = torch.from_numpy(native)
+
+
+def _checked_shape(shape: object) -> tuple[int, ...]:
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        raise TypeError("an array without a shape")
+    return shape
+
+
+def _checked_name(name: object) -> str:
+    if not isinstance(name, str):  # before it is hashed: a nest of tuples would take forever
+        raise TypeError("a name that is not text")
+    return name
+
+
+class _Unpickler:
+    """Interprets a pickle of plain values and arrays; any other opcode or global is refused.
+
+    Unlike `pickle.Unpickler` with a filtering `find_class`, it leaves nothing to be called: a
+    global is a member of `_Global`, and memo, keys and sizes cannot exhaust time or memory.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        # The bytes of an array are in the file once, as they are or as text to be encoded.
+        self.budget = 2 * len(data)
+
+    def load(self) -> object:
+        position = 0
+        for count, (opcode, arg, at) in enumerate(pickletools.genops(self.data)):
+            if count > _MAX_OPCODES:
+                raise Refused(f"refused: a pickle of over {_MAX_OPCODES:,} steps", SAVE_TENSORS)
+            self._step(opcode.name, arg)
+            position = at or 0
+        if position + 1 != len(self.data):
+            raise ValueError(f"{len(self.data) - position - 1} bytes after its end")
+        (result,) = self.stack
+        return result
+
+    def _step(self, name: str, arg: Any) -> None:
+        stack = self.stack
+        match name:
+            case "PROTO":
+                if not 2 <= arg <= 4:
+                    raise Refused(f"a pickle of protocol {arg}, not 2 to 4", "Save it with 4.")
+            case "FRAME" | "STOP":
+                pass
+            case _ if name in _LITERALS:
+                stack.append(arg)
+            case _ if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            case "MARK":
+                self.marks.append(len(stack))
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(self._pop(int(name[-1]))))
+            case "TUPLE":
+                stack.append(tuple(self._pop_to_mark()))
+            case "EMPTY_LIST":
+                stack.append([])
+            case "APPEND":
+                self._extend(self._pop(1))
+            case "APPENDS":
+                self._extend(self._pop_to_mark())
+            case "EMPTY_DICT":
+                stack.append({})
+            case "SETITEM":
+                self._update(self._pop(2))
+            case "SETITEMS":
+                self._update(self._pop_to_mark())
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[arg] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[arg])
+            case "GLOBAL":
+                stack.append(_find_global(*arg.split(" ", 1)))
+            case "STACK_GLOBAL":
+                stack.append(_find_global(*self._pop(2)))
+            case "REDUCE":
+                function, args = self._pop(2)
+                stack.append(self._reduce(function, args))
+            case "BUILD":
+                (state,) = self._pop(1)
+                self._build(stack[-1], state)
+            case _:
+                raise Refused(f"refused: a pickle with the opcode {name}", SAVE_TENSORS)
+
+    def _pop(self, count: int) -> list[Any]:
+        if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
+            raise IndexError("a step without its operands")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def _pop_to_mark(self) -> list[Any]:
+        mark = self.marks.pop()
+        items = self.stack[mark:]
+        del self.stack[mark:]
+        return items
+
+    def _extend(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise TypeError("items for something that is not a list")
+        self.stack[-1].extend(items)
+
+    def _update(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not dict or len(items) % 2:
+            raise TypeError("entries for something that is not a dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not str:
+                raise Refused("refused: a dict whose keys are not names", SAVE_TENSORS)
+            if key in target:
+                raise ValueError(f"{quoted(key)} twice")
+            target[key] = value
+
+    def _reduce(self, function: object, args: object) -> object:
+        match function, args:
+            case _Global.RECONSTRUCT, (_Global.NDARRAY, tuple(), bytes() | str()):
+                return _Array()
+            case _Global.DTYPE, (str() as spec, _, _):
+                return _DType(spec)
+            case _Global.SCALAR, (dtype, bytes() | str() as raw):
+                array = _Array()
+                array.build((), dtype, False, self._raw(raw))
+                return array
+            case _Global.ENCODE, (str() as text, "latin1"):
+                return self._raw(text)
+            case _Global.BYTES, ():
+                return b""
+            case _Global.TUPLE, (tuple() as items,):
+                return items
+            case _Global(), _:
+                raise ValueError(f"{function.value} with unknown arguments")
+            case _:
+                raise TypeError("a call of something that cannot be called")
+
+    def _build(self, target: object, state: object) -> None:
+        match target, state:
+            case _DType(), _:
+                target.build(state)
+            case _Array(), (1, shape, dtype, bool() as fortran, bytes() | str() as raw):
+                target.build(shape, dtype, fortran, self._raw(raw))
+            case _:
+                raise TypeError("a state for something that has none")
+
+    def _raw(self, raw: bytes | str) -> bytes:
+        """The bytes of an array; Python 2 and protocol 2 have them as latin1 text."""
+        self.budget -= len(raw)
+        if self.budget < 0:
+            raise Refused("refused: its arrays are larger than the file", SAVE_TENSORS)
+        return raw.encode("latin1") if isinstance(raw, str) else raw
+
+
+def _find_global(module: object, name: object) -> _Global:
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise TypeError("a global without a name")
+    found = _GLOBALS.get((module, name))
+    if found is None:
+        raise Refused(
+            f"refused: the file asks for {quoted(f'{module}.{name}')}, which weights do not need; "
+            "nothing of it was run",
+            "Do not trust this file. " + FETCH_AGAIN,
+        )
+    return found
