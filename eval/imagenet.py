@@ -99,6 +99,7 @@ def _run(options: Options, group: Group) -> int:
         valset = valset.limited(options.limit)
 
     from eval import run as engine
+    from eval.html_report import write_html_report
     from eval.predictor import TorchPredictor, choose_device, exact_float32
     from eval.preprocess import PREPROCESS
     from eval.progress import Progress
@@ -186,6 +187,7 @@ def _run(options: Options, group: Group) -> int:
             for form in models
         ]
         write_reports(options.output, facts, measured, results)
+        write_html_report(options.output, facts, measured, results)
         journal.remove()
     print(format_results(facts, measured, results))
     tolerance = options.variant.tolerance.get(preprocess.name)
