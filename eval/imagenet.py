@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from eval.config import VariantConfig, builtin_variants, load_config, load_varia
 from eval.distributed import Group, process_group
 from eval.errors import EvalError, ModelError, UsageError
 from eval.journal import Journal
+from eval.progress import Progress
 from eval.valset import open_valset
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong options do without
@@ -90,6 +91,8 @@ def run(options: Options) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     with process_group() as group:
         options = group.agree(options)
+        if options.demo:
+            options = group.agree(_with_demo(options) if group.is_first else options)
         return _run(options, group)
 
 
@@ -102,7 +105,6 @@ def _run(options: Options, group: Group) -> int:
     from eval.html_report import write_html_report
     from eval.predictor import TorchPredictor, choose_device, exact_float32
     from eval.preprocess import PREPROCESS
-    from eval.progress import Progress
     from eval.report import RunFacts, format_results, write_reports
     from eval.verdict import check_forms_agree, judge
     from pplcnet import count_macs, count_parameters
@@ -196,6 +198,18 @@ def _run(options: Options, group: Group) -> int:
     print(f"Reports: {options.output}")
     check_forms_agree(measured, options.precision)
     return max(result.verdict.exit_code for result in results)
+
+
+def _with_demo(options: Options) -> Options:
+    """The options of the demo: its images, its weights, and its known answer as the reference."""
+    from eval import demo
+    from eval.classes import imagenet_classes
+
+    synsets = [row.synset for row in imagenet_classes()]
+    with Progress(demo.DEMO_IMAGES, options.quiet) as progress:
+        progress.describe("making the demo")
+        data, weights = demo.make_demo(options.output / "demo", synsets, lambda *_: progress.add(1))
+    return replace(options, data=data, weights=str(weights), variant=demo.demo_variant())
 
 
 def load_forms(options: Options) -> tuple[Weights, dict[str, PPLCNetV2]]:

@@ -26,6 +26,8 @@ Crop = NDArray[np.uint8]
 
 # One image is one task of a worker; threads inside of it would only wait for each other.
 cv2.setNumThreads(1)
+# What cannot be decoded is reported with its path; lines of OpenCV's own would only come between.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class BadImage(Exception):
@@ -58,7 +60,9 @@ def _open_rgb(data: bytes) -> Image.Image:
     """Decode with Pillow, as ``torchvision.datasets.folder.pil_loader`` does: no EXIF rotation."""
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+    except UnidentifiedImageError as error:  # its message has an address of memory, never the same
+        raise BadImage("no image that Pillow knows (damaged from its start, or empty)") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise BadImage(str(error) or type(error).__name__) from error
     except Image.DecompressionBombError as error:
         raise BadImage(str(error)) from error

@@ -30,9 +30,13 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def add(self, images: int, correct: int) -> None:
-        """Count a batch: its images, and how many of them were right."""
-        self._correct += correct
+    def describe(self, what: str) -> None:
+        """Say what is going on, in front of the bar."""
+        self._bar.set_description_str(what)
+
+    def add(self, images: int, correct: int | None = None) -> None:
+        """Count a batch: its images, and how many of them were right if that is known."""
         self._bar.update(images)
-        if self._bar.n:
+        if correct is not None:
+            self._correct += correct
             self._bar.set_postfix_str(f"top-1 {100 * self._correct / self._bar.n:.2f}", False)
