@@ -17,6 +17,7 @@ class Progress:
 
     def __init__(self, total: int, quiet: bool) -> None:
         self._bar = tqdm(total=total, unit="img", disable=quiet, smoothing=0.05)
+        self._images = 0
         self._correct = 0
 
     def __enter__(self) -> Progress:
@@ -35,8 +36,10 @@ class Progress:
         self._bar.set_description_str(what)
 
     def add(self, images: int, correct: int | None = None) -> None:
-        """Count a batch: its images, and how many of them were right if that is known."""
-        self._bar.update(images)
+        """Count a batch: its images, and how many of them were right where that is known."""
+        self._images += images
         if correct is not None:
             self._correct += correct
-            self._bar.set_postfix_str(f"top-1 {100 * self._correct / self._bar.n:.2f}", False)
+            top1 = 100 * self._correct / self._images
+            self._bar.set_postfix_str(f"top-1 {top1:.2f}", refresh=False)
+        self._bar.update(images)
