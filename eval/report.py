@@ -21,14 +21,47 @@ from eval.output import write_atomically
 from eval.run import Measurement
 from eval.verdict import FormResult
 
-SUMMARY_COLUMNS: list[str] = (  # in the contract's order and words
-    "run_id, started_at, variant, form, backend, device, precision, preprocess, images, "
-    "images_expected, bad_images, top1_correct, top5_correct, top1, top5, top1_ci_low, "
-    "top1_ci_high, reference_top1, reference_top5, reference_source, delta_top1, delta_top5, "
-    "tolerance, verdict, nll, max_abs_logit_diff, prediction_flips, images_per_second, seconds, "
-    "params, macs, weights, weights_sha256, dataset_sha256, torch, torchvision, timm, git_commit, "
-    "command"
-).split(", ")
+SUMMARY_COLUMNS: list[str] = [
+    "run_id",
+    "started_at",
+    "variant",
+    "form",
+    "backend",
+    "device",
+    "precision",
+    "preprocess",
+    "images",
+    "images_expected",
+    "bad_images",
+    "top1_correct",
+    "top5_correct",
+    "top1",
+    "top5",
+    "top1_ci_low",
+    "top1_ci_high",
+    "reference_top1",
+    "reference_top5",
+    "reference_source",
+    "delta_top1",
+    "delta_top5",
+    "tolerance",
+    "verdict",
+    "nll",
+    "max_abs_logit_diff",
+    "prediction_flips",
+    "images_per_second",
+    "seconds",
+    "params",
+    "macs",
+    "weights",
+    "weights_sha256",
+    "dataset_sha256",
+    "torch",
+    "torchvision",
+    "timm",
+    "git_commit",
+    "command",
+]
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "pandas")
 
 

@@ -42,6 +42,11 @@ def evaluation(data: Path, output: Path, options: list[str]) -> list[str]:
     return [sys.executable, "-m", "eval.imagenet", *words]
 
 
+def size(path: Path) -> int:
+    """Bytes in a file; none if it is not there."""
+    return path.stat().st_size if path.exists() else 0
+
+
 def kill(args: argparse.Namespace, folder: Path) -> bool:
     """Kill a run at random moments, continue it, and compare with an unbroken one."""
     link_farm(args.photos, folder / "val", args.images[0])
@@ -56,12 +61,14 @@ def kill(args: argparse.Namespace, folder: Path) -> bool:
     journal = folder / "broken" / "journal" / "0.bin"
     for number in range(args.kills):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # Anywhere in a run's life, start-up included, so that about all of it is killed in turn.
-        time.sleep(random.uniform(0.2, max(6.0, 2 * whole / args.kills))  # noqa: S311 - no secret)
+        # One in four while it starts; the others when it has got further than the one before.
+        before = size(journal)
+        while number % 4 and process.poll() is None and size(journal) == before:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, whole / args.kills))  # noqa: S311 - no secret
         process.send_signal(getattr(signal, f"SIG{args.signal}"))
         code = process.wait()
-        kept = journal.stat().st_size if journal.exists() else 0
-        print(f"kill {number + 1}: exit {code}, {kept:,} bytes kept", flush=True)
+        print(f"kill {number + 1}: exit {code}, {size(journal):,} bytes kept", flush=True)
         if code == 0:
             print("the run was over before it could be killed: fewer --kills, more --images")
             return False
