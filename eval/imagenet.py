@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 from eval.config import VariantConfig, builtin_variants, load_config, load_variant
 from eval.distributed import Group, process_group
 from eval.errors import EvalError, ModelError, UsageError
+from eval.history import append_history
 from eval.journal import Journal
 from eval.progress import Progress
+from eval.regression import check_baseline, check_regression
 from eval.valset import open_valset
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong options do without
@@ -50,7 +52,10 @@ class Options:
     workers: int | None
     limit: int | None
     on_bad_image: str
+    labels: Path | None
     output: Path
+    history: Path | None
+    baseline: str | None
     quiet: bool
     verbose: bool
     started: datetime
@@ -97,7 +102,9 @@ def run(options: Options) -> int:
 
 
 def _run(options: Options, group: Group) -> int:
-    valset = open_valset(options.data)
+    if options.baseline:
+        check_baseline(options.baseline, options.variant.name, options.preprocess)
+    valset = open_valset(options.data, options.labels)
     if options.limit is not None:
         valset = valset.limited(options.limit)
 
@@ -196,8 +203,14 @@ def _run(options: Options, group: Group) -> int:
     if options.verbose and tolerance:
         print(f"Tolerance of {tolerance.images} images: {tolerance.reason}")
     print(f"Reports: {options.output}")
+    if options.history:
+        append_history(options.history, options.output / "summary.csv")
+    codes = [result.verdict.exit_code for result in results]
+    if options.baseline:
+        print()
+        codes.append(check_regression(options.baseline, options.output, output=options.output))
     check_forms_agree(measured, options.precision)
-    return max(result.verdict.exit_code for result in results)
+    return max(codes)
 
 
 def _with_demo(options: Options) -> Options:
@@ -280,7 +293,10 @@ def parse_options(arguments: Sequence[str]) -> Options:
         workers=args.workers,
         limit=args.limit,
         on_bad_image=args.on_bad_image,
+        labels=args.labels,
         output=output,
+        history=args.history,
+        baseline=args.baseline,
         quiet=args.quiet,
         verbose=args.verbose,
         started=started,
@@ -298,7 +314,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--data", type=Path, metavar="PATH", help="the val set: a folder of synset folders")
+    add(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="the val set: synset folders, flat, tar, Kaggle, parquet",
+    )
     add(
         "--demo",
         action="store_true",
@@ -331,6 +352,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="default results/<variant>-<time>; continues an interrupted run there",
     )
+    add("--labels", type=Path, metavar="FILE", help="a val list (name index) or a devkit file")
+    add("--history", type=Path, metavar="FILE", help="add the summary to a history, too")
+    add("--baseline", metavar="PATH", help="compare with an earlier result at the end")
     add("--quiet", action="store_true", help="nothing on stderr but errors")
     add("--verbose", action="store_true", help="why the tolerance is what it is; tracebacks")
     return parser

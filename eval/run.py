@@ -147,17 +147,14 @@ def measure(
         for row, record in enumerate(records):
             path = valset.samples[record["index"]].path
             try:
-                data = _read(valset, path)
+                data = valset.read(path)
                 record["sha256"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
                 crops[row] = preprocess.crop(data)
-            except BadImage as error:
+            except (BadImage, DataError) as error:
                 if not record_bad:
-                    raise DataError(
-                        f"{valset.root / path} cannot be used: {error}.\n"
-                        "Get an intact copy (an image is never left out), or use "
-                        "--on-bad-image record."
-                    ) from error
-                record["reason"] = (str(error) or "unknown").encode()[:REASON_BYTES]
+                    raise _unusable(valset, path, error) from error
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                record["reason"] = reason.encode()[:REASON_BYTES]
         good = np.flatnonzero(records["reason"] == b"")
         logits = {form: rows[good] for form, rows in predictor(crops).items()}
         names = [valset.samples[i].path for i in indices[good]]
@@ -229,25 +226,23 @@ def image_list_sha256(valset: ValSet) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def _unusable(valset: ValSet, path: str, error: BadImage | DataError) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    return DataError(
+        f"{valset.root / path} cannot be decoded: {error}.\n"
+        "Get an intact copy (an image is never left out), or use --on-bad-image record."
+    )
+
+
 def _check_unchanged(valset: ValSet, record: np.void) -> None:
     path = valset.samples[record["index"]].path
-    if record["sha256"].any():
-        try:
-            digest = hashlib.sha256(_read(valset, path)).digest()
-        except BadImage as error:
-            raise DataError(f"{valset.root / path} cannot be read: {error}.") from error
-        if digest != record["sha256"].tobytes():
-            raise UsageError(
-                f"{valset.root / path} has changed since it was measured.\n"
-                "Name another --output to start over."
-            )
-
-
-def _read(valset: ValSet, path: str) -> bytes:
-    try:
-        return valset.read(path)
-    except OSError as error:
-        raise BadImage(error.strerror or str(error)) from error
+    could_be_read = record["sha256"].any()
+    if could_be_read and hashlib.sha256(valset.read(path)).digest() != record["sha256"].tobytes():
+        raise UsageError(
+            f"{valset.root / path} has changed since it was measured.\n"
+            "Name another --output to start over."
+        )
 
 
 def _batches(total: int, size: int) -> Iterator[NDArray[np.int64]]:

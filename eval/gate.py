@@ -1,0 +1,425 @@
+"""Is the candidate worse than the baseline? Pure arithmetic on two results read back.
+
+Both are measured on the same images, so that the sampling error of an accuracy (0.19 points for
+50,000 images) says nothing here: what counts is which images changed sides. Everything is
+compared in images; a limit in points becomes images exactly, by rational arithmetic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.errors import UsageError
+from eval.labels import CLASSES, examples
+from eval.results import Predictions, Result, Row
+
+KS = (1, 5)
+# What else may differ between comparable runs, and is noted because it may be the reason.
+NOTED = ("device", "backend", "precision", "torch", "torchvision", "timm", "git_commit")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How many images a count may drop.
+
+    Attributes:
+        amount: images, or percentage points.
+        points: which of the two.
+    """
+
+    amount: Fraction
+    points: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Limit:
+        """Read ``5`` (images) or ``0.05pp`` (percentage points).
+
+        Raises:
+            ValueError: it is neither.
+        """
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(pp)?", text)
+        if not match or ("." in match[1] and not match[2]):
+            raise ValueError(f"{text!r} is neither images (5) nor points (0.05pp)")
+        return cls(Fraction(match[1]), bool(match[2]))
+
+    def images(self, total: int) -> Fraction:
+        """The limit in images of a set of `total`."""
+        return self.amount * total / 100 if self.points else self.amount
+
+    def shown(self, total: int) -> str:
+        """The limit in words."""
+        if not self.points:
+            return f"{self.amount} images"
+        return f"{float(self.amount):g}pp, {float(self.images(total)):g} images"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is still no regression.
+
+    Attributes:
+        top1, top5: how far a count may drop.
+        flips: images whose best class may change, other than from wrong to right; None: any.
+    """
+
+    top1: Limit
+    top5: Limit
+    flips: int | None
+
+
+# The same weights on the same images give the same answers but for the order of float32 sums and
+# the JPEG decoder's build: Paddle against torch gives 50,000 of 50,000 equal (PaddleClas#3424),
+# another machine up to 10 images (mlcommons/inference#288). A wrong pixel offset costs hundreds.
+SAME_WEIGHTS = Limits(Limit(Fraction(5)), Limit(Fraction(5)), 5)
+
+# Other weights answer thousands of images differently, so that flips say nothing. Trainings that
+# differ in nothing but the seed scatter by 0.1 points on ImageNet (Picard, arXiv:2109.08203), and
+# NNCF allows its quantized models as much: less is noise, more is a loss.
+OTHER_WEIGHTS = Limits(Limit(Fraction(1, 10), True), Limit(Fraction(1, 10), True), None)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How two results shall be compared.
+
+    Attributes:
+        form: only this form; ``A:B`` is A of the baseline with B of the candidate.
+        top1, top5, flips: limits; a None is taken from `SAME_WEIGHTS` or `OTHER_WEIGHTS`.
+        allow_other_weights: compare even if the weights differ or are unknown.
+    """
+
+    form: str | None = None
+    top1: Limit | None = None
+    top5: Limit | None = None
+    flips: int | None = None
+    allow_other_weights: bool = False
+
+    def limits(self, *, same_weights: bool) -> Limits:
+        """What was asked for, and the defaults for the rest."""
+        default = SAME_WEIGHTS if same_weights else OTHER_WEIGHTS
+        flips = default.flips if self.flips is None else self.flips
+        return Limits(self.top1 or default.top1, self.top5 or default.top5, flips)
+
+
+DEFAULTS = Asked()
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An image whose best class changed."""
+
+    path: str
+    label: int
+    before: int  # best class; -1: not read
+    after: int
+    rank_before: int
+    rank_after: int
+
+    @property
+    def kind(self) -> str:
+        """Which way."""
+        if self.before == self.label:
+            return "right to wrong"
+        return "wrong to right" if self.after == self.label else "wrong to wrong"
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """A class of which more or fewer images are right (top-1)."""
+
+    label: int
+    images: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Both runs, image by image.
+
+    Attributes:
+        lost: k to the number of images that only the baseline has among its k best.
+        gained: k to the number that only the candidate has.
+        flips: losses first, then in the order of their paths.
+        classes: greatest loss first.
+    """
+
+    lost: Mapping[int, int]
+    gained: Mapping[int, int]
+    flips: tuple[Flip, ...]
+    classes: tuple[ClassChange, ...]
+
+    def p_value(self, k: int) -> float:
+        """How likely so uneven an exchange is between equally good runs, see `mcnemar`."""
+        return mcnemar(self.lost[k], self.gained[k])
+
+    @property
+    def flips_by_kind(self) -> Counter[str]:
+        """Number of flips of each `Flip.kind`."""
+        return Counter(flip.kind for flip in self.flips)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One gate.
+
+    Attributes:
+        name: what is gated.
+        passed: None where it was not asked for, or could not be checked by default.
+        reason: in words.
+    """
+
+    name: str
+    passed: bool | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One form of one variant, before and after.
+
+    Attributes:
+        paired: None where one of the results has no predictions.
+        checks: all gates.
+        notes: what else differs between the runs, in words.
+    """
+
+    baseline: Row
+    candidate: Row
+    paired: Paired | None
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Variant and form."""
+        forms = dict.fromkeys((self.baseline.form, self.candidate.form))
+        return f"{self.candidate.variant}, {' to '.join(forms)}"
+
+    @property
+    def regressed(self) -> bool:
+        """Whether any gate failed."""
+        return any(check.passed is False for check in self.checks)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Two-sided p-value of McNemar's exact test.
+
+    Of the images that changed sides, half go each way if neither run is better: a binomial test
+    (McNemar, Psychometrika 12, 1947; exact form by Cochran, 1950). In whole numbers until the
+    last division, so that thousands of changes neither overflow nor round.
+
+    Args:
+        lost: images that only the first run has right.
+        gained: images that only the second run has right.
+    """
+    changed = lost + gained
+    term = tail = 1
+    for i in range(min(lost, gained)):
+        term = term * (changed - i) // (i + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << changed))
+
+
+def compare(baseline: Result, candidate: Result, asked: Asked = DEFAULTS) -> list[Comparison]:
+    """Compare each form of the candidate with that of the baseline.
+
+    Raises:
+        UsageError: the two cannot be compared, or a limit that was asked for cannot be checked.
+    """
+    comparisons = []
+    for before, after in _pairs(baseline, candidate, asked.form):
+        _check_comparable(baseline, candidate, before, after, asked.allow_other_weights)
+        paired = None
+        if baseline.predictions and candidate.predictions:
+            paired = pair(baseline.predictions, before.form, candidate.predictions, after.form)
+        elif asked.flips is not None:
+            lacking = candidate if baseline.predictions else baseline
+            raise UsageError(
+                f"--max-flips needs predictions.csv on both sides; {lacking.source} has none.\n"
+                "Name the result folders, or leave --max-flips out."
+            )
+        limits = asked.limits(same_weights=_same_weights(before, after))
+        checks = _checks(before, after, paired, limits)
+        comparisons.append(Comparison(before, after, paired, checks, _notes(before, after)))
+    return comparisons
+
+
+def _same_weights(before: Row, after: Row) -> bool:
+    """Unknown weights are never the same."""
+    return before.weights_sha256 == after.weights_sha256 != ""
+
+
+def _pairs(baseline: Result, candidate: Result, form: str | None) -> list[tuple[Row, Row]]:
+    """Rows of the two results that belong together.
+
+    No form of either is left out silently. A history may hold variants that are not asked about.
+    """
+    first, separator, second = (form or "").partition(":")
+    second = second if separator else first
+    pairs = []
+    for variant in dict.fromkeys(variant for variant, _ in candidate.rows):
+        before = {f: row for (v, f), row in baseline.rows.items() if v == variant}
+        after = {f: row for (v, f), row in candidate.rows.items() if v == variant}
+        if not before:
+            known = ", ".join(dict.fromkeys(v for v, _ in baseline.rows))
+            raise UsageError(
+                f"Not comparable: variant is {known} in the baseline ({baseline.source}) and "
+                f"{variant} in the candidate ({candidate.source})."
+            )
+        if form is None:
+            if set(before) != set(after):
+                raise UsageError(
+                    f"Not comparable: form is {', '.join(before)} in the baseline and "
+                    f"{', '.join(after)} in the candidate.\n"
+                    "Name one with --form NAME, or as --form BASELINE:CANDIDATE."
+                )
+            pairs += [(before[name], row) for name, row in after.items()]
+            continue
+        for name, rows, result in ((first, before, baseline), (second, after, candidate)):
+            if name not in rows:
+                raise UsageError(
+                    f"--form {form}: {result.source} has {', '.join(rows)}, and not {name!r}."
+                )
+        pairs.append((before[first], after[second]))
+    return pairs
+
+
+def _check_comparable(
+    baseline: Result, candidate: Result, before: Row, after: Row, allow_other_weights: bool
+) -> None:
+    """Both must have seen the same images, labels and preprocessing.
+
+    Raises:
+        UsageError: they have not; every field that differs is named with both values.
+    """
+
+    def differs(name: str, first: object, second: object) -> str:
+        return f"{name} is {first} in the baseline and {second} in the candidate"
+
+    problems = [
+        differs(name, getattr(before, name), getattr(after, name))
+        for name in ("preprocess", "images")
+        if getattr(before, name) != getattr(after, name)
+    ]
+    if baseline.predictions and candidate.predictions:
+        problems += _image_differences(baseline.predictions, candidate.predictions)
+    if before.dataset_sha256 != after.dataset_sha256:
+        problems.append(
+            differs("dataset_sha256", before.dataset_sha256[:12], after.dataset_sha256[:12])
+        )
+    advice = "Only runs on the same images, labels and preprocessing can be compared."
+    if not allow_other_weights and not _same_weights(before, after):
+        hashes = [row.weights_sha256[:12] or "unknown" for row in (before, after)]
+        problems.append(differs("weights_sha256", *hashes))
+        if len(problems) == 1:
+            advice = "To do so on purpose: python -m eval.regression --allow-other-weights."
+    if problems:
+        raise UsageError(
+            f"Not comparable ({after.variant}, {after.form}): {'; '.join(problems)}.\n{advice}"
+        )
+
+
+def _image_differences(before: Predictions, after: Predictions) -> list[str]:
+    """What makes two sets of labelled images different, in words; nothing if they are the same."""
+    first = dict(zip(before.keys(), before.labels.tolist(), strict=True))
+    second = dict(zip(after.keys(), after.labels.tolist(), strict=True))
+    problems = []
+    if first.keys() != second.keys():
+        only_first, only_second = sorted(first.keys() - second), sorted(second.keys() - first)
+        if only_first:
+            problems.append(f"only in the baseline: {examples(only_first)}")
+        if only_second:
+            problems.append(f"only in the candidate: {examples(only_second)}")
+    labels = [
+        f"{key} {first[key]} and {second[key]}"
+        for key in sorted(first.keys() & second.keys())
+        if first[key] != second[key]
+    ]
+    if labels:
+        problems.append(f"labels differ (baseline and candidate): {examples(labels)}")
+    return problems
+
+
+def pair(before: Predictions, form_before: str, after: Predictions, form_after: str) -> Paired:
+    """Compare two runs of the same images, image by image; their order may differ."""
+    place = {key: i for i, key in enumerate(after.keys())}
+    order = np.array([place[key] for key in before.keys()])  # noqa: SIM118 - a method
+    labels = before.labels
+    right = {k: (before.correct(form_before, k), after.correct(form_after, k)[order]) for k in KS}
+    top1 = before.top1[form_before], after.top1[form_after][order]
+    rank = before.rank[form_before], after.rank[form_after][order]
+    flips = [
+        Flip(before.paths[i], *(int(column[i]) for column in (labels, *top1, *rank)))
+        for i in np.flatnonzero(top1[0] != top1[1])
+    ]
+    worst_first = ("right to wrong", "wrong to wrong", "wrong to right")
+    return Paired(
+        lost={k: int((first & ~second).sum()) for k, (first, second) in right.items()},
+        gained={k: int((second & ~first).sum()) for k, (first, second) in right.items()},
+        flips=tuple(sorted(flips, key=lambda flip: (worst_first.index(flip.kind), flip.path))),
+        classes=_class_changes(labels, *right[1]),
+    )
+
+
+def _class_changes(
+    labels: NDArray[np.int64], before: NDArray[np.bool_], after: NDArray[np.bool_]
+) -> tuple[ClassChange, ...]:
+    images, first, second = (
+        np.bincount(rows, minlength=CLASSES) for rows in (labels, labels[before], labels[after])
+    )
+    changes = [
+        ClassChange(int(label), int(images[label]), int(first[label]), int(second[label]))
+        for label in np.flatnonzero(first != second)
+    ]
+    return tuple(sorted(changes, key=lambda change: (change.after - change.before, change.label)))
+
+
+def _checks(before: Row, after: Row, paired: Paired | None, limits: Limits) -> tuple[Check, ...]:
+    checks = []
+    for k, limit in ((1, limits.top1), (5, limits.top5)):
+        change = after.correct(k) - before.correct(k)
+        checks.append(
+            Check(
+                f"top-{k}",
+                -change <= limit.images(before.images),
+                f"{change:+,} images; may drop by {limit.shown(before.images)}",
+            )
+        )
+    if limits.flips is None:
+        checks.append(Check("flips", None, "not checked between other weights"))
+    elif paired is None:
+        checks.append(Check("flips", None, "not checked: no predictions.csv on both sides"))
+    else:
+        kinds = paired.flips_by_kind
+        worse = len(paired.flips) - kinds["wrong to right"]
+        words = ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "none"
+        passed = worse <= limits.flips
+        checks.append(
+            Check("flips", passed, f"{words}; may be {limits.flips} besides wrong to right")
+        )
+    bad = after.bad_images - before.bad_images
+    checks.append(
+        Check("unreadable images", bad <= 0, f"{before.bad_images} before, {after.bad_images} now")
+    )
+    return tuple(checks)
+
+
+def _notes(before: Row, after: Row) -> tuple[str, ...]:
+    notes = []
+    if before.cells == after.cells:
+        notes.append("both are the same run")
+    if not _same_weights(before, after):
+        notes.append("the weights differ or are unknown")
+    for name in NOTED:
+        first, second = before.cells[name], after.cells[name]
+        if first != second:
+            notes.append(f"{name} {first[:13] or 'unknown'} -> {second[:13] or 'unknown'}")
+    return tuple(notes)

@@ -1,0 +1,160 @@
+"""Parquet shards of ILSVRC/imagenet-1k as Hugging Face keeps them.
+
+    data/validation-00000-of-00014.parquet    image: struct<bytes, path>, label: int64
+
+An image can only be read with its whole row group (100 rows there, 11 MB), so groups are kept for
+a while and samples are named by their place: what is measured one after the other lies together.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eval.errors import DataError, UsageError
+from eval.labels import CLASSES, examples, official_key, official_number, shown
+from eval.layouts import Listing
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_CACHE = 256 << 20  # bytes of row groups
+_SHARD = re.compile(r".*-([0-9]{5})-of-([0-9]{5})")
+_OTHER_SPLITS = ("train", "test")
+
+
+class _Place(NamedTuple):
+    shard: Path
+    group: int
+    row: int  # in the group
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """Shards of the validation split in a folder, or in its ``data``; none where there are none."""
+    for place in (folder, folder / "data"):
+        shards = sorted(place.glob("*.parquet")) if place.is_dir() else []
+        validation = [path for path in shards if path.name.startswith("val")]
+        others = [path for path in shards if path.name.startswith(_OTHER_SPLITS)]
+        if others and not validation:
+            raise DataError(
+                f"--data {folder} has the parquet shards {examples(p.name for p in others)}, and "
+                "none of the validation split.\nGet data/validation-*.parquet."
+            )
+        if shards:
+            return validation or shards
+    return []
+
+
+def list_parquet(root: Path, shards: Sequence[Path]) -> Listing:
+    """The images of parquet shards, under ``<shard>/<row>/<official name>``.
+
+    Raises:
+        DataError: a shard is damaged, has other columns, no official names or no labels.
+        UsageError: pyarrow is not installed.
+    """
+    label_of: dict[str, int | None] = {}
+    place_of: dict[str, _Place] = {}
+    for shard in shards:
+        for number, (place, name, label) in enumerate(_rows(shard)):
+            official = official_number(name) if name else None
+            if official is None:
+                raise DataError(
+                    f"{shard}, row {number}: {shown(str(name))} is no name of a validation image "
+                    "(column image.path).\nUse the shards of ILSVRC/imagenet-1k."
+                )
+            if label is None or not 0 <= label < CLASSES:
+                raise DataError(
+                    f"{shard}, row {number}: label {label} is none of 0..{CLASSES - 1}.\n"
+                    "Is this the test split? Use the validation shards of ILSVRC/imagenet-1k."
+                )
+            path = f"{shard.name}/{number:06d}/{official_key(official)}.JPEG"
+            label_of[path], place_of[path] = label, place
+    if not label_of:
+        raise DataError(f"--data {root}: its parquet shards have no rows.\nGet them again.")
+    return Listing(root, _words(shards), label_of, "label column", _RowGroups(place_of))
+
+
+def _words(shards: Sequence[Path]) -> str:
+    """How many shards there are, and how many there should be."""
+    matches = [_SHARD.fullmatch(shard.stem) for shard in shards]
+    totals = {int(match[2]) for match in matches if match}
+    total = max(totals, default=len(shards))
+    missing = f" of {total}" if total > len(shards) else ""
+    return f"{len(shards)}{missing} parquet shard{'s' if max(total, len(shards)) > 1 else ''}"
+
+
+def _rows(shard: Path) -> Iterator[tuple[_Place, str | None, int | None]]:
+    """Place, file name and label of each row."""
+    with _parquet_errors(shard) as parquet, parquet.ParquetFile(shard) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=["image.path", "label"], use_threads=False)
+            if table.column_names != ["image", "label"]:
+                raise DataError(
+                    f"{shard} has no columns image.path and label.\n"
+                    "Use the shards of ILSVRC/imagenet-1k."
+                )
+            names = table["image"].combine_chunks().field("path").cast("string").to_pylist()
+            labels = table["label"].cast("int64").to_pylist()
+            for row, (name, label) in enumerate(zip(names, labels, strict=True)):
+                yield _Place(shard, group, row), name, label
+
+
+class _RowGroups:
+    """Reads images; row groups stay in memory until others need their place.
+
+    Threads that want the same group wait for one of them to load it. At most `_CACHE` bytes are
+    kept, or two groups where they are larger.
+    """
+
+    def __init__(self, place_of: Mapping[str, _Place]) -> None:
+        self._place_of = place_of
+        self._kept: OrderedDict[tuple[Path, int], pyarrow.Array] = OrderedDict()
+        self._loading: dict[tuple[Path, int], threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, path: str) -> bytes:
+        """Bytes of one image."""
+        shard, group, row = self._place_of[path]
+        with self._lock:
+            loading = self._loading.setdefault((shard, group), threading.Lock())
+        with loading:
+            rows = self._get(shard, group)
+        data = rows[row].as_py() if row < len(rows) else None
+        if not isinstance(data, bytes):
+            raise DataError(f"{shard} has no bytes of {path}.\nGet the shard again.")
+        return data
+
+    def _get(self, shard: Path, group: int) -> Any:
+        with self._lock:
+            if (shard, group) in self._kept:
+                self._kept.move_to_end((shard, group))
+                return self._kept[shard, group]
+        with _parquet_errors(shard) as parquet, parquet.ParquetFile(shard) as file:
+            table = file.read_row_group(group, columns=["image.bytes"], use_threads=False)
+            rows = table["image"].combine_chunks().field("bytes")
+        with self._lock:
+            self._kept[shard, group] = rows
+            while len(self._kept) > 2 and sum(kept.nbytes for kept in self._kept.values()) > _CACHE:
+                self._kept.popitem(last=False)
+        return rows
+
+
+@contextmanager
+def _parquet_errors(shard: Path) -> Iterator[Any]:
+    """pyarrow.parquet; what goes wrong in it becomes our error."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UsageError(f'{shard} needs pyarrow: pip install "pplcnet-eval[parquet]".') from None
+    try:
+        yield pyarrow.parquet
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+        raise DataError(
+            f"{shard} cannot be read as parquet: {shown(str(error).partition(chr(10))[0])}.\n"
+            "Get the shard again."
+        ) from error

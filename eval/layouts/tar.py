@@ -1,0 +1,166 @@
+"""A tar of the val set, read in place: one pass over its headers says where each image lies."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from eval.errors import DataError
+from eval.labels import SYNSET, examples, is_image, shown
+from eval.layouts import Listing, labels_by_folder, no_images, unreadable
+
+_BLOCK = 512  # bytes; headers and contents start at multiples of it
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip: gunzip",
+    b"BZh": "bzip2: bunzip2",
+    b"\xfd7zXZ\x00": "xz: unxz",
+    b"\x28\xb5\x2f\xfd": "zstd: unzstd",
+    b"PK\x03\x04": "zip: unzip",
+}
+_TARFILE_ERRORS = (
+    tarfile.TarError,
+    ValueError,
+    OverflowError,
+    EOFError,
+    MemoryError,
+    RecursionError,
+)
+_DAMAGED = "Get it again; the MD5 of the official tar is 29b22e2961454d5413ddabcf34fc5622."
+
+
+class _Place(NamedTuple):
+    offset: int  # bytes
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Random access. It opens the tar for each image: any thread and any process may call it."""
+
+    tar: Path
+    place_of: Mapping[str, _Place]
+
+    def __call__(self, path: str) -> bytes:
+        """Bytes of one image."""
+        offset, size = self.place_of[path]
+        try:
+            with self.tar.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise unreadable(self.tar, error) from error
+        if len(data) != size:
+            raise DataError(f"{self.tar} was cut while it was read, at {shown(path)}.\n{_DAMAGED}")
+        return data
+
+
+def list_tar(tar: Path) -> Listing:
+    """The images of an uncompressed tar of synset folders, or of all files in one folder.
+
+    Raises:
+        DataError: it is compressed, cut, damaged, no tar at all, or holds no val set.
+    """
+    with tar.open("rb") as file:
+        start = file.read(8)
+    for magic, advice in _COMPRESSED.items():
+        if start.startswith(magic):
+            kind, _, command = advice.partition(": ")
+            raise DataError(
+                f"--data {tar} is compressed with {kind}: its images cannot be read in place.\n"
+                f"Decompress it first ({command}); JPEGs hardly shrink."
+            )
+    place_of, others = _images(tar)
+    prefix = _prefix(tar, place_of)
+    inside = {
+        path.removeprefix(prefix): place
+        for path, place in place_of.items()
+        if path.startswith(prefix)
+    }
+    words, label_of = labels_by_folder(tar, inside)
+    if not label_of:
+        raise no_images(tar, others)
+    return Listing(tar, f"tar of {words}", label_of, "folders", _Reader(tar, inside))
+
+
+def _images(tar: Path) -> tuple[dict[str, _Place], set[str]]:
+    """Where the images lie, by the name that the tar gives them, and what else there is on top."""
+    place_of: dict[str, _Place] = {}
+    others = set()
+    for member in _members(tar):
+        name = member.name.removeprefix("./")
+        if member.isdir() or not is_image(name) or "/." in name or name.startswith("."):
+            others.add(name.partition("/")[0])
+            continue
+        if name in place_of:
+            raise DataError(f"--data {tar} holds {shown(name)} twice.\nMake it anew, from files.")
+        if member.islnk():  # tar's way to store a file that it has stored under another name
+            target = place_of.get(member.linkname.removeprefix("./"))
+        else:
+            plain = member.isreg() and not member.issparse()
+            target = _Place(member.offset_data, member.size) if plain else None
+        if target is None:
+            raise DataError(
+                f"--data {tar}: {shown(name)} is a link or no plain file.\n"
+                "Make the tar with --dereference, or name the folder that it was made from."
+            )
+        place_of[name] = target
+    return place_of, others
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """All headers, after which the end mark of the archive is checked.
+
+    tarfile stops without a word at a header that it does not understand.
+    """
+    size = path.stat().st_size
+    last, end = "", 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                if member.size < 0 or tar.offset <= end:
+                    raise tarfile.ReadError("its headers lead back")
+                last, end = member.name, tar.offset
+                if member.isreg() and member.offset_data + member.size > size:
+                    break
+                yield member
+            end = tar.offset
+    except _TARFILE_ERRORS as error:
+        if not last:
+            raise DataError(
+                f"--data {path} is neither a tar nor a parquet file: {shown(str(error))}.\n"
+                "Name the folder of the val set, its tar, or its parquet shards."
+            ) from error
+        raise DataError(
+            f"--data {path} is damaged after {shown(last)}: {shown(str(error))}.\n{_DAMAGED}"
+        ) from error
+    with path.open("rb") as file:
+        file.seek(end)
+        mark = file.read(_BLOCK)
+    if mark != bytes(_BLOCK):
+        what = "is cut" if end + _BLOCK > size else "is damaged"
+        raise DataError(
+            f"--data {path} {what} after {shown(last)}, {size / 1e9:.2f} GB.\n{_DAMAGED}"
+        )
+
+
+def _prefix(tar: Path, names: Iterable[str]) -> str:
+    """The folder in a tar that holds the val set, with its slash; "" for the top."""
+    folders = {name.rpartition("/")[0] for name in names}
+    synsets = {folder for folder in folders if SYNSET.fullmatch(folder.rpartition("/")[2])}
+    tops = {folder.rpartition("/")[0] for folder in synsets} or folders
+    if len(tops) > 1:
+        tops = {top for top in tops if top.rpartition("/")[2] in ("val", "validation")} or tops
+    if len(tops) > 1:
+        last = {top.rpartition("/")[2] for top in tops}
+        if any(name.isdecimal() for name in last):
+            raise no_images(tar, last)
+        raise DataError(
+            f"--data {tar} has images in several folders: "
+            f"{examples(top or 'the top' for top in sorted(tops))}.\n"
+            "One val set is needed: unpack the tar and name its folder."
+        )
+    top = next(iter(tops), "")
+    return f"{top}/" if top else ""

@@ -1,0 +1,235 @@
+"""``python -m eval.regression``: is this result worse than that one? The gate for CI.
+
+`check_regression` is the whole path: read, compare, print, write, exit code. What is compared is
+in `eval.gate`, how it is told in `eval.regression_report`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval.errors import EvalError, UsageError
+
+if TYPE_CHECKING:  # numpy is needed to compare, and --help does without
+    from eval.gate import Asked, Limit
+
+REGRESSED = 1
+CRASHED = 70  # EX_SOFTWARE of sysexits.h
+
+EPILOG = """
+A and B are each one of:
+  DIR            a result folder of eval.imagenet or eval.score; where both have a
+                 predictions.csv, images are compared one by one
+  FILE           a summary.csv, or a history: the latest row of each variant and form
+                 (a history leaves the candidate's own run out)
+  FILE#RUN_ID    one run of a history; python -m eval.history FILE lists them
+
+Refused (exit 2), because no figure could mean anything: another variant, preprocessing, number
+of images, or dataset_sha256 (names, labels and contents of the images); and other or unknown
+weights, unless --allow-other-weights.
+
+Limits are in images (5) or points (0.05pp). An improvement is never a failure.
+  default             same weights   other weights
+  --max-drop-top1          5            0.1pp
+  --max-drop-top5          5            0.1pp
+  --max-flips              5            not checked
+With the same weights only float rounding and the JPEG decoder's build are left to differ, which
+move single images. Other weights answer thousands of images differently; trainings that differ
+in the seed alone scatter by 0.1 points.
+
+Exit codes: 0 not worse; 1 regressed; 2 not comparable, damaged, or wrong options; 70 a crash.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and give its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.accept:
+            accept(args.candidate, Path(args.baseline))
+            return 0
+        from eval.gate import Asked
+
+        asked = Asked(
+            form=args.form,
+            top1=_limit("--max-drop-top1", args.max_drop_top1),
+            top5=_limit("--max-drop-top5", args.max_drop_top5),
+            flips=args.max_flips,
+            allow_other_weights=args.allow_other_weights,
+        )
+        return check_regression(args.baseline, args.candidate, asked, output=args.output)
+    except EvalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception:  # a crash must not look like exit code 1, a regression
+        traceback.print_exc()
+        return CRASHED
+
+
+def check_regression(
+    baseline: str | Path,
+    candidate: str | Path,
+    asked: Asked | None = None,
+    *,
+    output: Path | None = None,
+) -> int:
+    """Compare two results, tell, and give the exit code: 0, or 1 where the candidate is worse.
+
+    Args:
+        baseline: a result folder, ``summary.csv``, history, or ``FILE#RUN_ID``.
+        candidate: the same.
+        asked: form and limits.
+        output: where ``regression.md``, ``regression*.csv`` and ``junit.xml`` go, if anywhere.
+
+    Raises:
+        UsageError: the two cannot be compared, or a file cannot be read or written. What could
+            not be compared is an error in ``junit.xml`` and in the step summary as well.
+    """
+    from eval.gate import DEFAULTS, compare
+    from eval.regression_report import csv_files, junit, markdown, text
+    from eval.results import read_result
+
+    sources = str(baseline), str(candidate)
+    try:
+        after = read_result(candidate)
+        own = {row.run_id for row in after.rows.values()}
+        comparisons = compare(read_result(baseline, skip_runs=own), after, asked or DEFAULTS)
+    except UsageError as error:
+        _write(output, {"junit.xml": junit([], error)})
+        _append_step_summary(f"## Accuracy: not compared\n\n```text\n{error}\n```\n")
+        raise
+    report = markdown(comparisons, sources)
+    print(text(comparisons, sources))
+    _write(
+        output,
+        {"regression.md": report, "junit.xml": junit(comparisons), **csv_files(comparisons)},
+    )
+    _append_step_summary(report)
+    return REGRESSED if any(row.regressed for row in comparisons) else 0
+
+
+def check_baseline(baseline: str | Path, variant: str, preprocess: str) -> None:
+    """Before hours are spent on a run: can it be compared with this baseline at all?
+
+    Raises:
+        UsageError: there is no such baseline, it is damaged, or of another variant or
+            preprocessing.
+    """
+    from eval.results import read_result
+
+    rows = [row for row in read_result(baseline).rows.values() if row.variant == variant]
+    if not rows or any(row.preprocess != preprocess for row in rows):
+        raise UsageError(
+            f"--baseline {baseline} has no run of {variant} with --preprocess {preprocess}"
+            + (f" but with {rows[0].preprocess}." if rows else ".")
+        )
+
+
+def accept(candidate: str | Path, folder: Path) -> None:
+    """Make a result the baseline: keep what a comparison needs, fit to be committed.
+
+    The predictions are kept as text and without probabilities, so that a later change of the
+    baseline shows which images it concerns.
+
+    Raises:
+        UsageError: the candidate is no intact result folder, or has unreadable images.
+    """
+    import pandas as pd
+
+    from eval.output import write_atomically
+    from eval.results import PREDICTIONS, SUMMARY, read_result
+
+    source = Path(candidate)
+    if not source.is_dir() or source.resolve() == folder.resolve():
+        raise UsageError(f"--accept needs a result folder; {candidate} is none, or is {folder}.")
+    result = read_result(source)
+    if any(row.bad_images for row in result.rows.values()):
+        raise UsageError(f"{candidate} has unreadable images: it cannot be a baseline.")
+    write_atomically(folder / SUMMARY, (source / SUMMARY).read_text(encoding="utf-8"))
+    if result.predictions:
+        columns = {"path": result.predictions.paths, "label": result.predictions.labels}
+        for form, rank in result.predictions.rank.items():
+            columns |= {f"{form}_rank": rank, f"{form}_top1": result.predictions.top1[form]}
+        write_atomically(folder / PREDICTIONS, pd.DataFrame(columns).to_csv(index=False))
+    else:
+        (folder / PREDICTIONS).unlink(missing_ok=True)
+    print(f"{folder} is {candidate} now. Look at what has changed, and commit it.")
+
+
+def _write(output: Path | None, files: Mapping[str, str]) -> None:
+    if output:
+        from eval.output import write_atomically
+
+        for name, content in files.items():
+            write_atomically(output / name, content)
+
+
+def _append_step_summary(report: str) -> None:
+    """What GitHub shows on the page of a workflow run."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        try:
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(report + "\n")
+        except OSError as error:
+            raise UsageError(f"$GITHUB_STEP_SUMMARY {path}: {error.strerror}.") from error
+
+
+def _limit(option: str, value: str | None) -> Limit | None:
+    from eval.gate import Limit
+
+    try:
+        return None if value is None else Limit.parse(value)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}.") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.regression",
+        description="Compare two results on the same images, and fail if the second is worse.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--baseline", required=True, metavar="A", help="what was")
+    add("--candidate", required=True, metavar="B", help="what is")
+    add("--form", metavar="F", help="only this form; F:G is F of the baseline with G of B")
+    add("--max-drop-top1", metavar="LIMIT", help="images (5) or points (0.05pp)")
+    add("--max-drop-top5", metavar="LIMIT", help="the same for top-5")
+    add(
+        "--max-flips",
+        type=_natural,
+        metavar="N",
+        help="images whose best class may change, other than from wrong to right",
+    )
+    add("--allow-other-weights", action="store_true", help="compare other or unknown weights")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="for regression.md, regression.csv, regression_flips.csv, regression_classes.csv "
+        "and junit.xml",
+    )
+    add(
+        "--accept", action="store_true", help="compare nothing: keep B as the baseline, in folder A"
+    )
+    return parser
+
+
+def _natural(value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        raise argparse.ArgumentTypeError(f"{value!r} is no number of images")
+    return int(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,355 @@
+"""Finished runs read back from their files, and checked as if a stranger had written them.
+
+Whatever is damaged, cut off or contradicts itself is refused: a gate that guesses what a file
+meant is no gate.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.errors import UsageError
+from eval.labels import CLASSES, examples, image_key
+from eval.metrics import percent
+
+SUMMARY_COLUMNS: tuple[str, ...] = (  # in the contract's order and words
+    *("run_id", "started_at", "variant", "form", "backend", "device", "precision", "preprocess"),
+    *("images", "images_expected", "bad_images", "top1_correct", "top5_correct", "top1", "top5"),
+    *("top1_ci_low", "top1_ci_high", "reference_top1", "reference_top5", "reference_source"),
+    *("delta_top1", "delta_top5", "tolerance", "verdict", "nll", "max_abs_logit_diff"),
+    *("prediction_flips", "images_per_second", "seconds", "params", "macs", "weights"),
+    *("weights_sha256", "dataset_sha256", "torch", "torchvision", "timm", "git_commit", "command"),
+)
+SUMMARY = "summary.csv"
+PREDICTIONS = "predictions.csv"
+
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of ``summary.csv`` or of a history: one form of one run.
+
+    Attributes:
+        started_at: with a time zone.
+        images, images_expected, bad_images, top1_correct, top5_correct: counts of images.
+        weights_sha256: empty where the weights are unknown.
+        cells: every column as it is written.
+    """
+
+    run_id: str
+    started_at: datetime
+    variant: str
+    form: str
+    preprocess: str
+    images: int
+    images_expected: int
+    bad_images: int
+    top1_correct: int
+    top5_correct: int
+    verdict: str
+    weights_sha256: str
+    dataset_sha256: str
+    cells: Mapping[str, str]
+
+    def correct(self, k: int) -> int:
+        """Images whose label is among the k best, for k = 1 or 5."""
+        return {1: self.top1_correct, 5: self.top5_correct}[k]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """``predictions.csv``: what each form answered to each image.
+
+    Attributes:
+        paths: the images, in the order of the file.
+        labels: int64 (N,).
+        rank: form to int64 (N,), classes before the label; -1 for an image that was not read.
+        top1: form to int64 (N,), best class; -1 likewise.
+    """
+
+    paths: tuple[str, ...]
+    labels: NDArray[np.int64]
+    rank: Mapping[str, NDArray[np.int64]]
+    top1: Mapping[str, NDArray[np.int64]]
+
+    def keys(self) -> list[str]:
+        """What each image is called in every layout; whole paths where names are not unique."""
+        keys = [image_key(path) for path in self.paths]
+        return keys if len(set(keys)) == len(keys) else list(self.paths)
+
+    def correct(self, form: str, k: int) -> NDArray[np.bool_]:
+        """Whether the label is among the k best; bool (N,)."""
+        rank = self.rank[form]
+        right: NDArray[np.bool_] = (rank >= 0) & (rank < k)
+        return right
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run, or the latest ones of a history.
+
+    Attributes:
+        source: as the user named it.
+        rows: (variant, form) to its row.
+        predictions: of all forms, where the folder has them.
+    """
+
+    source: str
+    rows: Mapping[tuple[str, str], Row]
+    predictions: Predictions | None = None
+
+
+def read_result(source: str | Path, *, skip_runs: Iterable[str] = ()) -> Result:
+    """Read a result.
+
+    Args:
+        source: a result folder (with its predictions, where it has them), a ``summary.csv`` or a
+            history (figures only). ``FILE#RUN_ID`` is one run of a history; without it, the
+            latest row of each variant and form.
+        skip_runs: runs that are not the latest one: the one that is being compared.
+
+    Raises:
+        UsageError: there is no such result, or its files are damaged.
+    """
+    path, run_id = _split_source(str(source))
+    if path.is_dir():
+        return _read_folder(str(source), path)
+    rows = read_rows(path)
+    if run_id:
+        rows = [row for row in rows if row.run_id == run_id]
+        if not rows:
+            raise UsageError(
+                f"{path} has no run {run_id}.\nList its runs with: python -m eval.history {path}"
+            )
+    else:
+        skip = set(skip_runs)
+        rows = [row for row in rows if row.run_id not in skip]
+        if not rows:
+            raise UsageError(f"{path} holds no run but the one that is compared with it.")
+    # sorted() is stable: of two rows of the same second, the one further down is the latest.
+    latest = {(row.variant, row.form): row for row in sorted(rows, key=lambda r: r.started_at)}
+    return Result(str(source), latest)
+
+
+def _split_source(source: str) -> tuple[Path, str]:
+    """``FILE#RUN_ID`` in two; a ``#`` that is part of an existing path is left alone."""
+    path, separator, run_id = source.rpartition("#")
+    if not separator or Path(source).exists():
+        path, run_id = source, ""
+    if not Path(path).exists():
+        raise UsageError(
+            f"{path}: there is no such result.\n"
+            "Name a result folder, a summary.csv, or a history as FILE or FILE#RUN_ID."
+        )
+    if run_id and Path(path).is_dir():
+        raise UsageError(f"{source}: a folder holds one run; #{run_id} is for a history file.")
+    return Path(path), run_id
+
+
+def _read_folder(source: str, folder: Path) -> Result:
+    rows = read_rows(folder / SUMMARY)
+    keys = [(row.variant, row.form) for row in rows]
+    if len({row.run_id for row in rows}) > 1 or len(set(keys)) < len(keys):
+        raise UsageError(
+            f"{folder / SUMMARY} holds more than one run.\n"
+            "A history is named as a file: FILE, or FILE#RUN_ID for one of its runs."
+        )
+    path = folder / PREDICTIONS
+    predictions = read_predictions(path) if path.exists() else None
+    if predictions:
+        for row in rows:
+            _check_counts(path, row, predictions)
+    return Result(source, dict(zip(keys, rows, strict=True)), predictions)
+
+
+def _check_counts(path: Path, row: Row, predictions: Predictions) -> None:
+    """A summary and the predictions beside it must be of the same run."""
+    if row.form not in predictions.rank:
+        raise UsageError(f"{path} has no columns of the form {row.form!r}, which {SUMMARY} lists.")
+    counted = [len(predictions.paths)]
+    counted += [int(predictions.correct(row.form, k).sum()) for k in (1, 5)]
+    written = [row.images, row.top1_correct, row.top5_correct]
+    if counted != written:
+        raise UsageError(
+            f"{path} counts {counted[1]}/{counted[2]} of {counted[0]} images right ({row.form}), "
+            f"its {SUMMARY} says {written[1]}/{written[2]} of {written[0]}.\n"
+            "They are of different runs, or one of them is damaged."
+        )
+
+
+def read_rows(path: Path, *, drop_unfinished: bool = False) -> list[Row]:
+    """Rows of a ``summary.csv`` or a history, in the order of the file.
+
+    Args:
+        path: the file.
+        drop_unfinished: leave a last row out that its writer did not finish.
+
+    Raises:
+        UsageError: it cannot be read, or is no such file, or is damaged.
+    """
+    header, rows = _read_csv(path, drop_unfinished=drop_unfinished)
+    missing = [name for name in SUMMARY_COLUMNS if name not in header]
+    if missing:
+        raise UsageError(
+            f"{path} is no summary or history of eval.imagenet: it has no column "
+            f"{examples(missing)}."
+        )
+    if not rows:
+        raise UsageError(f"{path} holds no runs.")
+    return [
+        _row(dict(zip(header, cells, strict=True)), f"{path}, row {number}")
+        for number, cells in enumerate(rows, 1)
+    ]
+
+
+def _row(cells: dict[str, str], where: str) -> Row:
+    def count(name: str) -> int:
+        return _integers([cells[name]], f"{where}, {name}", 0)[0]
+
+    try:
+        started_at = datetime.fromisoformat(cells["started_at"])
+    except ValueError:
+        raise _damaged(f"{where}, started_at", cells["started_at"], "no date and time") from None
+    if started_at.tzinfo is None:
+        raise _damaged(f"{where}, started_at", cells["started_at"], "without its time zone")
+    for name in ("run_id", "variant", "form", "preprocess", "verdict"):
+        if not cells[name]:
+            raise _damaged(f"{where}, {name}", "", "empty")
+    for name in ("weights_sha256", "dataset_sha256"):
+        if not _SHA256.fullmatch(cells[name]) and (cells[name] or name == "dataset_sha256"):
+            raise _damaged(f"{where}, {name}", cells[name], "no SHA-256")
+    row = Row(
+        run_id=cells["run_id"],
+        started_at=started_at,
+        variant=cells["variant"],
+        form=cells["form"],
+        preprocess=cells["preprocess"],
+        images=count("images"),
+        images_expected=count("images_expected"),
+        bad_images=count("bad_images"),
+        top1_correct=count("top1_correct"),
+        top5_correct=count("top5_correct"),
+        verdict=cells["verdict"],
+        weights_sha256=cells["weights_sha256"],
+        dataset_sha256=cells["dataset_sha256"],
+        cells=cells,
+    )
+    if not 0 <= row.top1_correct <= row.top5_correct <= row.images or row.images == 0:
+        raise _damaged(
+            where,
+            f"{row.top1_correct} and {row.top5_correct} of {row.images}",
+            "no counts of top-1, top-5 and images",
+        )
+    for k in (1, 5):
+        name = f"top{k}"
+        try:
+            matches = abs(float(cells[name]) - percent(row.correct(k), row.images)) < 1e-6
+        except ValueError:
+            matches = False
+        if not matches:
+            raise _damaged(f"{where}, {name}", cells[name], "not what its counts say")
+    return row
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a ``predictions.csv``; only the label, rank and best class of each image are needed.
+
+    Raises:
+        UsageError: it cannot be read, or is no such file, or is damaged.
+    """
+    header, rows = _read_csv(path)
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
+    forms = [name.removesuffix("_rank") for name in header if name.endswith("_rank")]
+    needed = ["path", "label", *(f"{form}_top1" for form in forms)]
+    missing = [name for name in needed if name not in header]
+    if not rows or not forms or missing:
+        what = f"no column {examples(missing)}" if missing else "no forms" if rows else "no rows"
+        raise UsageError(f"{path} is no predictions.csv of eval.imagenet: it has {what}.")
+    paths = columns["path"]
+    if twice := [name for name, number in Counter(paths).items() if number > 1]:
+        raise UsageError(f"{path} names images more than once: {examples(twice)}.")
+
+    def numbers(name: str, low: int, limit: int) -> NDArray[np.int64]:
+        values = np.array(_integers(columns[name], f"{path}, {name}", low), dtype=np.int64)
+        if (values >= limit).any():
+            row = int(np.argmax(values >= limit))
+            raise _damaged(f"{path}, {name}", columns[name][row], f"not below {limit}")
+        return values
+
+    labels = numbers("label", 0, CLASSES)
+    rank = {form: numbers(f"{form}_rank", -1, CLASSES) for form in forms}
+    top1 = {form: numbers(f"{form}_top1", -1, CLASSES) for form in forms}
+    for form in forms:
+        if ((rank[form] == 0) != (top1[form] == labels)).any():
+            row = int(np.argmax((rank[form] == 0) != (top1[form] == labels)))
+            raise UsageError(
+                f"{path} contradicts itself: {paths[row]} has {form}_rank {rank[form][row]}, "
+                f"{form}_top1 {top1[form][row]} and label {labels[row]}."
+            )
+    return Predictions(paths, labels, rank, top1)
+
+
+def _integers(cells: Sequence[str], where: str, low: int) -> list[int]:
+    """Whole numbers from `low`; with a `low` of -1 an empty cell, which has none, is -1."""
+    values = []
+    for cell in cells:
+        if not cell and low < 0:
+            values.append(-1)
+        elif _INTEGER.fullmatch(cell) and int(cell) >= low:
+            values.append(int(cell))
+        else:
+            raise _damaged(where, cell, f"no whole number from {low}")
+    return values
+
+
+def _damaged(where: str, found: str, reason: str) -> UsageError:
+    return UsageError(f"{where}: {found[:80]!r} is {reason}. The file is damaged or was edited.")
+
+
+def _read_csv(path: Path, *, drop_unfinished: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file whose every row is whole."""
+    try:
+        data = path.read_bytes()
+        end = finished_length(data)
+        if end < len(data) and not drop_unfinished:
+            raise UsageError(f"{path} is cut off: its last line has no end.")
+        text = data[:end].decode("utf-8-sig")
+        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    except ValueError:
+        raise UsageError(f"{path} is empty.") from None
+    if len(set(header)) < len(header):
+        twice = [name for name, number in Counter(header).items() if number > 1]
+        raise UsageError(f"{path} has more than one column {examples(twice)}.")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise UsageError(
+                f"{path}, row {number} has {len(row)} of {len(header)} columns. The file is "
+                "damaged or was edited."
+            )
+    return header, rows
+
+
+def finished_length(data: bytes) -> int:
+    """How much of a CSV file is whole rows: up to the last line end outside of quotes."""
+    end = len(data)
+    while end := data.rfind(b"\n", 0, end) + 1:
+        if data.count(b'"', 0, end) % 2 == 0:
+            return end
+        end -= 1
+    return 0

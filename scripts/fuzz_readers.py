@@ -1,0 +1,195 @@
+"""Damage small val sets and lists of labels at random and open them: only `DataError` may come out.
+
+    python scripts/fuzz_readers.py [NUMBER]
+
+opens NUMBER (10000) damaged inputs of each kind and prints what became of them. The test suite
+does the same with fewer (tests/test_layouts_fuzz.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import io
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pyarrow
+import pyarrow.parquet
+from fuzz_weights import damaged
+from hypothesis import strategies as st
+
+from eval.classes import imagenet_classes
+from eval.errors import DataError
+from eval.labels import official_key, official_labels, official_number
+from eval.valset import open_valset
+
+IMAGES = 6
+BLOCK = 512  # bytes, of a tar
+CHECKSUM = slice(148, 156)
+
+
+def content(number: int) -> bytes:
+    """Bytes that stand for an image; nothing here decodes them."""
+    return f"image {number}".encode() * number
+
+
+def synset(number: int) -> str:
+    """The class of official image `number`."""
+    return imagenet_classes()[official_labels()[number - 1]].synset
+
+
+def name_list() -> bytes:
+    """A `name index` list."""
+    rows = [
+        f"val/{official_key(number)}.JPEG {official_labels()[number - 1]}\n"
+        for number in range(1, 40)
+    ]
+    return "".join(rows).encode()
+
+
+def ground_truth() -> bytes:
+    """A devkit's file in a numbering of 1..1000."""
+    return "".join(f"{(label + 371) % 1000 + 1}\n" for label in official_labels()).encode()
+
+
+def solution() -> bytes:
+    """Kaggle's CSV."""
+    rows = [f"{official_key(n)},{synset(n)} 1 2 3 4 {synset(n)} 5 6 7 8 \n" for n in range(1, 40)]
+    return "".join(["ImageId,PredictionString\n", *rows]).encode()
+
+
+def tar(kind: int, folders: bool) -> bytes:
+    """A tar of some format of `tarfile`, with long names and a hard link in it."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=kind) as archive:
+        for number in range(1, IMAGES + 1):
+            folder = f"{'v' * 120}/{synset(number)}/" if folders else ""
+            member = tarfile.TarInfo(f"{folder}{official_key(number)}.JPEG")
+            member.size = len(content(number))
+            archive.addfile(member, io.BytesIO(content(number)))
+        link = tarfile.TarInfo(member.name.replace("00006", "00007"))
+        link.type, link.linkname = tarfile.LNKTYPE, member.name
+        if not folders:
+            archive.addfile(link)
+    return file.getvalue()
+
+
+def parquet() -> bytes:
+    """A shard of two row groups."""
+    images = [{"bytes": content(n), "path": f"{official_key(n)}.JPEG"} for n in range(1, 7)]
+    table = pyarrow.table({"image": images, "label": list(official_labels()[:IMAGES])})
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(table, file, row_group_size=3)
+    return file.getvalue()
+
+
+@st.composite
+def damaged_tar(draw: st.DrawFn, data: bytes) -> bytes:
+    """Damage, and in half of the cases headers whose checksums are right all the same."""
+    result = bytearray(draw(damaged(data)))
+    if draw(st.booleans()):
+        for start in range(0, len(result) - BLOCK + 1, BLOCK):
+            header = result[start : start + BLOCK]
+            if header[257:262] == b"ustar":
+                header[CHECKSUM] = b" " * 8
+                header[CHECKSUM] = b"%06o\0 " % sum(header)
+                result[start : start + BLOCK] = header
+    return bytes(result)
+
+
+Inputs = dict[str, tuple[bytes, Callable[[bytes], st.SearchStrategy[bytes]]]]
+
+
+def inputs() -> Inputs:
+    """A small valid input of each kind, and how it is damaged."""
+    return {
+        "name list": (name_list(), damaged),
+        "ground truth": (ground_truth(), damaged),
+        "Kaggle solution": (solution(), damaged),
+        "tar, ustar": (tar(tarfile.USTAR_FORMAT, folders=False), damaged_tar),
+        "tar, GNU": (tar(tarfile.GNU_FORMAT, folders=True), damaged_tar),
+        "tar, pax": (tar(tarfile.PAX_FORMAT, folders=True), damaged_tar),
+        "parquet": (parquet(), damaged),
+    }
+
+
+def outcome(root: Path, labels: Path | None) -> str:
+    """Open a val set and read all of it; "read" or "refused". All else is a defect, and raised."""
+    try:
+        valset = open_valset(root, labels)
+        contents = [valset.read(sample.path) for sample in valset.samples]
+    except DataError as error:
+        lines = str(error).split("\n")
+        assert len(lines) == 2, lines
+        assert all(line.isprintable() for line in lines), lines
+        return "refused"
+    assert contents
+    assert all(type(data) is bytes for data in contents)
+    # Names are official here, so that no damage to labels may get through.
+    for sample in valset.samples:
+        number = official_number(sample.path)
+        assert number is None or sample.label == official_labels()[number - 1]
+    return "read"
+
+
+def fuzz(kind: str, examples: int, folder: Path) -> collections.Counter[str]:
+    """Open `examples` damaged inputs of a kind; counts by outcome."""
+    data, strategy = inputs()[kind]
+    counts: collections.Counter[str] = collections.Counter()
+    flat = folder / "flat"
+    flat.mkdir(exist_ok=True)
+    for number in range(1, IMAGES + 1):
+        (flat / f"{official_key(number)}.JPEG").write_bytes(content(number))
+    path = folder / "damaged"
+    is_valset = kind.startswith(("tar", "parquet"))
+    root, labels = (path, None) if is_valset else (flat, path)
+    path.write_bytes(data)
+    assert outcome(root, labels) == "read", f"the undamaged {kind}"
+
+    @hypothesis.settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(strategy(data))
+    def read(damaged_data: bytes) -> None:
+        path.write_bytes(damaged_data)
+        counts[outcome(root, labels)] += 1
+
+    read()
+    return counts
+
+
+def main() -> None:
+    """Fuzz every kind, and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("number", nargs="?", type=int, default=10_000, help="inputs of each kind")
+    parser.add_argument("--only", choices=list(inputs()), help="one kind")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in [args.only] if args.only else inputs():
+            start = time.perf_counter()
+            counts = fuzz(kind, args.number, Path(folder))
+            seconds = time.perf_counter() - start
+            print(
+                f"{kind:16} {counts.total():6} inputs: {counts['refused']} refused, "
+                f"{counts['read']} read, nothing else; {seconds:.0f} s",
+                flush=True,
+            )
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(f"peak memory {peak / 2**20:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

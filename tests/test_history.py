@@ -1,0 +1,266 @@
+"""Histories: no row is lost or mixed, whoever writes or dies; and the trend that is read off."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_results import HEADER, ranks, sha256, summary_row, write_rows
+
+from eval import history
+from eval.errors import UsageError
+from eval.history import append_history, read_history, trend
+from eval.results import read_rows
+
+
+def run_ids(path: Path) -> list[str]:
+    return [row.run_id for row in read_rows(path)]
+
+
+def summary(folder: Path, run_id: str, **cells: object) -> Path:
+    return write_rows(folder / f"{run_id}.csv", [summary_row(ranks(60), run_id=run_id, **cells)])
+
+
+def test_rows_are_kept_word_for_word(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "history.csv"
+    rows = [summary_row(ranks(60), form) for form in ("unfused", "reparameterized")]
+    source = write_rows(tmp_path / "summary.csv", rows)
+    append_history(path, source)
+    assert path.read_text() == source.read_text()
+    append_history(path, summary(tmp_path, "second"))
+    lines = path.read_text().splitlines()
+    assert lines[:3] == source.read_text().splitlines()
+    assert run_ids(path) == ["base-1", "base-1", "second"]
+    assert sum(line.startswith("run_id") for line in lines) == 1
+
+
+def test_a_result_can_be_added_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "history.csv"
+    write_rows(tmp_path / "run" / "summary.csv", [summary_row(ranks(60), run_id="folder")])
+    assert history.main([str(path), "--add", str(tmp_path / "run")]) == 0
+    assert history.main([str(path), "--add", str(summary(tmp_path, "file"))]) == 0
+    assert run_ids(path) == ["folder", "file"]
+    assert "base, unfused: 2 runs" in capsys.readouterr().out
+    assert history.main([str(path), "--add", str(tmp_path)]) == 2
+    assert f"{tmp_path / 'summary.csv'}: there is no such file" in capsys.readouterr().err
+
+
+def test_concurrent_writers_lose_and_mix_nothing(tmp_path: Path) -> None:
+    """8 processes add 25 runs of two rows each to a file that none of them has seen before."""
+    code = """
+import sys, time
+from pathlib import Path
+from eval.history import append_history
+folder, writer = Path(sys.argv[1]), sys.argv[2]
+(folder / f"ready{writer}").touch()
+while not (folder / "go").exists():
+    time.sleep(0.005)
+for number in range(25):
+    append_history(folder / "history.csv", folder / writer / f"{writer}-{number}.csv")
+"""
+    for writer in range(8):
+        for number in range(25):
+            run = f"{writer}-{number}"
+            rows = [summary_row(ranks(60), form, run_id=run, command="x" * 3000) for form in "uf"]
+            write_rows(tmp_path / str(writer) / f"{run}.csv", rows)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(writer)]) for writer in range(8)]
+    while len(list(tmp_path.glob("ready*"))) < 8:
+        assert all(writer.poll() is None for writer in writers)
+    (tmp_path / "go").touch()
+    assert [writer.wait(timeout=60) for writer in writers] == [0] * 8
+
+    found = [(row.run_id, row.form) for row in read_rows(tmp_path / "history.csv")]
+    assert len(found) == 400
+    expected = [(f"{writer}-{number}", form)
+                for writer in range(8) for number in range(25) for form in "uf"]  # fmt: skip
+    assert sorted(found) == sorted(expected)
+    for writer in range(8):  # each in its own order, both rows of a run side by side
+        assert [row for row in found if row[0].startswith(f"{writer}-")] == [
+            row for row in expected if row[0].startswith(f"{writer}-")
+        ]
+    assert all(found[i][0] == found[i + 1][0] for i in range(0, 400, 2))
+    assert (tmp_path / "history.csv").read_text().count("run_id") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is of POSIX")
+def test_a_killed_writer_leaves_no_lock_and_no_half_row(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    append_history(path, summary(tmp_path, "first"))
+    code = """
+import os, signal, sys
+from pathlib import Path
+from filelock import FileLock
+with FileLock(sys.argv[1] + ".lock"), Path(sys.argv[1]).open("ab") as file:
+    file.write(b'second,2026-01-02T03:04:05+00:00,base,"half')
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code, str(path)], timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert b"half" in path.read_bytes()
+    assert [row.run_id for row in read_history(path)["base", "unfused"]] == ["first"]
+    append_history(path, summary(tmp_path, "third"))
+    assert run_ids(path) == ["first", "third"]
+    assert b"half" not in path.read_bytes()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(st.data())
+def test_whatever_a_killed_writer_leaves_is_repaired(tmp_path: Path, data: st.DataObject) -> None:
+    """A history cut at any byte keeps its whole rows, and takes the next one."""
+    source = summary(tmp_path, "next")
+    rows = [summary_row(ranks(60), run_id=run, command='a "b, c"') for run in ("a", "b")]
+    path = write_rows(tmp_path / "cut.csv", rows)
+    whole = path.read_bytes()
+    cut = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(whole[:cut])
+    append_history(path, source)
+    complete = max(0, whole[:cut].count(b"\n") - 1)
+    assert run_ids(path) == [*["a", "b"][:complete], "next"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("date,top1\n2026,77.04\n", "has other columns"),
+        (",".join(HEADER[:-1]) + "\n", "has other columns"),
+        (",".join([*HEADER, "note"]) + "\n", "has other columns"),
+        ("a letter to nobody", "has other columns"),
+        ("a letter\nof two lines\n", "has other columns"),
+        ("\n" * 3, "has other columns"),
+        (",".join(HEADER) + '\n"a\nb\n', "a quotation mark is open from byte"),
+    ],
+)
+def test_a_file_that_is_no_history_is_left_alone(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        append_history(path, summary(tmp_path, "next"))
+    assert str(path) in str(caught.value)
+    assert path.read_text() == content
+
+
+def test_a_history_that_a_spreadsheet_has_saved_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    saved = summary(tmp_path, "first").read_text().replace("\n", "\r\n")
+    path.write_bytes(b"\xef\xbb\xbf" + saved.encode())
+    append_history(path, summary(tmp_path, "next"))
+    assert run_ids(path) == ["first", "next"]
+
+
+def test_what_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    source = summary(tmp_path, "next")
+    for path in (tmp_path, source / "history.csv"):
+        with pytest.raises(UsageError, match="cannot be written"):
+            append_history(path, source)
+    with pytest.raises(UsageError, match="no such file"):
+        append_history(tmp_path / "history.csv", tmp_path / "nothing.csv")
+    assert not (tmp_path / "history.csv").exists()
+
+
+# --- The trend
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Four runs of base, of which one is on other images and one with other weights; and small."""
+
+    def row(day: int, right: int, **cells: object) -> dict[str, object]:
+        started = f"2026-01-{day:02d}T01:00:00+02:00"
+        return summary_row(ranks(right), started_at=started, run_id=f"r{day}", **cells)
+
+    other = summary_row(ranks(50), "fused", run_id="r9", started_at="2026-01-09T00:00:00+00:00",
+                        images_per_second="")  # fmt: skip
+    return write_rows(
+        tmp_path / "history.csv",
+        [
+            row(3, 63, weights_sha256=sha256("new")),
+            row(1, 60),
+            row(2, 90, dataset_sha256=sha256("others")),
+            row(4, 61, weights_sha256=sha256("new")),
+            row(5, 40, variant="small"),
+            other,
+        ],
+    )
+
+
+TREND = """\
+base, unfused: 4 runs
+started (UTC)    preprocess   images   top-1  change   top-5  change   img/s  verdict      run
+2025-12-31 23:00 torchvision     100  60.000          70.000            15.9  PARTIAL      r1
+2026-01-01 23:00 torchvision     100  90.000         100.000            15.9  PARTIAL      r2
+2026-01-02 23:00 torchvision     100  63.000     +3*  73.000     +3*    15.9  PARTIAL      r3
+2026-01-03 23:00 torchvision     100  61.000     -2   71.000     -2     15.9  PARTIAL      r4
+
+base, fused: 1 run
+started (UTC)    preprocess   images   top-1  change   top-5  change   img/s  verdict      run
+2026-01-09 00:00 torchvision     100  50.000          60.000                  PARTIAL      r9
+"""
+
+
+def test_the_trend_by_hand(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert history.main([str(path), "--variant", "base"]) == 0
+    assert capsys.readouterr().out == TREND
+
+
+def test_filters(path: Path) -> None:
+    assert list(read_history(path)) == [
+        ("base", "unfused"),
+        ("small", "unfused"),
+        ("base", "fused"),
+    ]
+    assert list(read_history(path, form="fused")) == [("base", "fused")]
+    assert trend(read_history(path, "small")).startswith("small, unfused: 1 run\n")
+    with pytest.raises(UsageError, match="It has: base unfused, small unfused, base fused"):
+        read_history(path, "large")
+
+
+def test_the_trend_is_drawn(path: Path, tmp_path: Path) -> None:
+    assert history.main([str(path), "--plot", str(tmp_path / "new" / "trend.svg")]) == 0
+    drawn = (tmp_path / "new" / "trend.svg").read_text()
+    for text in ("base", "small", "unfused, torchvision, 100 images", "reported 77.04"):
+        assert f">{text}</text>" in drawn
+    assert history.main([str(path), "--plot", str(tmp_path / "trend.png")]) == 0
+    assert (tmp_path / "trend.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("trend.pdf", "name a .png or .svg"), ("no/trend.svg", "be written")]
+)
+def test_a_plot_that_cannot_be_is_an_error(
+    path: Path, name: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "no").touch()
+    assert history.main([str(path), "--plot", str(tmp_path / name)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "base, unfused: 4 runs" in captured.out
+
+
+def test_what_cannot_be_read_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert history.main([str(tmp_path / "nothing.csv")]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+
+def test_a_reader_may_leave_early(path: Path) -> None:
+    shown = subprocess.Popen(
+        [sys.executable, "-m", "eval.history", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert shown.stdout is not None
+    assert shown.stderr is not None
+    shown.stdout.close()
+    assert shown.stderr.read() == b""
+    shown.stderr.close()
+    assert shown.wait() == 0

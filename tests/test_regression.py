@@ -1,0 +1,730 @@
+"""The gate: what regressed fails, what is not comparable is refused, and all of it is told."""
+
+from __future__ import annotations
+
+import csv
+import math
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import jpeg
+from hypothesis import given
+from hypothesis import strategies as st
+from small_results import (
+    IMAGES,
+    image_names,
+    labels_of,
+    ranks,
+    sha256,
+    summary_row,
+    write_result,
+    write_rows,
+)
+
+from eval import gate, regression, regression_report, score
+from eval.classes import imagenet_classes
+from eval.errors import UsageError
+from eval.gate import Asked, Limit, compare, mcnemar, pair
+from eval.preprocess import crop_torchvision
+from eval.results import Predictions, Result, Row
+
+
+@pytest.fixture(autouse=True)
+def _no_step_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+
+
+@pytest.fixture
+def gate_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run the command line on the folders a and b: exit code, and what it printed."""
+
+    def run(*options: str, baseline: str = "a", candidate: str = "b") -> tuple[int, str]:
+        sides = ["--baseline", str(tmp_path / baseline), "--candidate", str(tmp_path / candidate)]
+        code = regression.main([*sides, *options])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+def two(tmp_path: Path, before: np.ndarray, after: np.ndarray, **cells: object) -> None:
+    """Result folders a and b; `cells` are of b."""
+    write_result(tmp_path / "a", before)
+    write_result(tmp_path / "b", after, **({"run_id": "base-2"} | cells))
+
+
+# --- Arithmetic
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "p"),
+    [
+        (0, 0, 1.0),
+        (1, 1, 1.0),
+        (5, 0, 2 / 32),
+        (0, 6, 2 / 64),
+        (2, 10, 2 * (1 + 12 + 66) / 4096),
+        (10, 2, 2 * (1 + 12 + 66) / 4096),
+        (3, 4, 1.0),  # 2 * 64 / 128
+    ],
+)
+def test_mcnemar_by_hand(lost: int, gained: int, p: float) -> None:
+    assert mcnemar(lost, gained) == p
+
+
+def test_mcnemar_is_the_binomial_test() -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is the second opinion")
+
+    @given(st.integers(0, 400), st.integers(0, 400))
+    def check(lost: int, gained: int) -> None:
+        expected = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1
+        assert mcnemar(lost, gained) == pytest.approx(expected, rel=1e-9)
+
+    check()
+
+
+def test_mcnemar_of_thousands() -> None:
+    """Beyond what floats hold; compared with the normal approximation with its correction."""
+    z = (3100 - 2900 - 1) / 6000**0.5
+    assert mcnemar(3100, 2900) == pytest.approx(math.erfc(z / 2**0.5), rel=0.01)
+    assert 0 <= mcnemar(20_000, 0) < 1e-300
+
+
+@pytest.mark.parametrize(
+    ("text", "total", "images", "shown"),
+    [
+        ("5", 50_000, 5, "5 images"),
+        ("0", 50_000, 0, "0 images"),
+        ("0.05pp", 50_000, 25, "0.05pp, 25 images"),
+        ("1pp", 400, 4, "1pp, 4 images"),
+        ("0.1pp", 400, Fraction(2, 5), "0.1pp, 0.4 images"),
+        ("0.58pp", 50_000, 290, "0.58pp, 290 images"),  # in floats 289.99999999999994
+    ],
+)
+def test_limits_in_images_and_points(text: str, total: int, images: Fraction, shown: str) -> None:
+    assert Limit.parse(text).images(total) == images
+    assert Limit.parse(text).shown(total) == shown
+
+
+@pytest.mark.parametrize("text", ["", "-5", "5.5", "5%", "0.05 pp", "pp", "1e3", "five", "٣"])
+def test_other_limits_are_refused(
+    text: str, tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    two(tmp_path, ranks(60), ranks(60))
+    code, told = gate_run(f"--max-drop-top1={text}")
+    assert code == 2
+    assert "neither images (5) nor points (0.05pp)" in told
+
+
+# --- Gates
+
+
+def _moved(right: int, near: int = 10, *, losses: int = 0, gains: int = 0) -> np.ndarray:
+    """Of ranks(), the first right ones are lost and the last wrong ones gained."""
+    rank = ranks(right, near)
+    rank[:losses] = 2
+    rank[IMAGES - gains :] = 0
+    return rank
+
+
+@pytest.mark.parametrize(
+    ("after", "options", "failed"),
+    [
+        (ranks(60), (), ""),
+        (_moved(60, losses=5), (), ""),
+        (_moved(60, losses=6), (), "top-1; base, unfused: flips"),
+        (_moved(60, losses=6), ("--max-flips", "6"), "top-1"),
+        (_moved(60, losses=6), ("--max-flips", "6", "--max-drop-top1", "6"), ""),
+        (_moved(60, losses=6), ("--max-flips", "6", "--max-drop-top1", "6pp"), ""),
+        (_moved(60, losses=6), ("--max-flips", "6", "--max-drop-top1", "5.9pp"), "top-1"),
+        (_moved(60, losses=1), ("--max-drop-top1", "0"), "top-1"),
+        (_moved(60, losses=1), ("--max-flips", "0"), "flips"),
+        (ranks(60, 5), (), ""),
+        (ranks(60, 4), (), "top-5"),
+        (ranks(60, 4), ("--max-drop-top5", "6"), ""),
+        (ranks(60, 9), ("--max-drop-top5", "0.9pp"), "top-5"),
+        # As many right as before, but others: only the flips tell.
+        (_moved(60, losses=6, gains=6), (), "flips"),
+        (_moved(60, losses=5, gains=6), (), ""),
+        # An improvement is never a failure, however many answers change.
+        (ranks(100, 0), ("--max-flips", "0", "--max-drop-top1", "0"), ""),
+    ],
+)
+def test_gates(
+    tmp_path: Path,
+    gate_run: Callable[..., tuple[int, str]],
+    after: np.ndarray,
+    options: tuple[str, ...],
+    failed: str,
+) -> None:
+    two(tmp_path, ranks(60), after)
+    code, told = gate_run(*options)
+    last = told.splitlines()[-1]
+    if failed:
+        assert (code, last) == (1, f"REGRESSED  base, unfused: {failed}")
+    else:
+        assert (code, last) == (0, "OK  not worse than the baseline")
+
+
+def test_answers_that_are_wrong_in_another_way_are_flips(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    write_result(tmp_path / "a", ranks(60))
+    write_result(tmp_path / "b", ranks(60), wrong=701)
+    code, told = gate_run()
+    assert code == 1
+    assert "FAIL  flips: 40 wrong to wrong; may be 5 besides wrong to right" in told
+    assert "ok    top-1: +0 images; may drop by 5 images" in told
+
+
+def test_unreadable_images_are_a_regression(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    rank = ranks(60)
+    rank[-1] = -1
+    two(tmp_path, ranks(60), rank, bad_images=1)
+    code, told = gate_run()
+    assert code == 1
+    assert "FAIL  unreadable images: 0 before, 1 now" in told
+    assert gate_run(baseline="b", candidate="a")[0] == 0
+
+
+def test_each_form_is_gated(tmp_path: Path, gate_run: Callable[..., tuple[int, str]]) -> None:
+    write_result(tmp_path / "a", {"unfused": ranks(60), "fused": ranks(60)})
+    write_result(tmp_path / "b", {"unfused": ranks(60), "fused": _moved(60, losses=9)})
+    code, told = gate_run()
+    assert code == 1
+    assert told.splitlines()[-1] == "REGRESSED  base, fused: top-1; base, fused: flips"
+    assert gate_run("--form", "unfused")[0] == 0
+    assert gate_run("--form", "fused")[0] == 1
+    code, told = gate_run("--form", "unfused:fused")
+    assert code == 1
+    assert "base, unfused to fused: 100 images" in told
+    code, told = gate_run("--form", "int8")
+    assert code == 2
+    assert "has unfused, fused, and not 'int8'" in told
+
+
+def test_a_form_that_is_missing_is_not_left_out(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    write_result(tmp_path / "a", {"unfused": ranks(60), "fused": ranks(60)})
+    write_result(tmp_path / "b", ranks(60))
+    for sides in ({}, {"baseline": "b", "candidate": "a"}):
+        code, told = gate_run(**sides)
+        assert code == 2
+        assert "form is unfused" in told
+        assert "--form" in told
+    assert gate_run("--form", "unfused")[0] == 0
+
+
+def test_without_predictions_counts_are_gated(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    two(tmp_path, ranks(60), _moved(60, losses=6, gains=6))
+    (tmp_path / "a" / "predictions.csv").unlink()
+    code, told = gate_run()
+    assert code == 0
+    assert "-     flips: not checked: no predictions.csv on both sides" in told
+    assert "McNemar" not in told
+    # Wilson's interval of 60 of 100, worked by hand
+    assert "baseline      60.000       60  50.200 to 69.060     70.000       70" in told
+    code, told = gate_run("--max-flips", "5")
+    assert code == 2
+    assert f"needs predictions.csv on both sides; {tmp_path / 'a'} has none" in told
+
+
+# --- What is broken on purpose is caught
+
+
+def _other_names() -> list[str]:
+    return [name.replace("photo_00007", "picture_7") for name in image_names()]
+
+
+@pytest.mark.parametrize(
+    ("after", "changes", "code", "told"),
+    [
+        # Another preprocessing, by its name; and the named one, with a bug.
+        (ranks(60), {"preprocess": "paddle"}, 2,
+         "preprocess is torchvision in the baseline and paddle in the candidate"),
+        (_moved(60, losses=8, gains=1), {}, 1, "top-1: 8 images lost, 1 gained"),
+        # Other weights, by their hash; and the same file, loaded wrongly.
+        (ranks(60), {"weights_sha256": sha256("x")}, 2,
+         f"weights_sha256 is {sha256('weights')[:12]} in the baseline and {sha256('x')[:12]} in"),
+        (ranks(60), {"weights_sha256": ""}, 2, "in the baseline and unknown in the candidate"),
+        (ranks(0), {}, 1, "top-1: 60 images lost, 0 gained"),
+        # Other labels: two classes exchanged, or all shifted by one.
+        (ranks(60), {"labels": labels_of()[[2, 3, 0, 1, *range(4, IMAGES)]]}, 2,
+         "labels differ (baseline and candidate): photo_00000 0 and 1, photo_00001 0 and 1"),
+        (ranks(60), {"labels": labels_of() + 1}, 2, "(100 in all)"),
+        # Other images: contents, names, number.
+        (ranks(60), {"dataset_sha256": sha256("x")}, 2,
+         f"dataset_sha256 is {sha256('images')[:12]} in the baseline and {sha256('x')[:12]} in"),
+        (ranks(60), {"paths": _other_names()}, 2,
+         "only in the baseline: photo_00007; only in the candidate: picture_7"),
+        (ranks(60, images=99), {}, 2, "images is 100 in the baseline and 99 in the candidate"),
+        # Another model.
+        (ranks(60), {"variant": "small"}, 2, "variant is base in the baseline"),
+    ],
+)  # fmt: skip
+def test_what_is_broken_on_purpose_is_caught(
+    tmp_path: Path,
+    gate_run: Callable[..., tuple[int, str]],
+    after: np.ndarray,
+    changes: dict[str, object],
+    code: int,
+    told: str,
+) -> None:
+    two(tmp_path, ranks(60), after, **changes)
+    found = gate_run()
+    assert found[0] == code
+    assert told in found[1]
+    if code == 2:
+        assert found[1].startswith("error: Not comparable")
+        assert len(found[1].splitlines()) <= 2
+
+
+def test_unknown_weights_are_never_the_same(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    for folder in ("a", "b"):
+        write_result(tmp_path / folder, ranks(60), weights_sha256="")
+    code, told = gate_run()
+    assert code == 2
+    assert "weights_sha256 is unknown in the baseline and unknown in the candidate" in told
+    assert gate_run("--allow-other-weights")[0] == 0
+
+
+def test_every_field_that_differs_is_named(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    two(tmp_path, ranks(60), ranks(60), preprocess="squash", dataset_sha256=sha256("x"),
+        weights_sha256=sha256("y"))  # fmt: skip
+    _, told = gate_run()
+    for name in ("preprocess", "dataset_sha256", "weights_sha256"):
+        assert f"{name} is " in told
+    _, told = gate_run("--allow-other-weights")
+    assert "weights_sha256" not in told
+
+
+def test_images_are_matched_by_name_and_not_by_place(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    write_result(tmp_path / "a", ranks(60))
+    paths = [name.rpartition("/")[2] for name in image_names()]
+    order = np.random.default_rng(0).permutation(IMAGES)
+    write_result(tmp_path / "b", _moved(60, losses=2), paths=paths, order=order.tolist())
+    code, told = gate_run()
+    assert code == 0
+    assert "top-1: 2 images lost, 0 gained; exact McNemar p = 0.5" in told
+    assert "n00000000/photo_00000.JPEG: 0 tench -> 700 paper towel, right to wrong" in told
+
+
+CLASSES = 20
+
+
+def _val_of_shifts(folder: Path) -> Path:
+    """An image a class: a red texture, seen through a window that moves by a pixel a class."""
+    texture = np.random.default_rng(0).integers(0, 256, (256, 256 + CLASSES, 3), dtype=np.uint8)
+    texture[..., 1:] = 128
+    for label in range(CLASSES):
+        synset = folder / imagenet_classes()[label].synset
+        synset.mkdir(parents=True)
+        image = jpeg(texture[:, label : label + 256], quality=100, subsampling=0)
+        (synset / f"photo_{label}.JPEG").write_bytes(image)
+    return folder
+
+
+def _distances(crops: np.ndarray, templates: np.ndarray) -> np.ndarray:
+    """A network of one layer: the nearest template is the answer; (B, 1000)."""
+    crops, templates = (
+        rows[:, ::8, ::8].reshape(len(rows), -1) / 255 for rows in (crops, templates)
+    )
+    logits = np.full((len(crops), 1000), -1e3)
+    logits[:, : len(templates)] = -((crops[:, None] - templates[None]) ** 2).sum(axis=2)
+    return logits
+
+
+BREAKS: dict[str, tuple[int, str]] = {
+    "nothing": (0, "OK  not worse"),
+    "channels exchanged": (1, "REGRESSED  base, scored: top-1"),
+    "crop off by a pixel": (1, "REGRESSED  base, scored: top-1"),
+    "weights in another order": (1, "top-1: 20 images lost, 0 gained"),
+    "some weights lost": (1, "top-1: 7 images lost, 0 gained"),
+    "other weights": (2, "weights_sha256 is"),
+    "labels exchanged": (
+        2,
+        "labels differ (baseline and candidate): photo_0 0 and 1, photo_1 1 and",
+    ),
+    "an image damaged": (2, "dataset_sha256 is"),
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_what_is_broken_on_purpose_is_caught_with_real_pixels(
+    tmp_path: Path,
+    gate_run: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+) -> None:
+    """From image files by preprocessing, weights, scores and reports to the exit code."""
+    monkeypatch.setattr("eval.html_report.write_html_report", lambda *_: None)  # takes a second
+    val = _val_of_shifts(tmp_path / "val")
+    files = [path.read_bytes() for path in sorted(val.glob("*/*"))]
+    crops = np.array([crop_torchvision(data) for data in files], dtype=np.float64)
+    weights = crops.copy()
+    (tmp_path / "weights").write_bytes(b"weights")
+
+    def measure(output: str) -> None:
+        names = [f"photo_{label}.JPEG" for label in range(CLASSES)]
+        np.savez(tmp_path / "x.npz", logits=_distances(crops, weights), names=names)
+        sides = ["--data", str(val), "--variant", "base", "--preprocess", "torchvision", "--quiet"]
+        sides += ["--weights", str(tmp_path / "weights"), "--output", str(tmp_path / output)]
+        assert score.main([str(tmp_path / "x.npz"), *sides]) == 0
+
+    measure("a")
+    synsets = [val / imagenet_classes()[label].synset for label in range(2)]
+    match broken:
+        case "channels exchanged":
+            crops = crops[..., ::-1]
+        case "crop off by a pixel":
+            crops = np.roll(crops, -1, axis=2)
+        case "weights in another order":
+            weights = np.roll(weights, 1, axis=0)
+        case "some weights lost":
+            weights[:7] = 0
+        case "other weights":
+            (tmp_path / "weights").write_bytes(b"others")
+        case "labels exchanged":
+            synsets[0].rename(val / "x")
+            synsets[1].rename(synsets[0])
+            (val / "x").rename(synsets[1])
+        case "an image damaged":
+            (synsets[0] / "photo_0.JPEG").write_bytes(files[0][:-100])
+    measure("b")
+    code, told = gate_run()
+    assert code == BREAKS[broken][0]
+    assert BREAKS[broken][1] in told
+
+
+# --- Other weights
+
+
+@pytest.mark.parametrize(("losses", "code"), [(0, 0), (1, 0), (2, 1)])
+def test_other_weights_have_a_limit_in_points(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]], losses: int, code: int
+) -> None:
+    """0.1 points of 1000 images are one image; any number of answers may change."""
+    before, after = np.full(1000, 9), np.full(1000, 9)
+    before[:600] = 0
+    after[losses:600] = 0
+    for folder, rank, wrong, key in (("a", before, 700, "w"), ("b", after, 701, "x")):
+        write_result(tmp_path / folder, rank, wrong=wrong, weights_sha256=sha256(key),
+                     labels=np.arange(1000) % 500)  # fmt: skip
+    found, told = gate_run("--allow-other-weights")
+    assert found == code
+    assert "may drop by 0.1pp, 1 images" in told
+    assert "-     flips: not checked between other weights" in told
+    assert "note  the weights differ or are unknown" in told
+
+
+def test_the_same_weights_keep_their_limits_where_others_are_allowed(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    two(tmp_path, ranks(60), ranks(60), device="cuda:0")
+    _, told = gate_run("--allow-other-weights")
+    assert "may drop by 5 images" in told
+    assert "note  device cpu -> cuda:0" in told
+
+
+# --- Histories
+
+
+def test_a_history_as_baseline(tmp_path: Path, gate_run: Callable[..., tuple[int, str]]) -> None:
+    write_result(tmp_path / "b", ranks(60), run_id="new", started_at="2026-03-01T00:00:00+00:00")
+    rows = [
+        summary_row(ranks(60), run_id="old", started_at="2026-01-01T00:00:00+00:00"),
+        summary_row(ranks(70), run_id="best", started_at="2026-02-01T00:00:00+00:00"),
+        # --history has added the candidate already: it must not be compared with itself.
+        summary_row(ranks(60), run_id="new", started_at="2026-03-01T00:00:00+00:00"),
+        summary_row(ranks(90), run_id="s", variant="small"),
+    ]
+    write_rows(tmp_path / "history.csv", rows)
+    assert gate_run(baseline="history.csv")[0] == 1
+    assert gate_run(baseline="history.csv#old")[0] == 0
+    assert gate_run(baseline="history.csv#best")[0] == 1
+    assert gate_run(baseline="history.csv#old", candidate="history.csv#new")[0] == 0
+    assert gate_run(baseline="history.csv", candidate="history.csv#best")[0] == 0
+
+
+def test_a_baseline_is_checked_before_hours_are_spent(tmp_path: Path) -> None:
+    folder = write_result(tmp_path / "a", ranks(60))
+    regression.check_baseline(folder, "base", "torchvision")
+    for variant, preprocess in (("small", "torchvision"), ("base", "paddle")):
+        with pytest.raises(UsageError, match=f"no run of {variant} with --preprocess {preprocess}"):
+            regression.check_baseline(folder, variant, preprocess)
+    with pytest.raises(UsageError, match="no such result"):
+        regression.check_baseline(tmp_path / "x", "base", "torchvision")
+
+
+# --- What is written
+
+
+def _cases(path: Path) -> dict[tuple[str, str], list[str]]:
+    root = ET.parse(path).getroot()
+    for suite in root:
+        for attribute, tag in (
+            ("failures", "failure"),
+            ("errors", "error"),
+            ("skipped", "skipped"),
+        ):
+            assert int(suite.attrib[attribute]) == len(suite.findall(f"testcase/{tag}"))
+        assert int(suite.attrib["tests"]) == len(suite.findall("testcase"))
+    return {
+        (case.attrib["classname"], case.attrib["name"]): [child.tag for child in case]
+        for case in root.iter("testcase")
+    }
+
+
+def _csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_reports_are_written_before_a_failing_exit(
+    tmp_path: Path,
+    gate_run: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    summary = tmp_path / "step.md"
+    summary.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    two(tmp_path, ranks(60), _moved(60, losses=30, gains=2))
+    assert gate_run("--output", str(tmp_path / "out"))[0] == 1
+
+    assert _cases(tmp_path / "out" / "junit.xml") == {
+        ("base, unfused", "top-1"): ["failure"],
+        ("base, unfused", "top-5"): [],
+        ("base, unfused", "flips"): ["failure"],
+        ("base, unfused", "unreadable images"): [],
+    }
+    (row,) = _csv(tmp_path / "out" / "regression.csv")
+    assert (row["baseline_top1_correct"], row["candidate_top1_correct"]) == ("60", "32")
+    assert (row["lost_top1"], row["gained_top1"], row["flips"]) == ("30", "2", "32")
+    assert float(row["p_top1"]) == pytest.approx(2 * (1 + 32 + 496) / 2**32)
+    assert (row["verdict"], row["failed"]) == ("regressed", "top-1; flips")
+    flips = _csv(tmp_path / "out" / "regression_flips.csv")
+    assert [row["kind"] for row in flips] == ["right to wrong"] * 30 + ["wrong to right"] * 2
+    assert flips[0] == {
+        "variant": "base", "baseline_form": "unfused", "candidate_form": "unfused",
+        "path": "n00000000/photo_00000.JPEG", "label": "0", "before": "0", "after": "700",
+        "rank_before": "0", "rank_after": "2", "kind": "right to wrong",
+    }  # fmt: skip
+    classes = _csv(tmp_path / "out" / "regression_classes.csv")
+    assert len(classes) == 16
+    assert [(row["label"], row["before"], row["after"]) for row in classes[-2:]] == [
+        ("14", "2", "0"),
+        ("49", "0", "2"),
+    ]
+    report = (tmp_path / "out" / "regression.md").read_text()
+    assert "## Accuracy: REGRESSED" in report
+    assert "| n01440764 0 tench | 2 | 2 | 0 | -2 |" in report
+    assert "32 images have another best class" in report
+    assert report.count("right to wrong |") == regression_report.SHOWN
+    assert summary.read_text() == f"before\n{report}\n"
+
+
+def test_a_refusal_is_an_error_in_the_reports(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
+    two(tmp_path, ranks(60), ranks(60), preprocess="paddle")
+    assert gate_run("--output", str(tmp_path / "out"))[0] == 2
+    assert _cases(tmp_path / "out" / "junit.xml") == {("comparison", "comparable"): ["error"]}
+    assert "preprocess is torchvision" in (tmp_path / "out" / "junit.xml").read_text()
+    assert "preprocess is torchvision" in (tmp_path / "step.md").read_text()
+
+
+def test_what_cannot_be_written_is_an_error(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two(tmp_path, ranks(60), ranks(60))
+    code, told = gate_run("--output", str(tmp_path / "a" / "summary.csv" / "x"))
+    assert code == 2
+    assert "cannot be written" in told
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    code, told = gate_run()
+    assert code == 2
+    assert "error: $GITHUB_STEP_SUMMARY" in told
+
+
+def test_junit_of_checks_that_were_not_made(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    two(tmp_path, ranks(60), ranks(60))
+    (tmp_path / "b" / "predictions.csv").unlink()
+    assert gate_run("--output", str(tmp_path / "out"))[0] == 0
+    assert _cases(tmp_path / "out" / "junit.xml")["base, unfused", "flips"] == ["skipped"]
+    assert not (tmp_path / "out" / "regression_flips.csv").exists()
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=30))
+def test_no_name_breaks_the_reports(name: str) -> None:
+    """File names are anything; tables keep their columns, and XML stays XML."""
+    rows = {"rank": np.array([0, 7]), "top1": np.array([3, 9])}
+    before = Predictions((name, f"{name}2"), np.array([3, 4]), *({"f": v} for v in rows.values()))
+    after = Predictions((name, f"{name}2"), before.labels, {"f": np.array([7, 7])},
+                        {"f": np.array([9, 8])})  # fmt: skip
+    row = a_row(name)
+    comparison = gate.Comparison(
+        row, row, pair(before, "f", after, "f"), (gate.Check("x", False, name),), (name,)
+    )
+    tables = [
+        line
+        for line in regression_report.markdown([comparison], (name, name)).splitlines()
+        if line.startswith("|")
+    ]
+    columns = {line.replace("\\|", "").count("|") for line in tables}
+    assert columns == {4, 5, 6}
+    assert len(tables) == 2 + 4 + 2 + 1 + 2 + 2 + 2 + 1
+    ET.fromstring(regression_report.junit([comparison], UsageError(name)))
+    assert "\x1b" not in regression_report.text([comparison], (name, name))
+
+
+def a_row(text: str = "x") -> Row:
+    """A row whose texts are all the same."""
+    cells = dict.fromkeys(gate.NOTED, text)
+    started = datetime(2026, 1, 1, tzinfo=UTC)
+    return Row(text, started, text, text, text, 2, 2, 0, 1, 1, text, "w", text, cells)
+
+
+# --- Properties
+
+
+@given(st.lists(st.tuples(st.integers(-1, 6), st.integers(-1, 6)), min_size=1, max_size=60))
+def test_exchanges_explain_the_counts(ranks_of_images: list[tuple[int, int]]) -> None:
+    """Lost minus gained is the drop; exchanging the sides exchanges them."""
+    before, after = (np.array(rank) for rank in zip(*ranks_of_images, strict=True))
+    labels = np.arange(len(before)) % 7
+    sides = [
+        Predictions(tuple(map(str, range(len(rank)))), labels, {"f": rank},
+                    {"f": np.where(rank == 0, labels, np.where(rank < 0, -1, 100 + rank))})
+        for rank in (before, after)
+    ]  # fmt: skip
+    there = pair(sides[0], "f", sides[1], "f")
+    back = pair(sides[1], "f", sides[0], "f")
+    for k in (1, 5):
+        drop = int(sides[0].correct("f", k).sum() - sides[1].correct("f", k).sum())
+        assert there.lost[k] - there.gained[k] == drop
+        assert (there.lost[k], there.gained[k]) == (back.gained[k], back.lost[k])
+    kinds = there.flips_by_kind
+    assert (kinds["right to wrong"], kinds["wrong to right"]) == (there.lost[1], there.gained[1])
+    assert sum(row.before - row.after for row in there.classes) == there.lost[1] - there.gained[1]
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 30))
+def test_only_a_greater_drop_fails(before: int, after: int, limit: int) -> None:
+    sides = [
+        Result("x", {("x", "x"): replace(a_row(), images=100, top1_correct=n, top5_correct=n)})
+        for n in (before, after)
+    ]
+    images = Limit(Fraction(limit))
+    (comparison,) = compare(*sides, Asked(top1=images, top5=images))
+    assert comparison.regressed == (before - after > limit)
+
+
+# --- Accepting
+
+
+def test_an_accepted_result_is_compared_like_the_original(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    rank = {"unfused": ranks(60), "fused": ranks(61)}
+    write_result(tmp_path / "b", rank)
+    code, told = gate_run("--accept", baseline="kept")
+    assert code == 0
+    assert f"{tmp_path / 'kept'} is {tmp_path / 'b'} now" in told
+    lines = (tmp_path / "kept" / "predictions.csv").read_text().splitlines()
+    assert lines[:2] == [
+        "path,label,unfused_rank,unfused_top1,fused_rank,fused_top1",
+        "n00000000/photo_00000.JPEG,0,0,0,0,0",
+    ]
+    assert gate_run("--max-flips", "0", baseline="kept")[0] == 0
+    write_result(tmp_path / "c", rank | {"fused": _moved(61, losses=7)})
+    assert gate_run(baseline="kept", candidate="c")[0] == 1
+    # A result without predictions leaves no older ones behind.
+    (tmp_path / "c" / "predictions.csv").unlink()
+    assert gate_run("--accept", baseline="kept", candidate="c")[0] == 0
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["summary.csv"]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "message"),
+    [
+        ("bad", "has unreadable images"),
+        ("a", "needs a result folder"),
+        ("a/summary.csv", "needs a result folder"),
+        ("torn", "is cut off"),
+    ],
+)
+def test_only_an_intact_result_is_accepted(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]], candidate: str, message: str
+) -> None:
+    kept = write_result(tmp_path / "a", ranks(60))
+    write_result(tmp_path / "bad", ranks(60), bad_images=1)
+    torn = write_result(tmp_path / "torn", ranks(60)) / "predictions.csv"
+    torn.write_bytes(torn.read_bytes()[:-4])
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    code, told = gate_run("--accept", candidate=candidate)
+    assert code == 2
+    assert message in told
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+
+
+# --- The command line
+
+
+def test_results_go_to_stdout_and_errors_to_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_result(tmp_path / "a", ranks(60))
+    assert regression.main(["--baseline", str(folder), "--candidate", str(folder)]) == 0
+    captured = capsys.readouterr()
+    assert not captured.err
+    assert "note  both are the same run" in captured.out
+    assert regression.main(["--baseline", str(tmp_path / "x"), "--candidate", str(folder)]) == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert captured.err.startswith("error: ")
+
+
+def test_a_crash_does_not_look_like_a_regression(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("eval.results.read_result", crash)
+    code, told = gate_run()
+    assert code == 70
+    assert "ZeroDivisionError: a bug" in told
+
+
+@pytest.mark.parametrize("module", ["regression", "history", "score"])
+def test_help_needs_no_heavy_imports(module: str) -> None:
+    code = (
+        f"import sys; from eval import {module}\n"
+        f"try: {module}.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'numpy', 'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "[]"
+    assert f"usage: python -m eval.{module}" in shown.stdout
