@@ -109,6 +109,7 @@ def _run(options: Options, group: Group) -> int:
         valset = valset.limited(options.limit)
 
     from eval import run as engine
+    from eval.gate import Asked
     from eval.html_report import write_html_report
     from eval.predictor import TorchPredictor, choose_device, exact_float32
     from eval.preprocess import PREPROCESS
@@ -204,11 +205,14 @@ def _run(options: Options, group: Group) -> int:
         print(f"Tolerance of {tolerance.images} images: {tolerance.reason}")
     print(f"Reports: {options.output}")
     if options.history:
-        append_history(options.history, options.output / "summary.csv")
+        append_history(options.history, options.output)
     codes = [result.verdict.exit_code for result in results]
     if options.baseline:
         print()
-        codes.append(check_regression(options.baseline, options.output, output=options.output))
+        asked = Asked(form=options.forms[0]) if len(options.forms) == 1 else Asked()
+        codes.append(
+            check_regression(options.baseline, options.output, asked, output=options.output)
+        )
     check_forms_agree(measured, options.precision)
     return max(codes)
 

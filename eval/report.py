@@ -18,50 +18,10 @@ from eval.classes import imagenet_classes
 from eval.config import VariantConfig
 from eval.metrics import TOP, Scores
 from eval.output import write_atomically
+from eval.results import SUMMARY_COLUMNS
 from eval.run import Measurement
 from eval.verdict import FormResult
 
-SUMMARY_COLUMNS: list[str] = [
-    "run_id",
-    "started_at",
-    "variant",
-    "form",
-    "backend",
-    "device",
-    "precision",
-    "preprocess",
-    "images",
-    "images_expected",
-    "bad_images",
-    "top1_correct",
-    "top5_correct",
-    "top1",
-    "top5",
-    "top1_ci_low",
-    "top1_ci_high",
-    "reference_top1",
-    "reference_top5",
-    "reference_source",
-    "delta_top1",
-    "delta_top5",
-    "tolerance",
-    "verdict",
-    "nll",
-    "max_abs_logit_diff",
-    "prediction_flips",
-    "images_per_second",
-    "seconds",
-    "params",
-    "macs",
-    "weights",
-    "weights_sha256",
-    "dataset_sha256",
-    "torch",
-    "torchvision",
-    "timm",
-    "git_commit",
-    "command",
-]
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "pandas")
 
 
@@ -78,14 +38,14 @@ class RunFacts:
     backend: str
     device: str
     precision: str
-    batch_size: int
-    workers: int
-    processes: int
+    batch_size: int | None  # None where another runtime made the predictions
+    workers: int | None
+    processes: int | None
     weights: str
     weights_sha256: str
     weights_layout: str
-    params: dict[str, int]  # by form
-    macs: dict[str, int]  # by form
+    params: dict[str, int | None]  # by form
+    macs: dict[str, int | None]  # by form
     data: str
     layout: str
     limit: int | None
@@ -257,7 +217,7 @@ def run_json(facts: RunFacts, measured: Measurement, results: list[FormResult]) 
             {**asdict(result), "top1": result.top1, "top5": result.top5} for result in results
         ],
     }
-    return json.dumps(document, indent=2, default=str) + "\n"
+    return json.dumps(document, indent=2, default=str, allow_nan=False) + "\n"
 
 
 def format_results(facts: RunFacts, measured: Measurement, results: list[FormResult]) -> str:

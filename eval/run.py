@@ -46,7 +46,7 @@ class Measurement:
         scores: form to the scores of every image; a bad image has rank -1.
         logit_diff: float64 (N,), largest absolute difference of a logit between the two forms;
             NaN where there is only one form, or the image is bad.
-        largest_logit: the largest absolute logit of any form and image.
+        largest_logit: the largest absolute logit of any form and image, where they are known.
         digests: SHA-256 of each image file, hexadecimal.
         seconds: wall time of the images measured now.
         measured_now: how many those are; the others were kept from an interrupted run.
@@ -56,7 +56,7 @@ class Measurement:
     valset: ValSet
     scores: dict[str, Scores]
     logit_diff: NDArray[np.float64]
-    largest_logit: float
+    largest_logit: float | None
     digests: list[str]
     seconds: float
     measured_now: int = 0

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval.config import (
     Reference,
@@ -97,12 +97,11 @@ def score(args: argparse.Namespace, command: str) -> int:
     valset = _answered(valset, row_of, args.allow_missing)
     rows = np.array([row_of[i] for i in sorted(row_of)])
     labels = np.array([sample.label for sample in valset.samples])
-    unknown: Any = None
     measured = Measurement(
         valset=valset,
         scores={FORM: answers.scores(rows, labels)},
         logit_diff=np.full(len(rows), np.nan),
-        largest_logit=unknown,
+        largest_logit=None,
         digests=_digests(valset, quiet=args.quiet),
         seconds=0.0,  # of the images measured now, which are none
     )
@@ -116,14 +115,14 @@ def score(args: argparse.Namespace, command: str) -> int:
         backend="external",
         device=args.device,
         precision=args.precision,
-        batch_size=unknown,
-        workers=unknown,
-        processes=unknown,
+        batch_size=None,
+        workers=None,
+        processes=None,
         weights=str(args.weights or UNKNOWN),
         weights_sha256=_sha256(args.weights) if args.weights else "",
         weights_layout=UNKNOWN,
-        params={FORM: unknown},
-        macs={FORM: unknown},
+        params={FORM: None},
+        macs={FORM: None},
         data=str(args.data),
         layout=valset.layout,
         limit=None,

@@ -160,7 +160,7 @@ def check_forms_agree(measured: Measurement, precision: str) -> None:
     difference = measured.max_logit_diff
     if difference is None or precision != "fp32":
         return
-    limit = FORM_TOLERANCE * max(1.0, measured.largest_logit)
+    limit = FORM_TOLERANCE * max(1.0, measured.largest_logit or 0.0)
     if difference > limit:
         index = int(measured.logit_diff.argmax())
         raise LogitsError(

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 import pplcnet
 from eval.imagenet import main
-from eval.report import SUMMARY_COLUMNS
+from eval.results import SUMMARY_COLUMNS
 
 MakeVal = Callable[..., Path]
 FILES = {"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"], "n15075141": ["d.JPEG"]}
@@ -67,13 +67,13 @@ def test_reports(
 ) -> None:  # fmt: skip
     output = tmp_path / "out"
     assert main(arguments(val_folder(FILES), weights, output)) == 0
-    assert sorted(path.name for path in output.iterdir()) >= [
-        "per_class.csv", "predictions.csv", "run.json", "summary.csv",
+    assert sorted(path.name for path in output.iterdir()) == [
+        "per_class.csv", "predictions.csv", "report.html", "run.json", "summary.csv",
     ]  # fmt: skip
     assert not (output / "journal").exists()
 
     summary = rows_of(output / "summary.csv")
-    assert list(summary[0]) == SUMMARY_COLUMNS
+    assert tuple(summary[0]) == SUMMARY_COLUMNS
     assert [row["form"] for row in summary] == ["unfused", "reparameterized"]
     for row in summary:
         assert row["verdict"] == "PARTIAL"
@@ -368,6 +368,24 @@ def test_an_unfinished_run_of_other_weights_is_refused(
     assert main(arguments(data, weights, output, "--preprocess", "paddle")) == 2
     assert "preprocess was torchvision, is paddle" in capsys.readouterr().err
     assert main(arguments(data, weights, output)) == 0
+
+
+def test_history_and_baseline(
+    val_folder: MakeVal, weights: Path, model: pplcnet.PPLCNetV2, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data, history = val_folder(FILES), tmp_path / "history.csv"
+    assert main(arguments(data, weights, tmp_path / "a", "--history", str(history))) == 0
+    more = ("--history", str(history), "--baseline", str(tmp_path / "a"))
+    assert main(arguments(data, weights, tmp_path / "b", *more)) == 0
+    assert len(rows_of(history)) == 4
+    assert (tmp_path / "b" / "regression.md").is_file()
+    one = ("--baseline", str(tmp_path / "a"), "--forms", "unfused")
+    assert main(arguments(data, weights, tmp_path / "c", *one)) == 0
+    other = ("--baseline", str(tmp_path / "a"), "--preprocess", "paddle")
+    assert main(arguments(data, weights, tmp_path / "d", *other)) == 2
+    assert "torchvision" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists(), "refused before anything is measured"
 
 
 @pytest.mark.parametrize("processes", [2, 3])
