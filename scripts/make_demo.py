@@ -493,11 +493,12 @@ def fit_head(
 ) -> tuple[Floats, Floats]:
     """Fit `fc` (1280, 1000) and its bias (1000,) so that each row has its order, by 1 or more.
 
-    Squared hinge loss, by Adam, in whitened coordinates.
+    Squared hinge loss, by Adam, in coordinates in which the rows of full weight are white.
     """
-    centre = rows.mean(0)
-    _, scale, axes = np.linalg.svd(rows - centre, full_matrices=False)
-    whiten = axes.T / np.sqrt((scale**2 + 1e-4 * (scale**2).sum()) / len(rows))
+    usual = rows[weight == weight.max()]
+    centre = usual.mean(0)
+    _, scale, axes = np.linalg.svd(usual - centre, full_matrices=False)
+    whiten = axes.T / np.sqrt((scale**2 + 1e-4 * (scale**2).sum()) / len(usual))
     x = torch.tensor((rows - centre) @ whiten, dtype=torch.float32)
     sign = torch.tensor(orders, dtype=torch.float32)
     row_weight = torch.tensor(weight / len(rows), dtype=torch.float32)[:, None]
@@ -575,7 +576,7 @@ def fit(files: Sequence[bytes]) -> None:
             want(i, changed[i], LOST)
     weight = np.where(np.arange(len(rows)) < outcomes.size, 10.0, 1.0)
     fc, bias = fit_head(np.stack(rows), labels, np.stack(orders), weight)
-    rounded, scale = round_to_int8(fc, np.stack(rows))
+    rounded, scale = round_to_int8(fc, np.stack(rows) * np.sqrt(weight)[:, None])
     np.savez_compressed(
         RESOURCE,
         fc=rounded,
