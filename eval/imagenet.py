@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.backends import BACKENDS
 from eval.config import VariantConfig, builtin_variants, load_config, load_variant
 from eval.distributed import Group, process_group
 from eval.errors import EvalError, ModelError, UsageError
@@ -46,6 +47,7 @@ class Options:
     weights: str
     forms: tuple[str, ...]
     preprocess: str
+    backend: str
     device: str
     precision: str
     batch_size: int | None
@@ -109,9 +111,10 @@ def _run(options: Options, group: Group) -> int:
         valset = valset.limited(options.limit)
 
     from eval import run as engine
+    from eval.backends import create_predictor
+    from eval.backends.device import choose_device, exact_float32
     from eval.gate import Asked
     from eval.html_report import write_html_report
-    from eval.predictor import TorchPredictor, choose_device, exact_float32
     from eval.preprocess import PREPROCESS
     from eval.report import RunFacts, format_results, write_reports
     from eval.verdict import check_forms_agree, judge
@@ -130,7 +133,7 @@ def _run(options: Options, group: Group) -> int:
             f"{options.data}: {valset.layout}, {len(valset.samples):,} images\n"
             f"{preprocess.name}: {preprocess.description}\n"
             f"{weights.source}: {weights.layout} layout\n"
-            f"{device}: {workers} workers, batches of {batch_size}",
+            f"{options.backend} on {device}: {workers} workers, batches of {batch_size}",
             file=sys.stderr,
         )
 
@@ -140,7 +143,7 @@ def _run(options: Options, group: Group) -> int:
         "weights_sha256": weights_sha256,
         "forms": list(models),
         "preprocess": preprocess.name,
-        "backend": "torch",
+        "backend": options.backend,
         "device": device.type,
         "precision": options.precision,
         "on_bad_image": options.on_bad_image,
@@ -148,7 +151,15 @@ def _run(options: Options, group: Group) -> int:
         "image_list_sha256": engine.image_list_sha256(valset),
     }
     predictor = engine.ShrinkOnOutOfMemory(
-        TorchPredictor(models, preprocess, device, options.precision)
+        create_predictor(
+            options.backend,
+            models,
+            preprocess,
+            device,
+            options.precision,
+            batch_size=batch_size,
+            workers=workers,
+        )
     )
     with Journal(options.output, identity, models, group.number) as journal:
         with Progress(len(valset.samples) // group.count, quiet) as progress:
@@ -176,7 +187,7 @@ def _run(options: Options, group: Group) -> int:
             variant=options.variant,
             preprocess=preprocess.name,
             preprocess_description=preprocess.description,
-            backend="torch",
+            backend=options.backend,
             device=str(device),
             precision=options.precision,
             batch_size=batch_size,
@@ -291,6 +302,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         weights=args.weights,
         forms=tuple(form for form in FORMS if form in forms),
         preprocess=args.preprocess,
+        backend=args.backend,
         device=args.device,
         precision=args.precision,
         batch_size=args.batch_size,
@@ -339,6 +351,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--forms", default=",".join(FORMS), metavar="LIST", help="default %(default)s")
     add("--preprocess", choices=PREPROCESSES, default=PREPROCESSES[0], help="default %(default)s")
+    add("--backend", choices=BACKENDS, default=BACKENDS[0], help="default %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default %(default)s")
     add("--batch-size", type=_positive, metavar="N", help="images per batch of a worker")

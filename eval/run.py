@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eval.backends import Predictor
 from eval.errors import DataError, UsageError
 from eval.journal import REASON_BYTES, Journal, Records, record_dtype
 from eval.metrics import Scores, check_logits
@@ -28,13 +29,6 @@ from eval.valset import ValSet, fingerprint
 
 CPU_BATCH = 8  # the activations of a few images stay in the cache of one core
 GPU_BATCH = 64
-
-
-class Predictor(Protocol):
-    """A backend: uint8 crops (B, 224, 224, 3) to logits (B, classes) of each form."""
-
-    def __call__(self, crops: Crop) -> Mapping[str, NDArray[Any]]:
-        """Answer a batch."""
 
 
 @dataclass

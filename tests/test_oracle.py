@@ -14,7 +14,7 @@ import pplcnet
 from eval import run as engine
 from eval.imagenet import main
 from eval.metrics import rank_of_label
-from eval.predictor import TorchPredictor
+from eval.backends.pytorch import TorchPredictor
 from eval.preprocess import PREPROCESS
 from eval.valset import open_valset
 

@@ -1,0 +1,83 @@
+"""OpenVINO on the CPU: one stream per worker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.backends import missing_extra
+from eval.preprocess import CROP, Crop, Preprocess
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+class OpenVinoPredictor:
+    """Graphs in OpenVINO, with a request of its own for each thread that calls.
+
+    Args:
+        graphs: form name to a serialised ONNX model with input (B, 3, 224, 224).
+        preprocess: whose normalised input the models take.
+        precision: what the CPU plugin computes in.
+        batch_size: of every batch.
+        workers: threads that will call it.
+
+    Raises:
+        UsageError: OpenVINO is not installed.
+    """
+
+    def __init__(
+        self,
+        graphs: Mapping[str, bytes],
+        preprocess: Preprocess,
+        precision: str,
+        *,
+        batch_size: int,
+        workers: int,
+    ) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise missing_extra("openvino", "openvino", error) from error
+        core = openvino.Core()
+        self._normalize = preprocess.normalize
+        self._threads = threading.local()
+        self._compiled = {}
+        for form, graph in graphs.items():
+            model = core.read_model(graph)
+            model.reshape([batch_size, 3, CROP, CROP])
+            # The crops are channels last already: no copy is made for the model's own order.
+            steps = openvino.preprocess.PrePostProcessor(model)
+            steps.input().tensor().set_layout(openvino.Layout("NHWC"))
+            steps.input().model().set_layout(openvino.Layout("NCHW"))
+            self._compiled[form] = core.compile_model(
+                steps.build(),
+                "CPU",
+                {
+                    "INFERENCE_NUM_THREADS": workers,
+                    "NUM_STREAMS": workers,
+                    "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+                },
+            )
+        self._batch_size = batch_size
+
+    def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
+        """uint8 crops (B, 224, 224, 3) to float32 logits (B, classes) of each form."""
+        batch = np.zeros((self._batch_size, CROP, CROP, 3), np.float32)
+        batch[: len(crops)] = self._normalize(crops)
+        requests = self._requests()
+        return {
+            form: request.infer([batch], share_inputs=True)[0][: len(crops)].astype(np.float32)
+            for form, request in requests.items()
+        }
+
+    def _requests(self) -> dict[str, Any]:
+        if not hasattr(self._threads, "requests"):
+            self._threads.requests = {
+                form: compiled.create_infer_request() for form, compiled in self._compiled.items()
+            }
+        requests: dict[str, Any] = self._threads.requests
+        return requests
