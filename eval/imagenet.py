@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from eval.history import append_history
 from eval.journal import Journal
 from eval.progress import Progress
 from eval.regression import check_baseline, check_regression
-from eval.valset import open_valset
+from eval.valset import image_list_sha256, open_valset
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong options do without
     from pplcnet import PPLCNetV2, Weights
@@ -58,6 +59,7 @@ class Options:
     output: Path
     history: Path | None
     baseline: str | None
+    cache: Path | None
     quiet: bool
     verbose: bool
     started: datetime
@@ -113,11 +115,8 @@ def _run(options: Options, group: Group) -> int:
     from eval import run as engine
     from eval.backends import create_predictor
     from eval.backends.device import choose_device, exact_float32
-    from eval.gate import Asked
-    from eval.html_report import write_html_report
+    from eval.cache import CropCache
     from eval.preprocess import PREPROCESS
-    from eval.report import RunFacts, format_results, write_reports
-    from eval.verdict import check_forms_agree, judge
     from pplcnet import count_macs, count_parameters
 
     settings = exact_float32()
@@ -148,7 +147,7 @@ def _run(options: Options, group: Group) -> int:
         "precision": options.precision,
         "on_bad_image": options.on_bad_image,
         "images": len(valset.samples),
-        "image_list_sha256": engine.image_list_sha256(valset),
+        "image_list_sha256": image_list_sha256(valset),
     }
     predictor = engine.ShrinkOnOutOfMemory(
         create_predictor(
@@ -161,7 +160,10 @@ def _run(options: Options, group: Group) -> int:
             workers=workers,
         )
     )
-    with Journal(options.output, identity, models, group.number) as journal:
+    with (
+        Journal(options.output, identity, models, group.number) as journal,
+        CropCache(options.cache, valset, preprocess) if options.cache else nullcontext() as cache,
+    ):
         with Progress(len(valset.samples) // group.count, quiet) as progress:
             part = engine.measure(
                 valset,
@@ -171,6 +173,7 @@ def _run(options: Options, group: Group) -> int:
                 batch_size=batch_size,
                 workers=workers,
                 journal=journal,
+                cache=cache,
                 share=(group.number, group.count),
                 record_bad=options.on_bad_image == "record",
                 progress=progress.add,
@@ -179,6 +182,12 @@ def _run(options: Options, group: Group) -> int:
         if not group.is_first:
             return 0
         measured = engine.assemble(valset, parts, list(models))
+
+        # Not before: a run is to start quickly.
+        from eval.gate import Asked
+        from eval.html_report import write_html_report
+        from eval.report import RunFacts, format_results, write_reports
+        from eval.verdict import check_forms_agree, judge
 
         facts = RunFacts(
             run_id=f"{options.variant.name}-{options.started:%Y%m%dT%H%M%SZ}",
@@ -201,6 +210,7 @@ def _run(options: Options, group: Group) -> int:
             data=str(options.data),
             layout=valset.layout,
             limit=options.limit,
+            cache=str(options.cache) if options.cache else None,
             settings=settings,
         )
         results = [
@@ -313,6 +323,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         output=output,
         history=args.history,
         baseline=args.baseline,
+        cache=args.cache,
         quiet=args.quiet,
         verbose=args.verbose,
         started=started,
@@ -370,6 +381,7 @@ def _parser() -> argparse.ArgumentParser:
         help="default results/<variant>-<time>; continues an interrupted run there",
     )
     add("--labels", type=Path, metavar="FILE", help="a val list (name index) or a devkit file")
+    add("--cache", type=Path, metavar="DIR", help="keep the crops there; later runs skip decoding")
     add("--history", type=Path, metavar="FILE", help="add the summary to a history, too")
     add("--baseline", metavar="PATH", help="compare with an earlier result at the end")
     add("--quiet", action="store_true", help="nothing on stderr but errors")

@@ -49,6 +49,7 @@ class RunFacts:
     data: str
     layout: str
     limit: int | None
+    cache: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: versions())
     git_commit: str = field(default_factory=lambda: git_commit())

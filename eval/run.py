@@ -21,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 
 from eval.backends import Predictor
+from eval.cache import CropCache
 from eval.errors import DataError, UsageError
 from eval.journal import REASON_BYTES, Journal, Records, record_dtype
 from eval.metrics import Scores, check_logits
 from eval.preprocess import CROP, BadImage, Crop, Preprocess
 from eval.valset import ValSet, fingerprint
 
-CPU_BATCH = 8  # the activations of a few images stay in the cache of one core
+CPU_BATCH = 4  # the activations of a few images stay in the cache of one core
 GPU_BATCH = 64
 
 
@@ -104,6 +105,7 @@ def measure(
     batch_size: int,
     workers: int,
     journal: Journal,
+    cache: CropCache | None = None,
     share: tuple[int, int] = (0, 1),
     record_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -118,6 +120,7 @@ def measure(
         batch_size: images per batch; every batch is computed at this size.
         workers: threads.
         journal: gives what was measured before, and keeps each batch.
+        cache: crops of earlier runs, and where new ones are kept.
         share: (number, count): every count-th batch, from number on, is this process's.
         record_bad: whether an image that cannot be decoded is recorded, or ends the run.
         progress: called with the number of images done and how many the last form got right.
@@ -140,10 +143,16 @@ def measure(
         crops = np.zeros((batch_size, CROP, CROP, 3), np.uint8)
         for row, record in enumerate(records):
             path = valset.samples[record["index"]].path
+            if cached := cache.get(record["index"]) if cache else None:
+                record["sha256"] = np.frombuffer(cached.sha256, np.uint8)
+                crops[row] = cached.crop
+                continue
             try:
                 data = valset.read(path)
                 record["sha256"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
                 crops[row] = preprocess.crop(data)
+                if cache:
+                    cache.put(record["index"], record["sha256"].tobytes(), crops[row])
             except (BadImage, DataError) as error:
                 if not record_bad:
                     raise _unusable(valset, path, error) from error
@@ -212,12 +221,6 @@ def assemble(valset: ValSet, parts: Sequence[Part], forms: Sequence[str]) -> Mea
         measured_now=sum(part.measured_now for part in parts),
         bad={int(i): records["reason"][i].decode(errors="replace") for i in bad},
     )
-
-
-def image_list_sha256(valset: ValSet) -> str:
-    """SHA-256 of which images there are, and of their labels; not of their contents."""
-    lines = (f"{sample.path} {sample.label}\n" for sample in valset.samples)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _unusable(valset: ValSet, path: str, error: BadImage | DataError) -> DataError:

@@ -66,12 +66,14 @@ class ValSet:
         samples: the images; an image's index is its position here.
         read: gives the bytes of a file, by the `path` of its sample, in any thread; raises
             `DataError` where the system does not.
+        file_of: gives the file on disk that holds an image, by the same `path`.
     """
 
     root: Path
     layout: str
     samples: tuple[Sample, ...]
     read: Callable[[str], bytes]
+    file_of: Callable[[str], Path]
 
     def limited(self, n: int) -> ValSet:
         """The first n images of a fixed shuffled order, sorted again.
@@ -95,6 +97,12 @@ def fingerprint(samples: Iterable[Sample], digests: Iterable[str]) -> str:
         for sample, digest in zip(samples, digests, strict=True)
     )
     return _sha256("".join(sorted(lines)).encode())
+
+
+def image_list_sha256(valset: ValSet) -> str:
+    """SHA-256 of which images there are, and of their labels; not of their contents."""
+    lines = (f"{sample.path} {sample.label}\n" for sample in valset.samples)
+    return _sha256("".join(lines).encode())
 
 
 def _sha256(data: bytes) -> str:
@@ -189,7 +197,8 @@ def _assemble(listing: Listing, labels: LabelList | None) -> ValSet:
     if labels:
         _check_listed(root, samples, labels)
     _check_counts(root, samples)
-    return ValSet(root, _layout(listing, labels, samples, nameless), tuple(samples), listing.read)
+    layout = _layout(listing, labels, samples, nameless)
+    return ValSet(root, layout, tuple(samples), listing.read, listing.file_of)
 
 
 def _claims(path: str, own: int | None, owner: str, labels: LabelList | None) -> dict[str, int]:

@@ -73,7 +73,7 @@ def measure(
         Sample(f"{synsets[label]}/photo_{i:05d}.JPEG", int(label)) for i, label in enumerate(labels)
     )
     return Measurement(
-        valset=ValSet(Path("/data/val"), "1000 synset folders", samples, read),
+        valset=ValSet(Path("/data/val"), "1000 synset folders", samples, read, Path),
         scores={
             form: Scores(rank.copy(), top.copy(), prob.copy(), scores.nll.copy()) for form in forms
         },

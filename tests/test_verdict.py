@@ -21,7 +21,7 @@ def measurement(top1: int, top5: int, images: int = 50_000, **changes: object) -
     scores.rank[:] = 10
     scores.rank[:top5] = 3
     scores.rank[:top1] = 0
-    valset = ValSet(Path("x"), "x", (Sample("n01440764/x.JPEG", 0),) * images, lambda _: b"")
+    valset = ValSet(Path("x"), "x", (Sample("n01440764/x.JPEG", 0),) * images, lambda _: b"", Path)
     return Measurement(
         **{  # type: ignore[arg-type]
             "valset": valset,

@@ -29,6 +29,7 @@ class Listing:
         label_of: path, with forward slashes, to the label that the layout gives, if any.
         labelled_by: what gives those labels.
         read: bytes of an image, from any thread; raises `DataError`.
+        file_of: the file on disk that holds an image.
     """
 
     root: Path
@@ -36,6 +37,7 @@ class Listing:
     label_of: Mapping[str, int | None]
     labelled_by: str
     read: Callable[[str], bytes]
+    file_of: Callable[[str], Path]
 
 
 def labels_by_folder(root: Path, paths: Iterable[str]) -> tuple[str, dict[str, int | None]]:

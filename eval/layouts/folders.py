@@ -20,7 +20,7 @@ def list_folder(folder: Path) -> Listing:
     words, label_of = labels_by_folder(folder, _files(folder))
     if not label_of:
         raise no_images(folder, (entry.name for entry in folder.iterdir()))
-    return Listing(folder, words, label_of, "folders", partial(_read, folder))
+    return Listing(folder, words, label_of, "folders", partial(_read, folder), folder.joinpath)
 
 
 def is_val_folder(folder: Path) -> bool:

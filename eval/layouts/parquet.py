@@ -76,7 +76,14 @@ def list_parquet(root: Path, shards: Sequence[Path]) -> Listing:
             label_of[path], place_of[path] = label, place
     if not label_of:
         raise DataError(f"--data {root}: its parquet shards have no rows.\nGet them again.")
-    return Listing(root, _words(shards), label_of, "label column", _RowGroups(place_of))
+    return Listing(
+        root,
+        _words(shards),
+        label_of,
+        "label column",
+        _RowGroups(place_of),
+        lambda path: place_of[path].shard,
+    )
 
 
 def _words(shards: Sequence[Path]) -> str:

@@ -82,7 +82,7 @@ def list_tar(tar: Path) -> Listing:
     words, label_of = labels_by_folder(tar, inside)
     if not label_of:
         raise no_images(tar, others)
-    return Listing(tar, f"tar of {words}", label_of, "folders", _Reader(tar, inside))
+    return Listing(tar, f"tar of {words}", label_of, "folders", _Reader(tar, inside), lambda _: tar)
 
 
 def _images(tar: Path) -> tuple[dict[str, _Place], set[str]]:

@@ -1,0 +1,172 @@
+"""``--cache``: the uint8 crops of a val set, kept on disk, so that later runs decode nothing.
+
+``<folder>/<preprocessing>-<key>/`` holds ``crops.bin``, one crop of 224 x 224 x 3 bytes after
+another in image order, and ``index.bin``, one record per image. The key stands for the list of
+images, the preprocessing and the versions of the libraries that decode: others get another folder.
+A crop counts only if its record is there, its checksum holds, and the file of the image has the size
+and time of change that it had. Files are read and written in place and never mapped, so that a run
+needs no memory for them; threads and processes may share a cache, each for its own images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+
+from eval.errors import DataError, UsageError
+from eval.output import write_atomically
+from eval.preprocess import CROP, Crop, Preprocess
+from eval.valset import ValSet, image_list_sha256
+
+CROP_BYTES = CROP * CROP * 3
+DECODERS = ("numpy", "opencv-python-headless", "pillow")
+RECORD = np.dtype(
+    [
+        ("size", "<i8"),  # of the file that holds the image, bytes
+        ("mtime_ns", "<i8"),
+        ("sha256", "u1", 32),  # of the image
+        ("crop_crc32", "<u4"),
+        ("crc32", "<u4"),  # of all before it
+    ]
+)
+
+
+class Cached(NamedTuple):
+    """A crop, and which file it is of."""
+
+    crop: Crop
+    sha256: bytes
+
+
+class CropCache:
+    """The cache of one val set and preprocessing.
+
+    Args:
+        folder: of all caches.
+        valset: the images.
+        preprocess: how they are cropped.
+
+    Raises:
+        UsageError: the folder cannot be written to, or has no room for the crops.
+    """
+
+    def __init__(self, folder: Path, valset: ValSet, preprocess: Preprocess) -> None:
+        identity = {
+            "preprocess": f"{preprocess.name}: {preprocess.description}",
+            "images": len(valset.samples),
+            "image_list_sha256": image_list_sha256(valset),
+            "decoders": {name: importlib.metadata.version(name) for name in DECODERS},
+        }
+        text = json.dumps(identity, indent=2) + "\n"
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder = folder / f"{preprocess.name}-{key}"
+        self._valset = valset
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._crops = os.open(self.folder / "crops.bin", os.O_RDWR | os.O_CREAT, 0o644)
+            self._index = os.open(self.folder / "index.bin", os.O_RDWR | os.O_CREAT, 0o644)
+            missing = len(valset.samples) - os.fstat(self._index).st_size // RECORD.itemsize
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if missing * CROP_BYTES > free:
+            raise UsageError(
+                f"--cache {folder}: {missing:,} crops need {missing * CROP_BYTES / 1e9:.1f} GB, "
+                f"{free / 1e9:.1f} GB are free.\nName a folder with more room, or leave it out."
+            )
+        write_atomically(self.folder / "cache.json", text)
+
+    def __enter__(self) -> CropCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._crops)
+        os.close(self._index)
+
+    def get(self, index: int) -> Cached | None:
+        """The crop of an image, if it is there, whole, and that of the file as it is now.
+
+        Raises:
+            DataError: the file of the image is not there.
+        """
+        try:
+            data = os.pread(self._index, RECORD.itemsize, index * RECORD.itemsize)
+            if len(data) < RECORD.itemsize or not any(data) or _crc32(data) != _own_crc32(data):
+                return None
+            record = np.frombuffer(data, RECORD)[0]
+            if (int(record["size"]), int(record["mtime_ns"])) != self._stamp(index):
+                return None
+            pixels = os.pread(self._crops, CROP_BYTES, index * CROP_BYTES)
+        except OSError as error:
+            raise UsageError(
+                f"{self.folder} cannot be read: {error.strerror or error}.\n"
+                "Delete it, or leave --cache out."
+            ) from error
+        if len(pixels) < CROP_BYTES or zlib.crc32(pixels) != record["crop_crc32"]:
+            return None
+        crop = np.frombuffer(pixels, np.uint8).reshape(CROP, CROP, 3)
+        return Cached(crop, record["sha256"].tobytes())
+
+    def put(self, index: int, sha256: bytes, crop: Crop) -> None:
+        """Keep a crop. The record is written last: one that was interrupted does not count.
+
+        Raises:
+            UsageError: the disk is full.
+        """
+        record = np.zeros(1, RECORD)
+        record["size"], record["mtime_ns"] = self._stamp(index)
+        record["sha256"] = np.frombuffer(sha256, np.uint8)
+        pixels = crop.tobytes()
+        record["crop_crc32"] = zlib.crc32(pixels)
+        record["crc32"] = _crc32(record.tobytes())
+        try:
+            _write(self._crops, pixels, index * CROP_BYTES)
+            _write(self._index, record.tobytes(), index * RECORD.itemsize)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _stamp(self, index: int) -> tuple[int, int]:
+        """Size and time of change of the file that holds an image."""
+        path = self._valset.file_of(self._valset.samples[index].path)
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read: {error.strerror}.\nIt was there when the run began."
+            ) from error
+        return stat.st_size, stat.st_mtime_ns
+
+    def _unwritable(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"--cache: {self.folder} cannot be written: {error.strerror or error}.\n"
+            "Name another folder, make room, or leave it out."
+        )
+
+
+def _crc32(record: bytes) -> int:
+    return zlib.crc32(record[:-4])
+
+
+def _own_crc32(record: bytes) -> int:
+    return int.from_bytes(record[-4:], "little")
+
+
+def _write(handle: int, data: bytes, offset: int) -> None:
+    """All of it: a single call may write less, on a disk that is nearly full."""
+    while data:
+        written = os.pwrite(handle, data, offset)
+        data, offset = data[written:], offset + written
