@@ -12,9 +12,9 @@ import torch
 
 import pplcnet
 from eval import run as engine
+from eval.backends.pytorch import TorchPredictor
 from eval.imagenet import main
 from eval.metrics import rank_of_label
-from eval.backends.pytorch import TorchPredictor
 from eval.preprocess import PREPROCESS
 from eval.valset import open_valset
 

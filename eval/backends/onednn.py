@@ -23,7 +23,7 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
     ops = torch.ops.mkldnn
     return (
         device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(ops, "_convolution_pointwise")
         and hasattr(ops, "_reorder_convolution_weight")
         and (
