@@ -3,8 +3,8 @@
 ``<folder>/<preprocessing>-<key>/`` holds ``crops.bin``, one crop of 224 x 224 x 3 bytes after
 another in image order, and ``index.bin``, one record per image. The key stands for the list of
 images, the preprocessing and the versions of the libraries that decode: others get another folder.
-A crop counts only if its record is there, its checksum holds, and the file of the image has the size
-and time of change that it had. Files are read and written in place and never mapped, so that a run
+A crop counts only if its record is there, its checksum holds, and the file of the image has the
+size and time of change that it had. Files are read and written in place and never mapped, so that a run
 needs no memory for them; threads and processes may share a cache, each for its own images.
 """
 

@@ -5,16 +5,26 @@
 >>> pplcnet.load_weights(model, "PPLCNetV2_base_pretrained.pdparams")  # doctest: +SKIP
 >>> deploy = pplcnet.reparameterize(model)
 
-Importing it also registers the models with timm, as ``pplcnetv2_small``, ``_base`` and ``_large``.
+It also registers the models with timm, as ``pplcnetv2_small``, ``_base`` and ``_large``, as soon as
+timm is imported, before or after.
 """
 
-from pplcnet import _timm as _timm  # registers the models
+from types import ModuleType
+
+import wrapt
+
 from pplcnet._download import fetch_weights
 from pplcnet._errors import WeightsError
 from pplcnet._model import PPLCNetV2, count_macs, count_parameters, create_model
 from pplcnet._reparam import is_reparameterized, reparameterize
 from pplcnet._variants import VARIANTS
 from pplcnet._weights import Weights, load_weights, read_weights
+
+
+@wrapt.when_imported("timm")  # importing it takes longer than importing torch
+def _register_with_timm(_: ModuleType) -> None:
+    from pplcnet import _timm as _timm
+
 
 __all__ = [
     "VARIANTS",

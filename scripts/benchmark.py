@@ -105,7 +105,7 @@ def measure(contender: Contender, data: Path, weights: Path, cache: Path) -> dic
 def timm_pass(
     contender: Contender, data: Path, weights: Path, _cache: Path
 ) -> tuple[int, float, list[list[int]]]:
-    """timm's pipeline, as its ``validate.py`` puts it together."""
+    """Timm's pipeline, as its ``validate.py`` puts it together."""
     import timm
     import torch
     from timm.data import create_dataset, create_loader
