@@ -4,18 +4,21 @@
 another in image order, and ``index.bin``, one record per image. The key stands for the list of
 images, the preprocessing and the versions of the libraries that decode: others get another folder.
 A crop counts only if its record is there, its checksum holds, and the file of the image has the
-size and time of change that it had. Files are read and written in place and never mapped, so that a run
-needs no memory for them; threads and processes may share a cache, each for its own images.
+size and time of change that it had. Files are read and written in place and never mapped, so that
+a run needs no memory for them; threads and processes may share a cache, each for its own images.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -24,7 +27,7 @@ import numpy as np
 
 from eval.errors import DataError, UsageError
 from eval.output import write_atomically
-from eval.preprocess import CROP, Crop, Preprocess
+from eval.preprocess import CROP, BadImage, Crop, Preprocess
 from eval.valset import ValSet, image_list_sha256
 
 CROP_BYTES = CROP * CROP * 3
@@ -70,6 +73,7 @@ class CropCache:
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.folder = folder / f"{preprocess.name}-{key}"
         self._valset = valset
+        self._preprocess = preprocess
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._crops = os.open(self.folder / "crops.bin", os.O_RDWR | os.O_CREAT, 0o644)
@@ -138,6 +142,24 @@ class CropCache:
             _write(self._index, record.tobytes(), index * RECORD.itemsize)
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def fill(self, workers: int, done: Callable[[], None] = lambda: None) -> None:
+        """Put in every crop that is not there yet; an image that cannot be decoded is left out.
+
+        Args:
+            workers: threads.
+            done: called after each image.
+        """
+
+        def add(index: int) -> None:
+            if self.get(index) is None:
+                data = self._valset.read(self._valset.samples[index].path)
+                with contextlib.suppress(BadImage):  # the run that needs it reports it
+                    self.put(index, hashlib.sha256(data).digest(), self._preprocess.crop(data))
+
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(add, range(len(self._valset.samples))):
+                done()
 
     def _stamp(self, index: int) -> tuple[int, int]:
         """Size and time of change of the file that holds an image."""

@@ -11,14 +11,16 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from eval.backends import BACKENDS
+from eval.backends.exported import FORM as EXPORTED
+from eval.backends.exported import RUNTIMES, is_exported, precision_of
 from eval.config import VariantConfig, builtin_variants, load_config, load_variant
 from eval.distributed import Group, process_group
 from eval.errors import EvalError, ModelError, UsageError
@@ -29,7 +31,9 @@ from eval.regression import check_baseline, check_regression
 from eval.valset import image_list_sha256, open_valset
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong options do without
-    from pplcnet import PPLCNetV2, Weights
+    from torch import nn
+
+    from pplcnet import PPLCNetV2
 
 FORMS = ("unfused", "reparameterized")
 PREPROCESSES = ("torchvision", "paddle", "squash")
@@ -46,6 +50,7 @@ class Options:
     demo: bool
     variant: VariantConfig
     weights: str
+    exported: bool
     forms: tuple[str, ...]
     preprocess: str
     backend: str
@@ -60,6 +65,7 @@ class Options:
     history: Path | None
     baseline: str | None
     cache: Path | None
+    real_labels: bool
     quiet: bool
     verbose: bool
     started: datetime
@@ -111,6 +117,10 @@ def _run(options: Options, group: Group) -> int:
     valset = open_valset(options.data, options.labels)
     if options.limit is not None:
         valset = valset.limited(options.limit)
+    if options.real_labels:
+        from eval.real_labels import labels_of, score_real
+
+        labels_of(valset)  # what is wrong with them is to be said before hours of work
 
     from eval import run as engine
     from eval.backends import create_predictor
@@ -122,7 +132,10 @@ def _run(options: Options, group: Group) -> int:
     settings = exact_float32()
     device = choose_device(options.device, group.local_number)
     preprocess = PREPROCESS[options.preprocess]
-    weights, models = load_forms(options)
+    weights: Loaded
+    models: Mapping[str, nn.Module | Path]
+    weights, models = load_exported(options) if options.exported else load_forms(options)
+    precision = precision_of(Path(options.weights)) if options.exported else options.precision
     weights_sha256 = _sha256(Path(weights.source))
     batch_size = options.batch_size or engine.choose_batch_size(device)
     workers = options.workers or engine.choose_workers()
@@ -144,7 +157,7 @@ def _run(options: Options, group: Group) -> int:
         "preprocess": preprocess.name,
         "backend": options.backend,
         "device": device.type,
-        "precision": options.precision,
+        "precision": precision,
         "on_bad_image": options.on_bad_image,
         "images": len(valset.samples),
         "image_list_sha256": image_list_sha256(valset),
@@ -198,23 +211,24 @@ def _run(options: Options, group: Group) -> int:
             preprocess_description=preprocess.description,
             backend=options.backend,
             device=str(device),
-            precision=options.precision,
+            precision=precision,
             batch_size=batch_size,
             workers=workers,
             processes=group.count,
             weights=weights.source,
             weights_sha256=weights_sha256,
             weights_layout=weights.layout,
-            params={form: count_parameters(model) for form, model in models.items()},
-            macs={form: count_macs(model) for form, model in models.items()},
+            params={f: None if isinstance(m, Path) else count_parameters(m) for f, m in models.items()},
+            macs={f: None if isinstance(m, Path) else count_macs(m) for f, m in models.items()},
             data=str(options.data),
             layout=valset.layout,
             limit=options.limit,
             cache=str(options.cache) if options.cache else None,
+            real=score_real(measured) if options.real_labels else None,
             settings=settings,
         )
         results = [
-            judge(measured, form, options.variant, preprocess.name, options.precision)
+            judge(measured, form, options.variant, preprocess.name, precision)
             for form in models
         ]
         write_reports(options.output, facts, measured, results)
@@ -234,7 +248,7 @@ def _run(options: Options, group: Group) -> int:
         codes.append(
             check_regression(options.baseline, options.output, asked, output=options.output)
         )
-    check_forms_agree(measured, options.precision)
+    check_forms_agree(measured, precision)
     return max(codes)
 
 
@@ -250,7 +264,14 @@ def _with_demo(options: Options) -> Options:
     return replace(options, data=data, weights=str(weights), variant=demo.demo_variant())
 
 
-def load_forms(options: Options) -> tuple[Weights, dict[str, PPLCNetV2]]:
+class Loaded(NamedTuple):
+    """Where a model came from."""
+
+    source: str
+    layout: str
+
+
+def load_forms(options: Options) -> tuple[Loaded, dict[str, PPLCNetV2]]:
     """The weights and the forms that were asked for, in evaluation mode.
 
     Raises:
@@ -281,7 +302,20 @@ def load_forms(options: Options) -> tuple[Weights, dict[str, PPLCNetV2]]:
         raise ModelError(str(error)) from error
     model.eval()
     forms = {"unfused": lambda: model, "reparameterized": lambda: reparameterize(model)}
-    return weights, {form: forms[form]() for form in options.forms}
+    loaded = Loaded(weights.source, weights.layout)
+    return loaded, {form: forms[form]() for form in options.forms}
+
+
+def load_exported(options: Options) -> tuple[Loaded, dict[str, Path]]:
+    """An exported file; its runtime reads it.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    path = Path(options.weights)
+    if not path.is_file():
+        raise ModelError(f"--weights {path}: there is no such file.")
+    return Loaded(str(path), f"exported {path.suffix.lower()}"), {EXPORTED: path}
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -298,9 +332,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
         raise UsageError("--demo brings its own weights: leave --variant and --weights out.")
     if args.config and args.variant:
         raise UsageError("--config and --variant both name a configuration: use one.")
-    forms = tuple(args.forms.split(","))
-    if not forms or len(set(forms)) != len(forms) or not set(forms) <= set(FORMS):
-        raise UsageError(f"--forms {args.forms}: use unfused, reparameterized, or both.")
+    exported = is_exported(args.weights)
+    forms = _exported_forms(args) if exported else _forms(args.forms or ",".join(FORMS))
+    backend = args.backend or (RUNTIMES[Path(args.weights).suffix.lower()] if exported else BACKENDS)[0]
     started = datetime.now(UTC)
     variant = load_config(args.config) if args.config else load_variant(args.variant or "base_ssld")
     name = "demo" if args.demo else variant.name
@@ -310,9 +344,10 @@ def parse_options(arguments: Sequence[str]) -> Options:
         demo=args.demo,
         variant=variant,
         weights=args.weights,
-        forms=tuple(form for form in FORMS if form in forms),
+        exported=exported,
+        forms=forms,
         preprocess=args.preprocess,
-        backend=args.backend,
+        backend=backend,
         device=args.device,
         precision=args.precision,
         batch_size=args.batch_size,
@@ -324,11 +359,31 @@ def parse_options(arguments: Sequence[str]) -> Options:
         history=args.history,
         baseline=args.baseline,
         cache=args.cache,
+        real_labels=args.real_labels,
         quiet=args.quiet,
         verbose=args.verbose,
         started=started,
         command=shlex.join(["python", "-m", "eval.imagenet", *arguments]),
     )
+
+
+def _forms(words: str) -> tuple[str, ...]:
+    forms = words.split(",")
+    if len(set(forms)) != len(forms) or not set(forms) <= set(FORMS):
+        raise UsageError(f"--forms {words}: use unfused, reparameterized, or both.")
+    return tuple(form for form in FORMS if form in forms)
+
+
+def _exported_forms(args: argparse.Namespace) -> tuple[str, ...]:
+    """An exported file is a form of its own, for its own runtimes."""
+    runtimes = RUNTIMES[Path(args.weights).suffix.lower()]
+    if args.forms:
+        raise UsageError(f"--forms: {args.weights} is one form, as it was exported. Leave it out.")
+    if args.backend and args.backend not in runtimes:
+        raise UsageError(
+            f"--backend {args.backend} cannot run {args.weights}: use {' or '.join(runtimes)}."
+        )
+    return (EXPORTED,)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -358,11 +413,12 @@ def _parser() -> argparse.ArgumentParser:
         "--weights",
         default="auto",
         metavar="FILE",
-        help=".pdparams, .safetensors, .pth or .pt; default auto: the cache, else download",
+        help=".pdparams, .safetensors, .pth, .pt, or an exported .onnx or .xml; "
+        "default auto: the cache, else download",
     )
-    add("--forms", default=",".join(FORMS), metavar="LIST", help="default %(default)s")
+    add("--forms", metavar="LIST", help=f"default {','.join(FORMS)}")
     add("--preprocess", choices=PREPROCESSES, default=PREPROCESSES[0], help="default %(default)s")
-    add("--backend", choices=BACKENDS, default=BACKENDS[0], help="default %(default)s")
+    add("--backend", choices=BACKENDS, help="default torch; an exported file's own runtime")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default %(default)s")
     add("--batch-size", type=_positive, metavar="N", help="images per batch of a worker")
@@ -382,6 +438,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--labels", type=Path, metavar="FILE", help="a val list (name index) or a devkit file")
     add("--cache", type=Path, metavar="DIR", help="keep the crops there; later runs skip decoding")
+    add("--real-labels", action="store_true", help="score against the ReaL labels, too")
     add("--history", type=Path, metavar="FILE", help="add the summary to a history, too")
     add("--baseline", metavar="PATH", help="compare with an earlier result at the end")
     add("--quiet", action="store_true", help="nothing on stderr but errors")

@@ -50,6 +50,7 @@ class RunFacts:
     layout: str
     limit: int | None
     cache: str | None = None
+    real: dict[str, RealScore] | None = None  # by form, where ReaL labels were asked for
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: versions())
     git_commit: str = field(default_factory=lambda: git_commit())
@@ -238,6 +239,11 @@ def format_results(facts: RunFacts, measured: Measurement, results: list[FormRes
         lines.append(
             f"{result.form:<16} {result.top1:8.3f} {result.top1_correct:8,} "
             f"{result.top5:8.3f} {result.top5_correct:8,} " + ("" if nll is None else f"{nll:8.4f}")
+        )
+    for form, real in (facts.real or {}).items():
+        lines.append(
+            f"{f'ReaL {form}'[:16]:<16} {real.top1:8.3f} {real.top1_correct:8,} "
+            f"{real.top5:8.3f} {real.top5_correct:8,}          of {real.images:,} with ReaL labels"
         )
     if first.reference_top1 is not None:
         lines.append(

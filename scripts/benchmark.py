@@ -173,7 +173,7 @@ def our_pass(
     kept = CropCache(cache, valset, preprocess) if contender.kind == "cached" else nullcontext()
     with tempfile.TemporaryDirectory() as folder, kept as crops:
         if crops:
-            fill(crops, valset, preprocess)
+            crops.fill(choose_workers())
         with Journal(Path(folder), {}, contender.forms) as journal:
             started = time.perf_counter()
             part = engine(
@@ -190,16 +190,6 @@ def our_pass(
     measured = assemble(valset, [part], contender.forms)
     classes = [scores.top[:, 0].tolist() for scores in measured.scores.values()]
     return len(valset.samples), seconds, classes
-
-
-def fill(cache: Any, valset: Any, preprocess: Any) -> None:
-    """Put all crops into a cache that does not have them yet."""
-    import hashlib
-
-    for index, sample in enumerate(valset.samples):
-        if cache.get(index) is None:
-            data = valset.read(sample.path)
-            cache.put(index, hashlib.sha256(data).digest(), preprocess.crop(data))
 
 
 def our_predictor(contender: Contender, weights: Path) -> tuple[Any, int]:

@@ -4,6 +4,8 @@
     onednn.py    torch's CPU convolutions, laid out for speed
     onnx.py      export, and ONNX Runtime
     openvino.py  OpenVINO
+    exported.py  what an exported file must be
+    quantize.py  post-training int8
     device.py    which device, and exact float32
 
 Modules of a runtime are imported when it is asked for: each is an extra of its own.
@@ -12,6 +14,7 @@ Modules of a runtime are imported when it is asked for: each is an extra of its 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
@@ -39,7 +42,7 @@ class Predictor(Protocol):
 
 def create_predictor(
     backend: str,
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, nn.Module | Path],
     preprocess: Preprocess,
     device: torch.device,
     precision: str,
@@ -51,7 +54,7 @@ def create_predictor(
 
     Args:
         backend: one of `BACKENDS`.
-        models: form name to model.
+        models: form name to model, or to an exported file.
         preprocess: whose normalised input the models take.
         device: where to compute.
         precision: ``fp32``, ``bf16`` or ``fp16``.
@@ -60,32 +63,40 @@ def create_predictor(
 
     Raises:
         UsageError: the backend is not installed, or has no such device or precision.
+        ModelError: an exported file cannot be used.
     """
     if backend in ("onnxruntime", "openvino") and device.type != "cpu":
         raise UsageError(f"--backend {backend} computes on the CPU here: use --device cpu.")
-    if backend == "torch":
-        from eval.backends.pytorch import TorchPredictor
+    if backend in ("torch", "compile"):
+        from eval.backends.pytorch import CompilePredictor, TorchPredictor
 
-        return TorchPredictor(models, preprocess, device, precision, batch_size)
-    if backend == "compile":
-        from eval.backends.pytorch import CompilePredictor
-
-        return CompilePredictor(models, preprocess, device, precision, batch_size)
+        kind = TorchPredictor if backend == "torch" else CompilePredictor
+        modules = {form: model for form, model in models.items() if not isinstance(model, Path)}
+        return kind(modules, preprocess, device, precision, batch_size)
     if backend == "onnxruntime":
         if precision != "fp32":
             raise UsageError(
                 f"--backend onnxruntime --precision {precision}: on a CPU it has fp32 only. "
                 "Use --backend openvino or torch."
             )
-        from eval.backends.onnx import OnnxRuntimePredictor, export_onnx
+        from eval.backends.onnx import OnnxRuntimePredictor
 
-        graphs = {form: export_onnx(model) for form, model in models.items()}
-        return OnnxRuntimePredictor(graphs, preprocess)
-    from eval.backends.onnx import export_onnx
+        return OnnxRuntimePredictor(_graphs(models), preprocess)
     from eval.backends.openvino import OpenVinoPredictor
 
-    graphs = {form: export_onnx(model) for form, model in models.items()}
-    return OpenVinoPredictor(graphs, preprocess, precision, batch_size=batch_size, workers=workers)
+    return OpenVinoPredictor(
+        _graphs(models), preprocess, precision, batch_size=batch_size, workers=workers
+    )
+
+
+def _graphs(models: Mapping[str, nn.Module | Path]) -> dict[str, bytes | Path]:
+    """Models exported; files as they are."""
+    from eval.backends.onnx import export_onnx
+
+    return {
+        form: model if isinstance(model, Path) else export_onnx(model)
+        for form, model in models.items()
+    }
 
 
 def missing_extra(backend: str, extra: str, error: ImportError) -> UsageError:

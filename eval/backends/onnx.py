@@ -12,6 +12,7 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from eval.backends import missing_extra
+from eval.backends.exported import check_signature
+from eval.errors import ModelError
 from eval.preprocess import CROP, Crop, Preprocess
 
 OPSET = 18  # what torch's exporter writes itself; every newer one is a conversion of it
@@ -68,14 +71,15 @@ class OnnxRuntimePredictor:
     """Graphs in ONNX Runtime on the CPU, one thread per call.
 
     Args:
-        graphs: form name to a serialised model.
+        graphs: form name to a serialised model, or to its file.
         preprocess: whose normalised input the models take.
 
     Raises:
         UsageError: ONNX Runtime is not installed.
+        ModelError: a graph cannot be loaded, or is no image classifier of 1000 classes.
     """
 
-    def __init__(self, graphs: Mapping[str, bytes], preprocess: Preprocess) -> None:
+    def __init__(self, graphs: Mapping[str, bytes | Path], preprocess: Preprocess) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -85,15 +89,43 @@ class OnnxRuntimePredictor:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors
         self._normalize = preprocess.normalize
-        self._sessions = {
-            form: onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-            for form, graph in graphs.items()
-        }
+        self._sessions = {}
+        for form, graph in graphs.items():
+            name = str(graph) if isinstance(graph, Path) else form
+            try:
+                session = onnxruntime.InferenceSession(
+                    str(graph) if isinstance(graph, Path) else graph,
+                    options,
+                    providers=["CPUExecutionProvider"],
+                )
+            except Exception as error:
+                raise ModelError(
+                    f"{name}: ONNX Runtime cannot load it ({str(error).partition(chr(10))[0]}).\n"
+                    "Export it again, or get an intact copy."
+                ) from error
+            check_signature(name, _signature(session.get_inputs()), _signature(session.get_outputs()))
+            self._sessions[form] = session
 
     def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
         """uint8 crops (B, 224, 224, 3) to float32 logits (B, classes) of each form."""
         batch = np.ascontiguousarray(self._normalize(crops).transpose(0, 3, 1, 2))
-        return {
-            form: session.run(None, {session.get_inputs()[0].name: batch})[0]
-            for form, session in self._sessions.items()
-        }
+        return {form: _run(session, batch) for form, session in self._sessions.items()}
+
+
+def _signature(values: Any) -> list[tuple[str, list[Any]]]:
+    """Type and shape of each input or output."""
+    return [(value.type.removeprefix("tensor(").rstrip(")"), list(value.shape)) for value in values]
+
+
+def _run(session: Any, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Float32 logits of a batch; in parts, the last one filled up, if the graph's batch is fixed."""
+    (entry,) = session.get_inputs()
+    values = batch.astype(np.float16) if entry.type == "tensor(float16)" else batch
+    fixed = entry.shape[0] if isinstance(entry.shape[0], int) else len(values)
+    parts = []
+    for start in range(0, len(values), fixed):
+        part = values[start : start + fixed]
+        whole = np.zeros((fixed, *part.shape[1:]), part.dtype)
+        whole[: len(part)] = part
+        parts.append(session.run(None, {entry.name: whole})[0][: len(part)])
+    return np.concatenate(parts).astype(np.float32)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval.backends import missing_extra
+from eval.backends.exported import check_signature
+from eval.errors import ModelError
 from eval.preprocess import CROP, Crop, Preprocess
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -19,7 +22,7 @@ class OpenVinoPredictor:
     """Graphs in OpenVINO, with a request of its own for each thread that calls.
 
     Args:
-        graphs: form name to a serialised ONNX model with input (B, 3, 224, 224).
+        graphs: form name to a serialised ONNX model, or to an ``.onnx`` or ``.xml`` file.
         preprocess: whose normalised input the models take.
         precision: what the CPU plugin computes in.
         batch_size: of every batch.
@@ -27,11 +30,12 @@ class OpenVinoPredictor:
 
     Raises:
         UsageError: OpenVINO is not installed.
+        ModelError: a graph cannot be loaded, or is no image classifier of 1000 classes.
     """
 
     def __init__(
         self,
-        graphs: Mapping[str, bytes],
+        graphs: Mapping[str, bytes | Path],
         preprocess: Preprocess,
         precision: str,
         *,
@@ -47,7 +51,7 @@ class OpenVinoPredictor:
         self._threads = threading.local()
         self._compiled = {}
         for form, graph in graphs.items():
-            model = core.read_model(graph)
+            model = _read(core, graph, form)
             model.reshape([batch_size, 3, CROP, CROP])
             # The crops are channels last already: no copy is made for the model's own order.
             steps = openvino.preprocess.PrePostProcessor(model)
@@ -81,3 +85,30 @@ class OpenVinoPredictor:
             }
         requests: dict[str, Any] = self._threads.requests
         return requests
+
+
+def _read(core: Any, graph: bytes | Path, form: str) -> Any:
+    """A model that takes one batch of images and gives 1000 logits."""
+    name = str(graph) if isinstance(graph, Path) else form
+    try:
+        model = core.read_model(graph)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ModelError(
+            f"{name}: OpenVINO cannot load it ({reason}).\n"
+            "Export it again, or get an intact copy; an .xml needs its .bin beside it."
+        ) from error
+    check_signature(name, _signature(model.inputs), _signature(model.outputs))
+    return model
+
+
+def _signature(ports: Any) -> list[tuple[str, list[Any]]]:
+    """Type and shape of each input or output; None for a dynamic size."""
+    types = {"f32": "float", "f16": "float16"}
+    return [
+        (
+            types.get(port.element_type.get_type_name(), port.element_type.get_type_name()),
+            [None if size.is_dynamic else size.get_length() for size in port.partial_shape],
+        )
+        for port in ports
+    ]

@@ -1,0 +1,246 @@
+"""Exported files: made, checked, quantised, evaluated, refused, and compared in one table."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import ROOT, randomize_bn
+from safetensors.torch import save_file
+from torch import nn
+
+import pplcnet
+from eval import sweep
+from eval.backends.exported import check_signature, precision_of
+from eval.backends.onnx import export_onnx
+from eval.errors import ModelError
+from eval.imagenet import main
+
+MakeVal = Callable[..., Path]
+FILES = {"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"], "n15075141": ["d.JPEG"]}
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("export_onnx", ROOT / "scripts/export_onnx.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model() -> pplcnet.PPLCNetV2:
+    torch.manual_seed(6)
+    model = pplcnet.create_model("small").eval()
+    randomize_bn(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def weights(model: pplcnet.PPLCNetV2, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_file(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an ONNX file, an OpenVINO one, and an int8 one of each."""
+    folder = tmp_path_factory.mktemp("exported")
+    from PIL import Image
+
+    images = folder / "val" / "n01440764"
+    images.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{number}.JPEG")
+    script = load_script()
+    words = ["--variant", "small", "--weights", str(weights), "--output", str(folder / "m.onnx")]
+    words += ["--calibrate", str(folder / "val"), "--images", str(folder / "val")]
+    for int8, more in (("q.onnx", ["--openvino", str(folder / "m.xml")]), ("q.xml", [])):
+        assert script.main([*words, *more, "--int8", str(folder / int8)]) == 0
+    return folder
+
+
+def evaluate(data: Path, exported: Path, output: Path, *more: str) -> int:
+    return main(
+        ["--data", str(data), "--variant", "small", "--weights", str(exported),
+         "--output", str(output), "--quiet", *more]
+    )  # fmt: skip
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_is_made_is_whole(made: Path) -> None:
+    names = {path.name for path in made.iterdir() if path.is_file()}
+    assert names == {"m.onnx", "m.xml", "m.bin", "q.onnx", "q.xml", "q.bin"}
+    proto = onnx.load(made / "m.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    (entry,), (answer,) = proto.graph.input, proto.graph.output
+    assert (entry.name, answer.name) == ("input", "logits")
+    batch, *sizes = entry.type.tensor_type.shape.dim
+    assert batch.dim_param
+    assert [size.dim_value for size in sizes] == [3, 224, 224]
+    assert (made / "q.onnx").stat().st_size < 0.4 * (made / "m.onnx").stat().st_size
+    assert (made / "q.xml").with_suffix(".bin").stat().st_size < 0.4 * (
+        made / "m.bin"
+    ).stat().st_size
+
+
+def test_precision_is_seen_in_the_file(made: Path) -> None:
+    found = {name: precision_of(made / name) for name in ("m.onnx", "m.xml", "q.onnx", "q.xml")}
+    assert found == {"m.onnx": "fp32", "m.xml": "fp32", "q.onnx": "int8", "q.xml": "int8"}
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"), [("m.onnx", "onnxruntime"), ("m.onnx", "openvino"), ("m.xml", "openvino")]
+)
+def test_an_exported_file_is_evaluated_as_the_model_is(
+    name: str, backend: str, made: Path, weights: Path, val_folder: MakeVal, tmp_path: Path
+) -> None:
+    data = val_folder(FILES)
+    assert evaluate(data, weights, tmp_path / "torch", "--forms", "reparameterized") == 0
+    assert evaluate(data, made / name, tmp_path / "out", "--backend", backend) == 0
+    (summary,) = rows_of(tmp_path / "out/summary.csv")
+    assert (summary["form"], summary["backend"]) == ("exported", backend)
+    assert (summary["precision"], summary["params"]) == ("fp32", "")
+    pairs = zip(
+        rows_of(tmp_path / "out/predictions.csv"),
+        rows_of(tmp_path / "torch/predictions.csv"),
+        strict=True,
+    )
+    for found, expected in pairs:
+        assert found["exported_top1"] == expected["reparameterized_top1"]
+        assert float(found["exported_prob1"]) == pytest.approx(
+            float(expected["reparameterized_prob1"]), rel=1e-3
+        )
+
+
+@pytest.mark.parametrize("name", ["q.onnx", "q.xml"])
+def test_int8_is_evaluated_and_never_gated(
+    name: str, made: Path, val_folder: MakeVal, tmp_path: Path
+) -> None:
+    assert evaluate(val_folder(FILES), made / name, tmp_path / "out") == 0
+    (summary,) = rows_of(tmp_path / "out/summary.csv")
+    assert summary["precision"] == "int8"
+    assert summary["verdict"] == "PARTIAL"
+
+
+def test_a_graph_with_a_fixed_batch_is_evaluated(
+    model: pplcnet.PPLCNetV2, made: Path, val_folder: MakeVal, tmp_path: Path
+) -> None:
+    proto = onnx.load(made / "m.onnx")
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 3
+    onnx.save(proto, tmp_path / "three.onnx")
+    data = val_folder(FILES)
+    assert evaluate(data, tmp_path / "three.onnx", tmp_path / "three") == 0
+    assert evaluate(data, made / "m.onnx", tmp_path / "any") == 0
+    tops = [
+        [row["exported_top1"] for row in rows_of(tmp_path / name / "predictions.csv")]
+        for name in ("three", "any")
+    ]
+    assert tops[0] == tops[1]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "words"),
+    [
+        ([("float", [None, 3, 224, 224])] * 2, [("float", [None, 1000])], "2 inputs"),
+        ([("float", [None, 3, 256, 256])], [("float", [None, 1000])], "256"),
+        ([("float", [None, 224, 224, 3])], [("float", [None, 1000])], "224, 224, 3"),
+        ([("uint8", [None, 3, 224, 224])], [("float", [None, 1000])], "uint8"),
+        ([("float", [None, 3, 224, 224])], [("float", [None, 21841])], "21841"),
+        ([("float", [None, 3, 224, 224])], [("float", [None])], r"gives float \[None\]"),
+    ],
+)
+def test_another_signature_is_refused(inputs: list, outputs: list, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        check_signature("x.onnx", inputs, outputs)
+
+
+def test_a_model_of_other_classes_ends_with_4(
+    val_folder: MakeVal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Tiny(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3))
+
+    (tmp_path / "tiny.onnx").write_bytes(export_onnx(Tiny()))
+    for backend in ("onnxruntime", "openvino"):
+        code = evaluate(
+            val_folder(FILES), tmp_path / "tiny.onnx", tmp_path / "out", "--backend", backend
+        )
+        error = capsys.readouterr().err
+        assert code == 4
+        assert "tiny.onnx gives float [" in error
+        assert error.count("\n") <= 2
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "x.xml"])
+def test_a_damaged_file_ends_with_4(
+    name: str, val_folder: MakeVal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(b"nothing of the kind")
+    assert evaluate(val_folder(FILES), tmp_path / name, tmp_path / "out") == 4
+    error = capsys.readouterr().err
+    assert "cannot load it" in error
+    assert error.count("\n") <= 2
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(("--forms", "unfused"), "is one form"), (("--backend", "torch"), "use onnxruntime or")],
+)
+def test_options_that_do_not_fit_a_file(
+    more: tuple[str, ...], words: str, made: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert evaluate(tmp_path, made / "m.onnx", tmp_path / "out", *more) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_sweep_is_one_table(
+    weights: Path, made: Path, val_folder: MakeVal, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = ["--data", str(val_folder(FILES)), "--variant", "small"]
+    words += ["--weights", str(weights), str(made / "q.onnx"), "--output", str(tmp_path / "out")]
+    words += ["--backend", "torch,onnxruntime", "--precision", "fp32,bf16", "--quiet"]
+    assert sweep.main(words) == 0
+    shown = capsys.readouterr()
+    assert "left out: onnxruntime has no bf16" in shown.err
+    rows = rows_of(tmp_path / "out/sweep.csv")
+    assert [(row["backend"], row["precision"]) for row in rows] == [
+        ("torch", "fp32"), ("torch", "bf16"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"),
+    ]  # fmt: skip
+    assert rows[0]["flips"] == rows[2]["flips"] == "0"
+    for row in rows:
+        assert row["name"] in shown.out
+        (summary,) = rows_of(Path(row["output"]) / "summary.csv")
+        assert summary["top1_correct"] == row["top1_correct"]
+    assert float(rows[3]["megabytes"]) < 0.4 * float(rows[0]["megabytes"])
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(
+    weights: Path, val_folder: MakeVal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(val_folder(FILES)), "--variant", "large,small"]
+    words += ["--weights", str(weights), "--output", str(tmp_path / "out"), "--quiet"]
+    assert sweep.main(words) == 4
+    shown = capsys.readouterr()
+    assert "does not fit the model" in shown.err
+    assert "failed with exit code 4" in shown.out
+    assert [row["exit_code"] for row in rows_of(tmp_path / "out/sweep.csv")] == ["4", "0"]

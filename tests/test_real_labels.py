@@ -1,0 +1,79 @@
+"""ReaL labels: found by the official name, with a denominator of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import jpeg
+from timm.data.real_labels import RealLabelsImagenet
+
+from eval import run as engine
+from eval.errors import DataError
+from eval.metrics import Scores
+from eval.real_labels import labels_of, real_labels, score_real
+from eval.valset import ValSet, open_valset
+
+MakeVal = Callable[..., Path]
+NUMBERS = (1, 2, 3, 20, 41, 50000)
+
+
+@pytest.fixture
+def valset(tmp_path: Path) -> ValSet:
+    (tmp_path / "val").mkdir()
+    for number in NUMBERS:
+        name = f"ILSVRC2012_val_{number:08}.JPEG"
+        (tmp_path / "val" / name).write_bytes(jpeg(np.zeros((8, 8, 3), np.uint8)))
+    return open_valset(tmp_path / "val")
+
+
+def answered(valset: ValSet, tops: np.ndarray) -> engine.Measurement:
+    """A measurement of given best five."""
+    count = len(tops)
+    scores = Scores(np.zeros(count, np.int64), tops, np.zeros((count, 5)), np.zeros(count))
+    return engine.Measurement(
+        valset, {"a": scores}, np.full(count, np.nan), None, [""] * count, 1.0
+    )
+
+
+def test_labels_are_those_of_the_file_names(valset: ValSet) -> None:
+    found = labels_of(valset)
+    assert found == [real_labels()[number - 1] for number in NUMBERS]
+    assert len(real_labels()) == 50_000
+
+
+def test_scores_are_timms(valset: ValSet) -> None:
+    rng = np.random.default_rng(0)
+    tops = np.array([rng.permutation(1000)[:5] for _ in NUMBERS])
+    tops[0, 3] = min(real_labels()[0])  # a hit among the five only
+    for row, number in enumerate(NUMBERS[1:4], start=1):
+        if real_labels()[number - 1]:
+            tops[row, 0] = max(real_labels()[number - 1])
+
+    names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in NUMBERS]
+    theirs = RealLabelsImagenet([""] * 50_000)
+    hits = {1: 0, 5: 0}
+    images = 0
+    for name, top in zip(names, tops.tolist(), strict=True):
+        known = theirs.real_labels[name]
+        images += bool(known)
+        for k in hits:
+            hits[k] += any(answer in known for answer in top[:k])
+    score = score_real(answered(valset, tops))["a"]
+    assert (score.images, score.top1_correct, score.top5_correct) == (images, hits[1], hits[5])
+    assert score.top1_correct < score.top5_correct
+    assert score.top1 == 100 * hits[1] / images
+
+
+def test_a_bad_image_counts_as_wrong(valset: ValSet) -> None:
+    tops = np.full((len(NUMBERS), 5), -1)
+    score = score_real(answered(valset, tops))["a"]
+    assert score.images > 0
+    assert score.top5_correct == 0
+
+
+def test_names_that_are_not_official_are_refused(val_folder: MakeVal) -> None:
+    with pytest.raises(DataError, match=r"a\.JPEG has no official name"):
+        labels_of(open_valset(val_folder({"n01440764": ["a.JPEG"]})))
