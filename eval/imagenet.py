@@ -218,7 +218,9 @@ def _run(options: Options, group: Group) -> int:
             weights=weights.source,
             weights_sha256=weights_sha256,
             weights_layout=weights.layout,
-            params={f: None if isinstance(m, Path) else count_parameters(m) for f, m in models.items()},
+            params={
+                f: None if isinstance(m, Path) else count_parameters(m) for f, m in models.items()
+            },
             macs={f: None if isinstance(m, Path) else count_macs(m) for f, m in models.items()},
             data=str(options.data),
             layout=valset.layout,
@@ -228,8 +230,7 @@ def _run(options: Options, group: Group) -> int:
             settings=settings,
         )
         results = [
-            judge(measured, form, options.variant, preprocess.name, precision)
-            for form in models
+            judge(measured, form, options.variant, preprocess.name, precision) for form in models
         ]
         write_reports(options.output, facts, measured, results)
         write_html_report(options.output, facts, measured, results)
@@ -334,7 +335,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
         raise UsageError("--config and --variant both name a configuration: use one.")
     exported = is_exported(args.weights)
     forms = _exported_forms(args) if exported else _forms(args.forms or ",".join(FORMS))
-    backend = args.backend or (RUNTIMES[Path(args.weights).suffix.lower()] if exported else BACKENDS)[0]
+    backend = (
+        args.backend or (RUNTIMES[Path(args.weights).suffix.lower()] if exported else BACKENDS)[0]
+    )
     started = datetime.now(UTC)
     variant = load_config(args.config) if args.config else load_variant(args.variant or "base_ssld")
     name = "demo" if args.demo else variant.name

@@ -18,6 +18,7 @@ from eval.classes import imagenet_classes
 from eval.config import VariantConfig
 from eval.metrics import TOP, Scores
 from eval.output import write_atomically
+from eval.real_labels import RealScore
 from eval.results import SUMMARY_COLUMNS
 from eval.run import Measurement
 from eval.verdict import FormResult

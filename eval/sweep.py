@@ -152,10 +152,8 @@ def row_of(
 def table(rows: Sequence[dict[str, object]]) -> str:
     """What a person reads."""
     width = max(len(str(row["name"])) for row in rows)
-    lines = [
-        f"{'':{width}}  {'top-1':>7}  {'correct':>8}  {'top-5':>7}  {'correct':>8}  {'flips':>6}"
-        f"  {'images/s':>8}  {'MB':>6}  verdict"
-    ]
+    heading = f"{'':{width}}  {'top-1':>7}  {'correct':>8}  {'top-5':>7}  {'correct':>8}"
+    lines = [f"{heading}  {'flips':>6}  {'images/s':>8}  {'MB':>6}  verdict"]
     for row in rows:
         if "top1" not in row:
             lines.append(f"{row['name']:{width}}  failed with exit code {row['exit_code']}")

@@ -404,3 +404,47 @@ def test_torchrun_gives_the_same_rows(
     assert shown.stdout.count("PARTIAL  unfused") == 1
     for name in ("predictions.csv", "per_class.csv"):
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def rank_processes(output: Path) -> dict[int, int]:
+    """Rank to process id of the processes of a run that writes to `output`."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended, or is another user's
+            continue
+        ranks = [int(row[5:]) for row in environment if row.startswith(b"RANK=")]
+        if str(output).encode() in words and ranks:
+            found[ranks[0]] = int(folder.name)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+def test_a_rank_that_dies_ends_the_run_and_loses_nothing(
+    val_folder: MakeVal, weights: Path, tmp_path: Path
+) -> None:
+    data = many(val_folder, 200)
+    assert main(arguments(data, weights, tmp_path / "whole", "--batch-size", "2")) == 0
+    words = arguments(data, weights, tmp_path / "out", "--batch-size", "2")
+    run = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "eval.imagenet", *words]
+    process = subprocess.Popen(
+        [sys.executable, *run], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    journals = [tmp_path / "out" / "journal" / f"{rank}.bin" for rank in (0, 1)]
+    while process.poll() is None and not all(j.exists() and j.stat().st_size for j in journals):
+        time.sleep(0.01)
+    os.kill(rank_processes(tmp_path / "out")[1], signal.SIGKILL)
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "exitcode  : -9" in error.replace("exitcode : -9", "exitcode  : -9")
+    assert "rank      : 1" in error
+    assert all(journal.stat().st_size for journal in journals)
+    assert not (tmp_path / "out" / "summary.csv").exists()
+
+    assert main(words) == 0, "one process continues what two began"
+    run_facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert 0 < run_facts["images_measured_now"] < 200
+    for name in ("predictions.csv", "per_class.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

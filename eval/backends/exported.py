@@ -75,5 +75,9 @@ def precision_of(path: Path) -> str:
 
 def size_of(path: Path) -> int:
     """Bytes that are shipped: the file, and the weights beside it where a format keeps them."""
-    beside = path.with_suffix(".bin") if path.suffix.lower() == ".xml" else path.with_suffix(".onnx.data")
+    beside = (
+        path.with_suffix(".bin")
+        if path.suffix.lower() == ".xml"
+        else path.with_suffix(".onnx.data")
+    )
     return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)

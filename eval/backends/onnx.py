@@ -103,7 +103,9 @@ class OnnxRuntimePredictor:
                     f"{name}: ONNX Runtime cannot load it ({str(error).partition(chr(10))[0]}).\n"
                     "Export it again, or get an intact copy."
                 ) from error
-            check_signature(name, _signature(session.get_inputs()), _signature(session.get_outputs()))
+            check_signature(
+                name, _signature(session.get_inputs()), _signature(session.get_outputs())
+            )
             self._sessions[form] = session
 
     def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
@@ -118,7 +120,7 @@ def _signature(values: Any) -> list[tuple[str, list[Any]]]:
 
 
 def _run(session: Any, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Float32 logits of a batch; in parts, the last one filled up, if the graph's batch is fixed."""
+    """Float32 logits; where the graph's batch is fixed, in parts, the last one filled up."""
     (entry,) = session.get_inputs()
     values = batch.astype(np.float16) if entry.type == "tensor(float16)" else batch
     fixed = entry.shape[0] if isinstance(entry.shape[0], int) else len(values)
