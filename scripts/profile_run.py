@@ -2,8 +2,8 @@
 
     profile_run.py --data PHOTOS --weights F --images 400
 
-The steps are those of `eval.run.measure`, called as it calls them; the last table splits the models'
-time by operator.
+The steps are those of `eval.run.measure`, called as it calls them; the last tables split the time
+of the models by operator.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ def check_signature(
 
     Args:
         name: for messages.
-        inputs, outputs: type and shape of each; a size that is no int is dynamic.
+        inputs: type and shape of each; a size that is no int is dynamic.
+        outputs: the same.
 
     Raises:
         ModelError: it has another number, type or shape of inputs or outputs.
