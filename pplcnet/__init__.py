@@ -9,9 +9,7 @@ It also registers the models with timm, as ``pplcnetv2_small``, ``_base`` and ``
 timm is imported, before or after.
 """
 
-from types import ModuleType
-
-import wrapt
+from wrapt import when_imported as _when_imported
 
 from pplcnet._download import fetch_weights
 from pplcnet._errors import WeightsError
@@ -21,8 +19,8 @@ from pplcnet._variants import VARIANTS
 from pplcnet._weights import Weights, load_weights, read_weights
 
 
-@wrapt.when_imported("timm")  # importing it takes longer than importing torch
-def _register_with_timm(_: ModuleType) -> None:
+@_when_imported("timm")  # importing it takes longer than importing torch
+def _register_with_timm(_: object) -> None:
     from pplcnet import _timm as _timm
 
 
