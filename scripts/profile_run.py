@@ -98,11 +98,23 @@ def main() -> None:
     print(f"{count} images, batches of {CPU_BATCH}, one core; ms per image")
     for step, seconds in clock.seconds.items():
         print(f"{step:36}{1000 * seconds / count:8.3f}")
+    print(f"\na matrix product of torch, float32: {matrix_product():.0f} GFLOP/s")
     for form, times in operators.items():
         total = sum(times.values())
         print(f"\n{form}, by operator: share of its time")
         for name, share in times.most_common(8):
             print(f"{name:36}{100 * share / total:7.1f} %")
+
+
+def matrix_product(size: int = 1024, repeats: int = 20) -> float:
+    """GFLOP/s of one core in the fastest of some products of square matrices."""
+    left, right = torch.rand(2, size, size)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds) / 1e9
 
 
 def kind_of(operator: str, shapes: list[list[int]]) -> str:
