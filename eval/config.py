@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eval.errors import UsageError
+from eval.image_sets import IMAGE_SETS, VAL, ImageSet
 
 Row = TypeVar("Row")
 
@@ -45,12 +46,17 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class OtherResult:
-    """A figure of somebody else's that is shown beside ours and never compared with."""
+    """A figure of somebody else's that is shown beside ours and never compared with.
+
+    Attributes:
+        set: name of the set of images that it is of, if that is not the val set.
+    """
 
     name: str
     source: str
     top1: float
     top5: float | None = None
+    set: str = VAL.name
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,10 @@ class VariantConfig:
     def reference_for(self, preprocess: str) -> Reference | None:
         """What a run with this preprocessing is compared with, if anything."""
         return self.reference.get(preprocess, self.reference.get(""))
+
+    def others_on(self, image_set: ImageSet) -> list[OtherResult]:
+        """The figures to show beside a run over this set of images."""
+        return [other for other in self.others if other.set == image_set.name]
 
 
 def config_dir() -> Path:
@@ -175,6 +185,7 @@ def _row(kind: type[Row], values: Any, where: str) -> Row:
         "source": str,
         "reason": str,
         "name": str,
+        "set": str,
         "top1": (int, float),
         "top5": (int, float),
     }
@@ -183,6 +194,9 @@ def _row(kind: type[Row], values: Any, where: str) -> Row:
             isinstance(value, bool) and key != "gated"
         ):
             raise ValueError(f"[{where}] {key} = {value!r} is of the wrong type")
+    sets = [each.name for each in IMAGE_SETS]
+    if values.get("set", VAL.name) not in sets:
+        raise ValueError(f"[{where}] set = {values['set']!r} is none of {', '.join(sets)}")
     try:
         return kind(**values)
     except TypeError as error:

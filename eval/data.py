@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval.errors import DataError, EvalError
+from eval.image_sets import VAL
 
 if TYPE_CHECKING:  # decoders take a while to import: --help and wrong options do without
     from eval.valset import ValSet
 
-IMAGES = 50_000
 CLASSES = 1000
-IMAGES_PER_CLASS = 50
 INTERRUPTED = 130
 
 # The set itself has some: 29 at 32x32 pixels (PatrykChrabaszcz/Imagenet32_Scripts issue 8).
@@ -90,9 +89,17 @@ class Survey:
         return fingerprint(self.valset.samples, digests) if all(digests) else None
 
     @property
+    def expected(self) -> int:
+        """Images of the whole set."""
+        return self.valset.image_set.images
+
+    @property
     def complete(self) -> bool:
-        """Whether these are 50 images of each of the 1000 classes."""
-        return self.images_per_class == [IMAGES_PER_CLASS] * CLASSES
+        """Whether it is the whole set, with as many images of each class as it should have."""
+        most = self.valset.image_set.most
+        return len(self.looks) == self.expected and (
+            most is None or self.images_per_class == [most] * CLASSES
+        )
 
     @cached_property
     def problems(self) -> list[str]:
@@ -105,12 +112,12 @@ class Survey:
                 "copies; none may be left out."
             )
         surplus = sum(len(group) - 1 for group in self.duplicates)
-        if surplus > _OWN_DUPLICATES * images // IMAGES:
+        if surplus > _OWN_DUPLICATES * images // VAL.images:
             found.append(
                 f"{surplus:,} images are copies of others: get those again under their own names."
             )
-        if _MEANT_TO_BE_WHOLE * IMAGES <= images < IMAGES:
-            found.append(f"{IMAGES - images:,} images are missing: complete the copy.")
+        if _MEANT_TO_BE_WHOLE * self.expected <= images < self.expected:
+            found.append(f"{self.expected - images:,} images are missing: complete the copy.")
         return found
 
     @property
@@ -120,10 +127,11 @@ class Survey:
         if self.problems:
             return "Not fit for a run: " + " ".join(self.problems)
         if self.complete:
-            return "This is the whole validation set, fit for python -m eval.imagenet."
+            name = "validation set" if self.valset.image_set is VAL else self.valset.image_set.name
+            return f"This is the whole {name}, fit for python -m eval.imagenet."
         return (
-            f"A sound partial set, {images:,} of {IMAGES:,} images: python -m eval.imagenet runs "
-            "on it, with the verdict PARTIAL."
+            f"A sound partial set, {images:,} of {self.expected:,} images: python -m eval.imagenet "
+            "runs on it, with the verdict PARTIAL."
         )
 
 
@@ -208,9 +216,9 @@ def to_json(seen: Survey) -> dict[str, Any]:
         "complete": seen.complete,
         "layout": seen.valset.layout,
         "images": len(seen.looks),
-        "images_expected": IMAGES,
+        "images_expected": seen.expected,
         "classes": sum(count > 0 for count in counts),
-        "classes_expected": CLASSES,
+        "classes_expected": _classes(seen),
         "images_per_class": {
             row.synset: count for row, count in zip(imagenet_classes(), counts, strict=True)
         },
@@ -235,8 +243,8 @@ def to_text(seen: Survey) -> str:
     odd = ", ".join(f"{count:,} {name}" for name, count in seen.oddities.items())
     lines = [
         f"layout       {seen.valset.layout}",
-        f"images       {len(seen.looks):,} of {IMAGES:,}",
-        f"classes      {len(present):,} of {CLASSES:,}, images of a class: {each}",
+        f"images       {len(seen.looks):,} of {seen.expected:,}",
+        f"classes      {len(present):,} of {_classes(seen):,}, images of a class: {each}",
         f"unreadable   {_list(unreadable)}",
         f"duplicates   {_list(duplicates)}",
         f"unusual      {odd or 'none'}",
@@ -245,6 +253,12 @@ def to_text(seen: Survey) -> str:
         seen.advice,
     ]
     return "\n".join(lines)
+
+
+def _classes(seen: Survey) -> int:
+    """How many classes the whole set has."""
+    classes = seen.valset.image_set.classes
+    return CLASSES if classes is None else len(classes)
 
 
 def _list(rows: Sequence[str]) -> str:

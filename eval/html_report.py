@@ -95,7 +95,7 @@ def html_report(facts: RunFacts, measured: Measurement, results: Sequence[FormRe
         results=results,
         verdict=_verdict(facts, measured, results),
         figures=_figures(facts, measured, results),
-        accuracy_plot=_accuracy_plot(facts, results),
+        accuracy_plot=_accuracy_plot(facts, measured, results),
         agreement=_agreement(facts, measured),
         bad=_bad_images(measured),
         bad_count=len(measured.bad),
@@ -318,14 +318,15 @@ def _figures(
         )
     rows += [
         _Figures(other.name, "other", other.source, other.top1, other.top5)
-        for other in facts.variant.others
+        for other in facts.variant.others_on(measured.valset.image_set)
     ]
     return rows
 
 
-def _accuracy_plot(facts: RunFacts, results: Sequence[FormResult]) -> Markup:
+def _accuracy_plot(facts: RunFacts, measured: Measurement, results: Sequence[FormResult]) -> Markup:
     rows = [Accuracy(result.form, result.top1, result.top1_interval) for result in results]
-    rows += [Accuracy(other.name, other.top1) for other in facts.variant.others]
+    others = facts.variant.others_on(measured.valset.image_set)
+    rows += [Accuracy(other.name, other.top1) for other in others]
     return accuracy_plot(rows, results[0].reference_top1)
 
 

@@ -6,7 +6,7 @@ All functions are pure; `Scores` is what they make of one batch and what a whole
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,8 +99,22 @@ class Scores:
         )
 
     @classmethod
-    def of(cls, logits: NDArray[Any], labels: NDArray[np.int64]) -> Scores:
-        """Score finite logits (B, C) against labels (B,)."""
+    def of(
+        cls,
+        logits: NDArray[Any],
+        labels: NDArray[np.int64],
+        among: NDArray[np.int64] | None = None,
+    ) -> Scores:
+        """Score finite logits (B, C) against labels (B,).
+
+        Args:
+            logits: of all classes.
+            labels: each in 0..C-1, and in `among` if that is given.
+            among: ascending labels of the classes that count, as if the model had no others.
+        """
+        if among is not None:
+            part = cls.of(logits[:, among], np.searchsorted(among, labels))
+            return replace(part, top=among[part.top])
         log_prob = log_softmax(logits)
         top = top_classes(logits)
         return cls(

@@ -257,7 +257,7 @@ def format_results(facts: RunFacts, measured: Measurement, results: list[FormRes
         )
     lines += [
         _figures(other.name, other.top1, other.top5) + f"   {other.source}"
-        for other in facts.variant.others
+        for other in facts.variant.others_on(measured.valset.image_set)
     ]
     lines.append("")
     if len(results) > 1:

@@ -131,6 +131,8 @@ def measure(
         LogitsError: an answer is not finite or constant.
     """
     labels = np.array([sample.label for sample in valset.samples])
+    classes = valset.image_set.classes
+    among = None if classes is None else np.array(classes)
     dtype = record_dtype(forms)
     kept = journal.read(len(labels))
     done = np.zeros(len(labels), dtype=bool)
@@ -163,7 +165,7 @@ def measure(
         names = [valset.samples[i].path for i in indices[good]]
         for form, rows in logits.items():
             check_logits(rows, names)
-            _store(records, form, good, Scores.of(rows, labels[indices[good]]))
+            _store(records, form, good, Scores.of(rows, labels[indices[good]], among))
         records["logit_diff"] = np.nan
         records["logit_diff"][good] = _largest_difference(list(logits.values()))
         for rows in logits.values():

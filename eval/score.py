@@ -27,6 +27,7 @@ from eval.config import (
     load_variant,
 )
 from eval.errors import DataError, EvalError, UsageError
+from eval.image_sets import VAL
 from eval.regression import CRASHED
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong options do without
@@ -92,6 +93,12 @@ def score(args: argparse.Namespace, command: str) -> int:
 
     started = datetime.now(UTC)
     valset = open_valset(args.data, args.labels)
+    if valset.image_set.classes is not None:
+        raise UsageError(
+            f"--data {args.data} is {valset.image_set.name}, whose answers are taken among its own "
+            "classes; predictions made elsewhere are scored among all 1000.\n"
+            "Evaluate it with python -m eval.imagenet."
+        )
     answers = read_answers(args.predictions, args.names, args.array)
     row_of = match(answers.names, valset.samples)
     valset = _answered(valset, row_of, args.allow_missing)
@@ -154,7 +161,7 @@ def _config(args: argparse.Namespace) -> VariantConfig:
     config = load_config(args.config) if args.config else load_variant(args.variant or "base_ssld")
     reference = config.reference_for(args.preprocess)
     if args.reference is not None:
-        others = {other.name: other for other in config.others}
+        others = {other.name: other for other in config.others_on(VAL)}
         if args.reference not in others:
             known = ", ".join(map(repr, others)) or "none"
             raise UsageError(

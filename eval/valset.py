@@ -17,6 +17,7 @@ from pathlib import Path
 
 from eval.classes import imagenet_classes, label_of_synset
 from eval.errors import DataError
+from eval.image_sets import VAL, ImageSet, recognise
 from eval.labels import (
     LabelList,
     examples,
@@ -32,8 +33,6 @@ from eval.layouts import Listing, unreadable
 from eval.layouts.folders import is_val_folder, list_folder
 from eval.layouts.parquet import find_shards, list_parquet
 from eval.layouts.tar import list_tar
-
-IMAGES_PER_CLASS = 50
 
 _OFFICIAL_TAR = "ILSVRC2012_img_val.tar"
 _KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val")
@@ -67,6 +66,7 @@ class ValSet:
         read: gives the bytes of a file, by the `path` of its sample, in any thread; raises
             `DataError` where the system does not.
         file_of: gives the file on disk that holds an image, by the same `path`.
+        image_set: which set of images it is, or is part of.
     """
 
     root: Path
@@ -74,6 +74,7 @@ class ValSet:
     samples: tuple[Sample, ...]
     read: Callable[[str], bytes]
     file_of: Callable[[str], Path]
+    image_set: ImageSet = VAL
 
     def limited(self, n: int) -> ValSet:
         """The first n images of a fixed shuffled order, sorted again.
@@ -196,9 +197,11 @@ def _assemble(listing: Listing, labels: LabelList | None) -> ValSet:
         raise _disagreement(root, disputed, len(samples))
     if labels:
         _check_listed(root, samples, labels)
-    _check_counts(root, samples)
-    layout = _layout(listing, labels, samples, nameless)
-    return ValSet(root, layout, tuple(samples), listing.read, listing.file_of)
+    image_set = recognise((s.path for s in samples), {s.label for s in samples}, listing.numbered)
+    _check_counts(root, samples, image_set)
+    words = [image_set.words] if image_set.words else []
+    layout = ", ".join([*words, _layout(listing, labels, samples, nameless)])
+    return ValSet(root, layout, tuple(samples), listing.read, listing.file_of, image_set)
 
 
 def _claims(path: str, own: int | None, owner: str, labels: LabelList | None) -> dict[str, int]:
@@ -295,15 +298,21 @@ def _disagreement(
     )
 
 
-def _check_counts(root: Path, samples: Sequence[Sample]) -> None:
-    """More images of a class than the val set has cannot be the val set."""
+def _check_counts(root: Path, samples: Sequence[Sample], image_set: ImageSet) -> None:
+    """More images, or more of a class, than a set has cannot be that set."""
     counts = Counter(sample.label for sample in samples)
     label, most = counts.most_common(1)[0]
-    if most > IMAGES_PER_CLASS:
+    if image_set.most and most > image_set.most:
+        name = "the val set" if image_set is VAL else image_set.name
         raise DataError(
             f"--data {root}: {most} images of {imagenet_classes()[label].synset}, "
-            f"{len(samples)} in all; the val set has {IMAGES_PER_CLASS} of each class.\n"
+            f"{len(samples)} in all; {name} has {image_set.most} of each class.\n"
             "Is this the training set, or were images copied twice?"
+        )
+    if len(samples) > image_set.images:
+        raise DataError(
+            f"--data {root}: {len(samples):,} images; {image_set.name}, whose classes or names "
+            f"they have, has {image_set.images:,}.\nWere images copied twice?"
         )
 
 

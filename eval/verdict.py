@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from eval.config import VariantConfig
 from eval.errors import LogitsError
+from eval.image_sets import VAL
 from eval.metrics import percent, wilson_interval
 from eval.run import Measurement
 
@@ -93,7 +94,9 @@ def judge(
     """Compare one form's counts with the reported figures."""
     scores = measured.scores[form]
     images = len(measured.valset.samples)
-    reference = config.reference_for(preprocess)
+    image_set = measured.valset.image_set
+    expected = config.images if image_set is VAL else image_set.images
+    reference = config.reference_for(preprocess) if image_set is VAL else None
     tolerance = config.tolerance.get(preprocess)
     counts = {1: scores.correct(1), 5: scores.correct(5)}
 
@@ -101,7 +104,7 @@ def judge(
     if reference:
         for k, figure in ((1, reference.top1), (5, reference.top5)):
             if figure is not None:
-                gaps[f"top-{k}"] = counts[k] - round(figure / 100 * config.images)
+                gaps[f"top-{k}"] = counts[k] - round(figure / 100 * expected)
 
     gated = reference is not None and reference.gated and tolerance is not None
     if measured.bad:
@@ -110,9 +113,12 @@ def judge(
             f"{len(measured.bad):,} of {images:,} images cannot be decoded and count as wrong: "
             "not compared with the reference"
         )
-    elif images < config.images:
+    elif images < expected:
         verdict = Verdict.PARTIAL
-        reason = f"{images:,} of {config.images:,} images: a subset is not compared"
+        reason = f"{images:,} of {expected:,} images: a subset is not compared"
+    elif image_set is not VAL:
+        verdict = Verdict.NO_REFERENCE
+        reason = f"{image_set.name} is shown, not compared: the reported figures are of the val set"
     elif not gated or precision != "fp32":
         verdict = Verdict.NO_REFERENCE
         reason = _why_not_gated(config, preprocess, precision)
@@ -127,7 +133,7 @@ def judge(
     return FormResult(
         form=form,
         images=images,
-        images_expected=config.images,
+        images_expected=expected,
         top1_correct=counts[1],
         top5_correct=counts[5],
         reference_top1=reference.top1 if reference else None,

@@ -30,6 +30,7 @@ class Listing:
         labelled_by: what gives those labels.
         read: bytes of an image, from any thread; raises `DataError`.
         file_of: the file on disk that holds an image.
+        numbered: whether its folders are 0 to 999 instead of synsets.
     """
 
     root: Path
@@ -38,6 +39,7 @@ class Listing:
     labelled_by: str
     read: Callable[[str], bytes]
     file_of: Callable[[str], Path]
+    numbered: bool = False
 
 
 def labels_by_folder(root: Path, paths: Iterable[str]) -> tuple[str, dict[str, int | None]]:
@@ -98,7 +100,7 @@ def no_images(root: Path, seen: Iterable[str]) -> DataError:
             f"--data {root} has numbered folders ({examples(n for n in names if n.isdecimal())}): "
             "in some copies that is the position of the class, in others its ILSVRC id.\n"
             "Put the files, if their names are official, into one folder: the labels are built in; "
-            "or name the folders by synset."
+            "or name the folders by synset. (ImageNetV2 is a folder that has all of 0 to 999.)"
         )
     held = ", ".join(shown(name) for name in names[:3]) or "nothing"
     return DataError(
