@@ -21,8 +21,9 @@ from pathlib import Path
 
 from eval.backends import BACKENDS
 from eval.backends.exported import RUNTIMES, is_exported, precision_of, size_of
-from eval.config import load_variant
+from eval.config import VariantConfig, load_variant
 from eval.errors import EvalError, UsageError
+from eval.image_sets import VAL
 from eval.imagenet import CRASHED, FORMS, INTERRUPTED, PRECISIONS, PREPROCESSES
 from eval.output import write_atomically
 
@@ -37,6 +38,7 @@ COLUMNS = (
 class Combination:
     """One run: a model, its form, and how it is computed."""
 
+    model: str  # what to call the weights among those of the sweep
     variant: str
     weights: str
     form: str  # "" for an exported file
@@ -47,8 +49,7 @@ class Combination:
     @property
     def name(self) -> str:
         """Of its folder."""
-        model = Path(self.weights).stem if is_exported(self.weights) else self.variant
-        words = (model, self.form, self.backend, self.precision, self.preprocess)
+        words = (self.model, self.form, self.backend, self.precision, self.preprocess)
         return "-".join(word for word in words if word)
 
     @property
@@ -66,11 +67,14 @@ def combinations(args: argparse.Namespace) -> Iterator[Combination]:
     """All that were asked for and exist, in the order of the options."""
     for preprocess, weights in itertools.product(args.preprocess, args.weights):
         for variant in args.variant:
+            model = _model_name(args, variant, weights)
             if is_exported(weights):
                 for backend in RUNTIMES[Path(weights).suffix.lower()]:
                     if backend in args.backend:
                         precision = precision_of(Path(weights))
-                        yield Combination(variant, weights, "", backend, precision, preprocess)
+                        yield Combination(
+                            model, variant, weights, "", backend, precision, preprocess
+                        )
                 continue
             for form, backend, precision in itertools.product(
                 args.forms, args.backend, args.precision
@@ -78,7 +82,17 @@ def combinations(args: argparse.Namespace) -> Iterator[Combination]:
                 if backend == "onnxruntime" and precision != "fp32":
                     print(f"left out: onnxruntime has no {precision} on a CPU", file=sys.stderr)
                     continue
-                yield Combination(variant, weights, form, backend, precision, preprocess)
+                yield Combination(model, variant, weights, form, backend, precision, preprocess)
+
+
+def _model_name(args: argparse.Namespace, variant: str, weights: str) -> str:
+    """As short as it can be without being another's: the variant, the file, or both."""
+    alike = [w for w in args.weights if is_exported(w) == is_exported(weights)]
+    if is_exported(weights):
+        names = [variant, Path(weights).name] if len(args.variant) > 1 else [Path(weights).name]
+    else:
+        names = [variant, Path(weights).name] if len(alike) > 1 else [variant]
+    return "-".join(names)
 
 
 def fill_cache(args: argparse.Namespace) -> None:
@@ -167,14 +181,30 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
+def reported(variant: VariantConfig) -> Iterator[str]:
+    """What was reported of a variant, and what others got, on whatever device."""
+    reference = variant.reference_for("")
+    rows = [(row.name, row.top1, row.top5, row.source) for row in variant.others_on(VAL)]
+    if reference and reference.top1 is not None:
+        rows.insert(0, ("reported", reference.top1, reference.top5, reference.source))
+    for name, top1, top5, source in rows:
+        yield f"{variant.name}, {name}: {top1} / {'-' if top5 is None else top5} ({source})"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; its exit code is the largest of the runs'."""
     try:
         args = parse(argv)
+        planned = list(combinations(args))
+        if not planned:
+            raise UsageError("Nothing is left to run: see what was left out above.")
+        names = [combination.name for combination in planned]
+        if len(set(names)) < len(names):
+            raise UsageError("--weights: two files have the same name. Rename one of them.")
         fill_cache(args)
         rows: list[dict[str, object]] = []
         first: dict[tuple[str, str], list[str]] = {}
-        for combination in combinations(args):
+        for combination in planned:
             code, output = run_one(combination, args)
             if code == INTERRUPTED:
                 raise KeyboardInterrupt
@@ -185,8 +215,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(row)
             if not args.quiet:
                 print(f"{combination.name}: exit code {code}", file=sys.stderr)
-        if not rows:
-            raise UsageError("Nothing is left to run: see what was left out above.")
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -200,6 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     print(table(rows))
     print("Flips: images whose best class is not that of the first row of the same pixels.")
+    for variant in args.variant:
+        for line in reported(load_variant(variant)):
+            print(line)
     print(f"Reports: {args.output}")
     codes = [int(str(row["exit_code"])) for row in rows]
     return CRASHED if any(code < 0 for code in codes) else max(codes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,10 +19,12 @@ from torch import nn
 
 import pplcnet
 from eval import sweep
+from eval.backends import create_predictor
 from eval.backends.exported import check_signature, precision_of
 from eval.backends.onnx import export_onnx
-from eval.errors import ModelError
+from eval.errors import ModelError, UsageError
 from eval.imagenet import main
+from eval.preprocess import PREPROCESS
 
 MakeVal = Callable[..., Path]
 FILES = {"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"], "n15075141": ["d.JPEG"]}
@@ -231,7 +234,36 @@ def test_a_sweep_is_one_table(
         assert row["name"] in shown.out
         (summary,) = rows_of(Path(row["output"]) / "summary.csv")
         assert summary["top1_correct"] == row["top1_correct"]
+    assert "small, reported: 73.97 / - (PaddleX model list)" in shown.out
     assert float(rows[3]["megabytes"]) < 0.4 * float(rows[0]["megabytes"])
+
+
+def test_every_combination_of_a_sweep_has_a_folder_of_its_own(made: Path) -> None:
+    words = ["--data", "val", "--weights", "auto", str(made / "q.onnx"), str(made / "q.xml")]
+    words += ["--backend", "torch,onnxruntime,openvino", "--precision", "fp32,bf16"]
+    words += ["--variant", "base,small", "--preprocess", "torchvision,paddle"]
+    names = [each.name for each in sweep.combinations(sweep.parse(words))]
+    # Of each: 3 backends in fp32, 2 in bf16, one file in 2, the other in 1.
+    assert len(names) == len(set(names)) == 2 * 2 * (3 + 2 + 2 + 1)
+    assert "small-q.onnx-openvino-int8-torchvision" in names
+
+
+def test_a_sweep_cannot_tell_files_of_one_name_apart(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "q.onnx"
+    shutil.copy(made / "q.onnx", other)
+    words = [
+        "--data",
+        "val",
+        "--weights",
+        str(made / "q.onnx"),
+        str(other),
+        "--backend",
+        "openvino",
+    ]
+    assert sweep.main(words) == 2
+    assert "two files have the same name" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(
@@ -244,3 +276,16 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     assert "does not fit the model" in shown.err
     assert "failed with exit code 4" in shown.out
     assert [row["exit_code"] for row in rows_of(tmp_path / "out/sweep.csv")] == ["4", "0"]
+
+
+def test_a_precision_that_openvino_would_replace_is_refused(model: pplcnet.PPLCNetV2) -> None:
+    import openvino
+
+    has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for precision in ("fp32", "bf16", "fp16"):
+        words = ("openvino", {"a": model}, PREPROCESS["torchvision"], torch.device("cpu"))
+        if precision.upper() in has:
+            create_predictor(*words, precision, batch_size=1, workers=1)
+        else:
+            with pytest.raises(UsageError, match="OpenVINO has it not on this processor"):
+                create_predictor(*words, precision, batch_size=1, workers=1)

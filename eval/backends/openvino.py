@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eval.backends import missing_extra
 from eval.backends.exported import check_signature
-from eval.errors import ModelError
+from eval.errors import ModelError, UsageError
 from eval.preprocess import CROP, Crop, Preprocess
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -29,7 +29,7 @@ class OpenVinoPredictor:
         workers: threads that will call it.
 
     Raises:
-        UsageError: OpenVINO is not installed.
+        UsageError: OpenVINO is not installed, or has not this precision here.
         ModelError: a graph cannot be loaded, or is no image classifier of 1000 classes.
     """
 
@@ -66,6 +66,7 @@ class OpenVinoPredictor:
                     "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
                 },
             )
+            _check_precision(self._compiled[form], precision)
         self._batch_size = batch_size
 
     def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
@@ -85,6 +86,16 @@ class OpenVinoPredictor:
             }
         requests: dict[str, Any] = self._threads.requests
         return requests
+
+
+def _check_precision(compiled: Any, precision: str) -> None:
+    """Refuse a precision that the plugin has replaced, as it does without a word."""
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if used != PRECISIONS[precision]:
+        raise UsageError(
+            f"--backend openvino --precision {precision}: OpenVINO has it not on this processor "
+            f"and would compute in {used}. Use another precision, or --backend torch."
+        )
 
 
 def _read(core: Any, graph: bytes | Path, form: str) -> Any:
