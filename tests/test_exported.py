@@ -278,12 +278,12 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     assert [row["exit_code"] for row in rows_of(tmp_path / "out/sweep.csv")] == ["4", "0"]
 
 
-def test_a_precision_that_openvino_would_replace_is_refused(model: pplcnet.PPLCNetV2) -> None:
+def test_a_precision_that_openvino_would_replace_is_refused(made: Path) -> None:
     import openvino
 
     has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for precision in ("fp32", "bf16", "fp16"):
-        words = ("openvino", {"a": model}, PREPROCESS["torchvision"], torch.device("cpu"))
+        words = ("openvino", {"a": made / "m.onnx"}, PREPROCESS["torchvision"], torch.device("cpu"))
         if precision.upper() in has:
             create_predictor(*words, precision, batch_size=1, workers=1)
         else:
