@@ -1,6 +1,6 @@
 """``--cache``: the uint8 crops of a val set, kept on disk, so that later runs decode nothing.
 
-``<folder>/<preprocessing>-<key>/`` holds ``crops.bin``, one crop of 224 x 224 x 3 bytes after
+``<folder>/<preprocessing>-<key>/`` holds ``crops.bin``, one crop of size x size x 3 bytes after
 another in image order, and ``index.bin``, one record per image. The key stands for the list of
 images, the preprocessing and the versions of the libraries that decode: others get another folder.
 A crop counts only if its record is there, its checksum holds, and the file of the image has the
@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 import zlib
@@ -27,10 +28,9 @@ import numpy as np
 
 from eval.errors import DataError, UsageError
 from eval.output import write_atomically
-from eval.preprocess import CROP, BadImage, Crop, Preprocess
+from eval.preprocess import BadImage, Crop, Preprocess
 from eval.valset import ValSet, image_list_sha256
 
-CROP_BYTES = CROP * CROP * 3
 DECODERS = ("numpy", "opencv-python-headless", "pillow")
 RECORD = np.dtype(
     [
@@ -65,6 +65,7 @@ class CropCache:
     def __init__(self, folder: Path, valset: ValSet, preprocess: Preprocess) -> None:
         identity = {
             "preprocess": f"{preprocess.name}: {preprocess.description}",
+            "size": preprocess.size,
             "images": len(valset.samples),
             "image_list_sha256": image_list_sha256(valset),
             "decoders": {name: importlib.metadata.version(name) for name in DECODERS},
@@ -74,6 +75,8 @@ class CropCache:
         self.folder = folder / f"{preprocess.name}-{key}"
         self._valset = valset
         self._preprocess = preprocess
+        self._shape = (preprocess.size, preprocess.size, 3)
+        self._crop_bytes = math.prod(self._shape)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._crops = os.open(self.folder / "crops.bin", os.O_RDWR | os.O_CREAT, 0o644)
@@ -82,9 +85,9 @@ class CropCache:
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             raise self._unwritable(error) from error
-        if missing * CROP_BYTES > free:
+        if (needed := missing * self._crop_bytes) > free:
             raise UsageError(
-                f"--cache {folder}: {missing:,} crops need {missing * CROP_BYTES / 1e9:.1f} GB, "
+                f"--cache {folder}: {missing:,} crops need {needed / 1e9:.1f} GB, "
                 f"{free / 1e9:.1f} GB are free.\nName a folder with more room, or leave it out."
             )
         write_atomically(self.folder / "cache.json", text)
@@ -114,15 +117,15 @@ class CropCache:
             record = np.frombuffer(data, RECORD)[0]
             if (int(record["size"]), int(record["mtime_ns"])) != self._stamp(index):
                 return None
-            pixels = os.pread(self._crops, CROP_BYTES, index * CROP_BYTES)
+            pixels = os.pread(self._crops, self._crop_bytes, index * self._crop_bytes)
         except OSError as error:
             raise UsageError(
                 f"{self.folder} cannot be read: {error.strerror or error}.\n"
                 "Delete it, or leave --cache out."
             ) from error
-        if len(pixels) < CROP_BYTES or zlib.crc32(pixels) != record["crop_crc32"]:
+        if len(pixels) < self._crop_bytes or zlib.crc32(pixels) != record["crop_crc32"]:
             return None
-        crop = np.frombuffer(pixels, np.uint8).reshape(CROP, CROP, 3)
+        crop = np.frombuffer(pixels, np.uint8).reshape(self._shape)
         return Cached(crop, record["sha256"].tobytes())
 
     def put(self, index: int, sha256: bytes, crop: Crop) -> None:
@@ -138,7 +141,7 @@ class CropCache:
         record["crop_crc32"] = zlib.crc32(pixels)
         record["crc32"] = _crc32(record.tobytes())
         try:
-            _write(self._crops, pixels, index * CROP_BYTES)
+            _write(self._crops, pixels, index * self._crop_bytes)
             _write(self._index, record.tobytes(), index * RECORD.itemsize)
         except OSError as error:
             raise self._unwritable(error) from error

@@ -33,10 +33,12 @@ from eval.valset import image_list_sha256, open_valset
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong options do without
     from torch import nn
 
+    from eval.preprocess import Preprocess
     from pplcnet import PPLCNetV2
 
 FORMS = ("unfused", "reparameterized")
 PREPROCESSES = ("torchvision", "paddle", "squash")
+TIMM = "timm"  # a model's own preprocessing, with --model
 PRECISIONS = ("fp32", "bf16", "fp16")
 INTERRUPTED = 130
 CRASHED = 70  # EX_SOFTWARE of sysexits.h
@@ -48,6 +50,7 @@ class Options:
 
     data: Path
     demo: bool
+    model: str | None
     variant: VariantConfig
     weights: str
     exported: bool
@@ -127,14 +130,17 @@ def _run(options: Options, group: Group) -> int:
     from eval.backends.device import choose_device, exact_float32
     from eval.cache import CropCache
     from eval.preprocess import PREPROCESS
-    from pplcnet import count_macs, count_parameters
+    from pplcnet import PPLCNetV2, count_macs, count_parameters
 
     settings = exact_float32()
     device = choose_device(options.device, group.local_number)
-    preprocess = PREPROCESS[options.preprocess]
     weights: Loaded
     models: Mapping[str, nn.Module | Path]
-    weights, models = load_exported(options) if options.exported else load_forms(options)
+    if options.model:
+        weights, models, preprocess = load_timm(options)
+    else:
+        weights, models = load_exported(options) if options.exported else load_forms(options)
+        preprocess = PREPROCESS[options.preprocess]
     precision = precision_of(Path(options.weights)) if options.exported else options.precision
     weights_sha256 = _sha256(Path(weights.source))
     batch_size = options.batch_size or engine.choose_batch_size(device)
@@ -155,6 +161,7 @@ def _run(options: Options, group: Group) -> int:
         "weights_sha256": weights_sha256,
         "forms": list(models),
         "preprocess": preprocess.name,
+        "preprocess_description": preprocess.description,
         "backend": options.backend,
         "device": device.type,
         "precision": precision,
@@ -221,7 +228,10 @@ def _run(options: Options, group: Group) -> int:
             params={
                 f: None if isinstance(m, Path) else count_parameters(m) for f, m in models.items()
             },
-            macs={f: None if isinstance(m, Path) else count_macs(m) for f, m in models.items()},
+            # What it counts is all that our network has, and not all that others have.
+            macs={
+                f: count_macs(m) if isinstance(m, PPLCNetV2) else None for f, m in models.items()
+            },
             data=str(options.data),
             layout=valset.layout,
             limit=options.limit,
@@ -245,7 +255,7 @@ def _run(options: Options, group: Group) -> int:
     codes = [result.verdict.exit_code for result in results]
     if options.baseline:
         print()
-        asked = Asked(form=options.forms[0]) if len(options.forms) == 1 else Asked()
+        asked = Asked(form=next(iter(models))) if len(models) == 1 else Asked()
         codes.append(
             check_regression(options.baseline, options.output, asked, output=options.output)
         )
@@ -319,6 +329,32 @@ def load_exported(options: Options) -> tuple[Loaded, dict[str, Path]]:
     return Loaded(str(path), f"exported {path.suffix.lower()}"), {EXPORTED: path}
 
 
+def load_timm(options: Options) -> tuple[Loaded, dict[str, nn.Module], Preprocess]:
+    """A model of timm's: its weights, its forms, and the preprocessing to evaluate it with.
+
+    Raises:
+        ModelError: the weights are missing, damaged, refused or of another model.
+        UsageError: it has not the form that was asked for, or does not take such images.
+    """
+    from eval.preprocess import PREPROCESS
+    from eval.timm_models import forms_of, load_model, preprocess_of, weights_path
+
+    name = options.variant.model
+    path = weights_path(name, options.weights)
+    model = load_model(name, path)
+    own = preprocess_of(model)
+    preprocess = own if options.preprocess == TIMM else PREPROCESS[options.preprocess]
+    if preprocess.size != own.size:
+        raise UsageError(
+            f"--preprocess {preprocess.name} gives {preprocess.size} pixels, {name} takes "
+            f"{own.size}. Leave it out: timm's own is used."
+        )
+    forms = forms_of(model, options.forms, name)
+    if len(forms) == 1 and not options.forms and not options.quiet:
+        print(f"{name}: timm has no reparameterized form of it", file=sys.stderr)
+    return Loaded(str(path), "timm"), forms, preprocess
+
+
 def parse_options(arguments: Sequence[str]) -> Options:
     """Parse and check a command line.
 
@@ -333,23 +369,39 @@ def parse_options(arguments: Sequence[str]) -> Options:
         raise UsageError("--demo brings its own weights: leave --variant and --weights out.")
     if args.config and args.variant:
         raise UsageError("--config and --variant both name a configuration: use one.")
+    if args.model and (args.demo or args.variant or args.config):
+        raise UsageError("--model stands for itself: leave --variant, --config and --demo out.")
+    if args.timm_results and not args.model:
+        raise UsageError("--timm-results is shown beside a --model timm:NAME: name one.")
     exported = is_exported(args.weights)
+    if args.model and exported:
+        raise UsageError("--model with an exported file: leave --model out, the file is the model.")
     forms = _exported_forms(args) if exported else _forms(args.forms or ",".join(FORMS))
+    if args.model and not args.forms:
+        forms = ()  # those that it has
     backend = (
         args.backend or (RUNTIMES[Path(args.weights).suffix.lower()] if exported else BACKENDS)[0]
     )
     started = datetime.now(UTC)
-    variant = load_config(args.config) if args.config else load_variant(args.variant or "base_ssld")
+    if args.model:
+        from eval.timm_models import timm_variant
+
+        variant = timm_variant(args.model, args.timm_results)
+    elif args.config:
+        variant = load_config(args.config)
+    else:
+        variant = load_variant(args.variant or "base_ssld")
     name = "demo" if args.demo else variant.name
     output = args.output or Path("results") / f"{name}-{started:%Y%m%dT%H%M%SZ}"
     return Options(
         data=args.data or output / "demo",
         demo=args.demo,
+        model=args.model,
         variant=variant,
         weights=args.weights,
         exported=exported,
         forms=forms,
-        preprocess=args.preprocess,
+        preprocess=args.preprocess or (TIMM if args.model else PREPROCESSES[0]),
         backend=backend,
         device=args.device,
         precision=args.precision,
@@ -412,6 +464,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--variant", metavar="NAME", help=f"{', '.join(builtin_variants())} (default base_ssld)")
     add("--config", type=Path, metavar="FILE", help="a configuration of your own instead")
+    add("--model", metavar="timm:NAME", help="any classifier of timm's instead")
+    add(
+        "--timm-results", type=Path, metavar="FILE", help="timm's table of results, to show its row"
+    )
     add(
         "--weights",
         default="auto",
@@ -420,7 +476,11 @@ def _parser() -> argparse.ArgumentParser:
         "default auto: the cache, else download",
     )
     add("--forms", metavar="LIST", help=f"default {','.join(FORMS)}")
-    add("--preprocess", choices=PREPROCESSES, default=PREPROCESSES[0], help="default %(default)s")
+    add(
+        "--preprocess",
+        choices=PREPROCESSES,
+        help=f"default {PREPROCESSES[0]}; with --model, timm's own for it",
+    )
     add("--backend", choices=BACKENDS, help="default torch; an exported file's own runtime")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default %(default)s")

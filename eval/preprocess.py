@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
 
 RESIZE = 256
@@ -41,22 +41,24 @@ class Preprocess:
     Attributes:
         name: as on the command line.
         description: the whole protocol in one line, for reports.
-        crop: bytes of an image file to its uint8 RGB crop (224, 224, 3); raises `BadImage`.
+        crop: bytes of an image file to its uint8 RGB crop (size, size, 3); raises `BadImage`.
         table: float32 (256, 3), the normalised value of each level in each channel.
+        size: of a side of the crop, in pixels.
     """
 
     name: str
     description: str
     crop: Callable[[bytes], Crop]
     table: NDArray[np.float32] = field(repr=False)
+    size: int = CROP
 
     def normalize(self, crops: Crop) -> NDArray[np.float32]:
-        """uint8 crops (B, 224, 224, 3) to float32, the same shape."""
-        rows = crops.reshape(-1, CROP, 3)
+        """uint8 crops (B, size, size, 3) to float32, the same shape."""
+        rows = crops.reshape(-1, self.size, 3)
         return cv2.LUT(rows, self.table[np.newaxis]).reshape(crops.shape)  # type: ignore[return-value]
 
 
-def _open_rgb(data: bytes) -> Image.Image:
+def open_rgb(data: bytes) -> Image.Image:
     """Decode with Pillow, as ``torchvision.datasets.folder.pil_loader`` does: no EXIF rotation."""
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
@@ -85,7 +87,7 @@ def crop_torchvision(data: bytes) -> Crop:
     The long side is truncated (``_compute_resized_output_size``) and the offsets are rounded half
     to even (``center_crop``), torchvision/transforms/functional.py.
     """
-    image = _open_rgb(data)
+    image = open_rgb(data)
     width, height = image.size
     if width <= height:
         size = (RESIZE, int(RESIZE * height / width))
@@ -126,9 +128,12 @@ def _levels() -> NDArray[np.float32]:
     return np.arange(256, dtype=np.float32)[:, np.newaxis]
 
 
-def _torchvision_table() -> NDArray[np.float32]:
-    """ToTensor divides by 255; Normalize subtracts and divides."""
-    return (_levels() / np.float32(255) - MEAN) / STD
+def torchvision_table(mean: ArrayLike = MEAN, std: ArrayLike = STD) -> NDArray[np.float32]:
+    """ToTensor divides by 255; Normalize subtracts and divides. float32 (256, 3)."""
+    levels = _levels() / np.float32(255)
+    by_channel = [np.asarray(values, np.float32) for values in (mean, std)]
+    table: NDArray[np.float32] = (levels - by_channel[0]) / by_channel[1]
+    return table
 
 
 def _paddle_table() -> NDArray[np.float32]:
@@ -143,7 +148,7 @@ PREPROCESS: dict[str, Preprocess] = {
             "torchvision",
             "PIL decode; Resize(256, bilinear, antialias); CenterCrop(224); /255; mean/std",
             crop_torchvision,
-            _torchvision_table(),
+            torchvision_table(),
         ),
         Preprocess(
             "paddle",

@@ -25,7 +25,7 @@ from eval.cache import CropCache
 from eval.errors import DataError, UsageError
 from eval.journal import REASON_BYTES, Journal, Records, record_dtype
 from eval.metrics import Scores, check_logits
-from eval.preprocess import CROP, BadImage, Crop, Preprocess
+from eval.preprocess import BadImage, Crop, Preprocess
 from eval.valset import ValSet, fingerprint
 
 CPU_BATCH = 4  # the activations of a few images stay in the cache of one core
@@ -142,7 +142,7 @@ def measure(
         records = np.zeros(len(indices), dtype)
         records["index"] = indices
         # Always a whole batch, so that the last one is computed as all the others are.
-        crops = np.zeros((batch_size, CROP, CROP, 3), np.uint8)
+        crops = np.zeros((batch_size, preprocess.size, preprocess.size, 3), np.uint8)
         for row, record in enumerate(records):
             path = valset.samples[record["index"]].path
             if cached := cache.get(record["index"]) if cache else None:

@@ -15,7 +15,7 @@ import pytest
 from test_run import Fake, assert_same
 
 from eval import run as engine
-from eval.cache import CROP_BYTES, RECORD, CropCache
+from eval.cache import RECORD, CropCache
 from eval.errors import UsageError
 from eval.journal import Journal
 from eval.preprocess import PREPROCESS, BadImage, Crop, Preprocess
@@ -104,7 +104,8 @@ def test_an_image_that_changed_is_decoded_again(valset: ValSet, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "offset"), [("crops.bin", 3 * CROP_BYTES + 7), ("index.bin", 3 * RECORD.itemsize + 20)]
+    ("name", "offset"),
+    [("crops.bin", 3 * 224 * 224 * 3 + 7), ("index.bin", 3 * RECORD.itemsize + 20)],
 )
 def test_a_damaged_byte_is_noticed(name: str, offset: int, valset: ValSet, tmp_path: Path) -> None:
     decoded(valset, tmp_path / "cache", tmp_path / "1")

@@ -31,7 +31,7 @@ BACKENDS = ("torch", "onnxruntime", "openvino", "compile")
 
 
 class Predictor(Protocol):
-    """A backend: uint8 crops (B, 224, 224, 3) to logits (B, classes) of each form, float32.
+    """A backend: uint8 crops (B, size, size, 3) to logits (B, classes) of each form, float32.
 
     It is called by several threads at once, mostly with batches of the size it was made for.
     """
@@ -81,20 +81,24 @@ def create_predictor(
             )
         from eval.backends.onnx import OnnxRuntimePredictor
 
-        return OnnxRuntimePredictor(_graphs(models), preprocess)
+        return OnnxRuntimePredictor(_graphs(models, preprocess.size), preprocess)
     from eval.backends.openvino import OpenVinoPredictor
 
     return OpenVinoPredictor(
-        _graphs(models), preprocess, precision, batch_size=batch_size, workers=workers
+        _graphs(models, preprocess.size),
+        preprocess,
+        precision,
+        batch_size=batch_size,
+        workers=workers,
     )
 
 
-def _graphs(models: Mapping[str, nn.Module | Path]) -> dict[str, bytes | Path]:
+def _graphs(models: Mapping[str, nn.Module | Path], size: int) -> dict[str, bytes | Path]:
     """Models exported; files as they are."""
     from eval.backends.onnx import export_onnx
 
     return {
-        form: model if isinstance(model, Path) else export_onnx(model)
+        form: model if isinstance(model, Path) else export_onnx(model, size=size)
         for form, model in models.items()
     }
 

@@ -14,7 +14,6 @@ from eval.errors import ModelError
 
 FORM = "exported"
 RUNTIMES = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}  # the default first
-INPUT = (3, 224, 224)
 CLASSES = 1000
 
 
@@ -24,7 +23,10 @@ def is_exported(path: str | Path) -> bool:
 
 
 def check_signature(
-    name: str, inputs: list[tuple[str, list[Any]]], outputs: list[tuple[str, list[Any]]]
+    name: str,
+    inputs: list[tuple[str, list[Any]]],
+    outputs: list[tuple[str, list[Any]]],
+    size: int = 224,
 ) -> None:
     """Refuse a graph that does not map normalised images to 1000 logits.
 
@@ -32,25 +34,24 @@ def check_signature(
         name: for messages.
         inputs: type and shape of each; a size that is no int is dynamic.
         outputs: the same.
+        size: of a side of the images.
 
     Raises:
         ModelError: it has another number, type or shape of inputs or outputs.
     """
+    expected = (
+        f"A model must take one float tensor (batch, 3, {size}, {size}), normalised, and give one "
+        f"(batch, {CLASSES}): export the classifier alone."
+    )
     shown = {"input": inputs, "output": outputs}
     for kind, found in shown.items():
         if len(found) != 1:
-            raise ModelError(f"{name} has {len(found)} {kind}s instead of one.\n{_EXPECTED}")
+            raise ModelError(f"{name} has {len(found)} {kind}s instead of one.\n{expected}")
     (input_type, input_shape), (output_type, output_shape) = inputs[0], outputs[0]
-    if not _fits(input_shape, INPUT) or not input_type.startswith("float"):
-        raise ModelError(f"{name} takes {input_type} {input_shape}.\n{_EXPECTED}")
+    if not _fits(input_shape, (3, size, size)) or not input_type.startswith("float"):
+        raise ModelError(f"{name} takes {input_type} {input_shape}.\n{expected}")
     if not _fits(output_shape, (CLASSES,)) or not output_type.startswith("float"):
-        raise ModelError(f"{name} gives {output_type} {output_shape}.\n{_EXPECTED}")
-
-
-_EXPECTED = (
-    f"A model must take one float tensor (batch, {', '.join(map(str, INPUT))}), normalised, and "
-    f"give one (batch, {CLASSES}): export the classifier alone."
-)
+        raise ModelError(f"{name} gives {output_type} {output_shape}.\n{expected}")
 
 
 def _fits(shape: list[Any], expected: tuple[int, ...]) -> bool:

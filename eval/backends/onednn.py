@@ -75,7 +75,7 @@ def lower(model: nn.Module, batch_size: int) -> fx.GraphModule:
     modules = dict(graph.named_modules())
     for node in list(graph.graph.nodes):
         conv = modules.get(node.target) if node.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros":
+        if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros":
             continue
         users = list(node.users)
         relu = len(users) == 1 and _is_relu(users[0], modules)

@@ -29,18 +29,20 @@ OPSET = 18  # what torch's exporter writes itself; every newer one is a conversi
 INPUT, OUTPUT = "input", "logits"
 
 
-def export_onnx(model: nn.Module, opset: int = OPSET) -> bytes:
+def export_onnx(model: nn.Module, opset: int = OPSET, size: int = CROP) -> bytes:
     """A model as ONNX.
 
     Args:
-        model: any image classifier with input (B, 3, 224, 224); it is not changed.
+        model: any image classifier; it is not changed.
         opset: version of the operators.
+        size: of a side of its images.
 
     Returns:
         The serialised ``ModelProto``, its weights included.
 
     Raises:
         UsageError: onnx or onnxscript is not installed.
+        ModelError: the exporter cannot do it.
     """
     try:
         import onnx  # noqa: F401 - named by the error
@@ -49,20 +51,27 @@ def export_onnx(model: nn.Module, opset: int = OPSET) -> bytes:
         raise missing_extra("onnxruntime", "onnx", error) from error
     model = copy.deepcopy(model).cpu().float().eval()
     # Two images: a batch of one would be taken for a constant.
-    example = torch.zeros(2, 3, CROP, CROP)
+    example = torch.zeros(2, 3, size, size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of the exporter's own workings
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            opset_version=opset,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ModelError(
+                f"torch's ONNX exporter cannot export this {type(model).__name__} "
+                f"({type(error).__name__}: {reason}).\nUse --backend torch or compile."
+            ) from error
     assert program is not None
     return program.model_proto.SerializeToString()  # type: ignore[no-any-return]
 
@@ -104,12 +113,15 @@ class OnnxRuntimePredictor:
                     "Export it again, or get an intact copy."
                 ) from error
             check_signature(
-                name, _signature(session.get_inputs()), _signature(session.get_outputs())
+                name,
+                _signature(session.get_inputs()),
+                _signature(session.get_outputs()),
+                preprocess.size,
             )
             self._sessions[form] = session
 
     def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
-        """uint8 crops (B, 224, 224, 3) to float32 logits (B, classes) of each form."""
+        """uint8 crops (B, size, size, 3) to float32 logits (B, classes) of each form."""
         batch = np.ascontiguousarray(self._normalize(crops).transpose(0, 3, 1, 2))
         return {form: _run(session, batch) for form, session in self._sessions.items()}
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eval.backends import missing_extra
 from eval.backends.exported import check_signature
 from eval.errors import ModelError, UsageError
-from eval.preprocess import CROP, Crop, Preprocess
+from eval.preprocess import Crop, Preprocess
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -51,8 +51,8 @@ class OpenVinoPredictor:
         self._threads = threading.local()
         self._compiled = {}
         for form, graph in graphs.items():
-            model = _read(core, graph, form)
-            model.reshape([batch_size, 3, CROP, CROP])
+            model = _read(core, graph, form, preprocess.size)
+            model.reshape([batch_size, 3, preprocess.size, preprocess.size])
             # The crops are channels last already: no copy is made for the model's own order.
             steps = openvino.preprocess.PrePostProcessor(model)
             steps.input().tensor().set_layout(openvino.Layout("NHWC"))
@@ -70,8 +70,8 @@ class OpenVinoPredictor:
         self._batch_size = batch_size
 
     def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
-        """uint8 crops (B, 224, 224, 3) to float32 logits (B, classes) of each form."""
-        batch = np.zeros((self._batch_size, CROP, CROP, 3), np.float32)
+        """uint8 crops (B, size, size, 3) to float32 logits (B, classes) of each form."""
+        batch = np.zeros((self._batch_size, *crops.shape[1:]), np.float32)
         batch[: len(crops)] = self._normalize(crops)
         requests = self._requests()
         return {
@@ -98,7 +98,7 @@ def _check_precision(compiled: Any, precision: str) -> None:
         )
 
 
-def _read(core: Any, graph: bytes | Path, form: str) -> Any:
+def _read(core: Any, graph: bytes | Path, form: str, size: int) -> Any:
     """A model that takes one batch of images and gives 1000 logits."""
     name = str(graph) if isinstance(graph, Path) else form
     try:
@@ -109,7 +109,7 @@ def _read(core: Any, graph: bytes | Path, form: str) -> Any:
             f"{name}: OpenVINO cannot load it ({reason}).\n"
             "Export it again, or get an intact copy; an .xml needs its .bin beside it."
         ) from error
-    check_signature(name, _signature(model.inputs), _signature(model.outputs))
+    check_signature(name, _signature(model.inputs), _signature(model.outputs), size)
     return model
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from eval.backends.onednn import lower, usable
 from eval.errors import UsageError
-from eval.preprocess import CROP, Crop, Preprocess
+from eval.preprocess import Crop, Preprocess
+from pplcnet import PPLCNetV2
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Forward = Callable[[Tensor], Tensor]
@@ -26,8 +27,8 @@ Forward = Callable[[Tensor], Tensor]
 class TorchPredictor:
     """The forms in torch, channels last.
 
-    On a CPU the convolutions are prepared by `eval.backends.onednn.lower`, which keeps every
-    operation of the model; elsewhere, and where oneDNN is missing, the model runs as it is.
+    On a CPU the convolutions of our network are prepared by `eval.backends.onednn.lower`, which
+    keeps every operation; other models, and all where oneDNN is missing, run as they are.
 
     Args:
         models: form name to model; they are copied.
@@ -62,10 +63,11 @@ class TorchPredictor:
 
     def _prepared(self, _form: str, model: nn.Module, batch_size: int) -> Forward:
         """What is called for a batch."""
-        return lower(model, batch_size) if usable(self.device, self.dtype) else model
+        ours = isinstance(model, PPLCNetV2) and usable(self.device, self.dtype)
+        return lower(model, batch_size) if ours else model
 
     def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
-        """uint8 crops (B, 224, 224, 3) to float32 logits (B, classes) of each form."""
+        """uint8 crops (B, size, size, 3) to float32 logits (B, classes) of each form."""
         with torch.inference_mode():
             batch = self._normalized(crops).permute(0, 3, 1, 2).to(self.dtype)
             return {
@@ -74,7 +76,7 @@ class TorchPredictor:
             }
 
     def _normalized(self, crops: Crop) -> Tensor:
-        """float32 (B, 224, 224, 3) on the device."""
+        """float32 (B, size, size, 3) on the device."""
         if self.device.type == "cpu":
             return torch.from_numpy(self.preprocess.normalize(crops))
         # The upload is a quarter of what float32 would be; the table gives the same bits.
@@ -95,9 +97,10 @@ class CompilePredictor(TorchPredictor):
 
     def _prepared(self, form: str, model: nn.Module, batch_size: int) -> Forward:
         torch.set_num_threads(1)  # what is compiled is run by single-threaded workers
+        size = self.preprocess.size
         fold = form == "reparameterized" and self.device.type == "cpu"
         compiled: Forward = torch.compile(model, dynamic=False, options={"freezing": fold})
-        blank = torch.zeros(batch_size, CROP, CROP, 3, dtype=self.dtype, device=self.device)
+        blank = torch.zeros(batch_size, size, size, 3, dtype=self.dtype, device=self.device)
         try:
             with torch.inference_mode():
                 compiled(blank.permute(0, 3, 1, 2))

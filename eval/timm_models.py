@@ -1,0 +1,217 @@
+"""``--model timm:NAME``: any of timm's classifiers of the 1000 classes, prepared as timm does it.
+
+The weights file is read by our own reader, which executes nothing, and given to timm as tensors, so
+that timm's own adaptations of old checkpoints apply. The preprocessing is timm's own transform up
+to the uint8 crop, with the model's own mean and standard deviation. Families that have a deploy
+form (MobileOne, FastViT, RepVGG, RepViT, ...) get it through timm's own hook.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import timm.data
+from huggingface_hub import hf_hub_download
+from timm.models import get_pretrained_cfg
+from timm.utils.model import reparameterize_model
+
+from eval.config import IMAGENET_VAL_IMAGES, OtherResult, VariantConfig
+from eval.errors import ModelError, UsageError
+from eval.labels import CLASSES, examples, shown
+from eval.preprocess import Crop, Preprocess, open_rgb, torchvision_table
+from pplcnet import WeightsError
+from pplcnet._checkpoint import read_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PREFIX = "timm:"
+WEIGHTS_FILE = "model.safetensors"  # of timm's repositories on the hub
+_COLUMNS = ("model", "img_size", "top1", "top5", "crop_pct", "interpolation")
+
+
+def timm_variant(model: str, results: Path | None) -> VariantConfig:
+    """What a run of a model is about: nothing to compare with, and what timm published, if named.
+
+    Args:
+        model: ``timm:NAME``, with or without the tag of its weights.
+        results: timm's ``results-imagenet.csv``, or another of its tables.
+
+    Raises:
+        UsageError: there is no such model, or the table has no figures of it.
+    """
+    name = model.removeprefix(PREFIX)
+    if not model.startswith(PREFIX):
+        raise UsageError(f"--model {model}: write {PREFIX}NAME, such as {PREFIX}mobileone_s1.")
+    if not timm.is_model(name) or "/" in name:
+        known = timm.list_models()
+        close = difflib.get_close_matches(name.partition(".")[0], known, n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise UsageError(f"--model {model}: timm {timm.__version__} has no such model.{hint}")
+    try:
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError:
+        known = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+        raise UsageError(f"--model {model}: timm knows {examples(known)} only.") from None
+    if cfg and cfg.tag and "." not in name:
+        name = f"{name}.{cfg.tag}"
+    others = (published(results, name),) if results else ()
+    return VariantConfig(name, name, IMAGENET_VAL_IMAGES, {}, {}, others)
+
+
+def published(results: Path, name: str) -> OtherResult:
+    """The row of a model in one of timm's tables of results.
+
+    Args:
+        results: a CSV file with the columns model, img_size, top1, top5, crop_pct, interpolation.
+        name: with its tag, as the table has it.
+
+    Raises:
+        UsageError: the file cannot be read, or has not these columns, or no such row.
+    """
+    try:
+        with results.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"--timm-results {results} cannot be read: {error}") from error
+    missing = [column for column in _COLUMNS if not rows or column not in rows[0]]
+    if missing:
+        raise UsageError(
+            f"--timm-results {results} has no column {examples(missing)}: name a table like timm's "
+            "results-imagenet.csv."
+        )
+    found = [row for row in rows if row["model"] == name]
+    if len(found) != 1:
+        raise UsageError(f"--timm-results {results} has {len(found)} rows of {name}, not one.")
+    row = found[0]
+    source = (
+        f"{results.name}: {row['img_size']} pixels, crop_pct {row['crop_pct']}, "
+        f"{row['interpolation']}"
+    )
+    try:
+        return OtherResult("timm", source, float(row["top1"]), float(row["top5"]))
+    except (TypeError, ValueError):
+        figures = f"{row['top1']!r} and {row['top5']!r}"
+        raise UsageError(f"--timm-results {results}, {name}: {figures} are no figures.") from None
+
+
+def weights_path(name: str, weights: str) -> Path:
+    """The weights file: the one that was named, or timm's own from the Hugging Face hub.
+
+    Raises:
+        ModelError: it is not there, or timm has none.
+    """
+    if weights != "auto":
+        return Path(weights)
+    cfg = get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id:
+        raise ModelError(
+            f"timm has no weights of {name} on the Hugging Face hub.\nName a file with --weights, "
+            "or add the tag of some (timm.list_models('NAME*', pretrained=True))."
+        )
+    repository, _, revision = cfg.hf_hub_id.partition("@")
+    try:
+        return Path(
+            hf_hub_download(
+                repository, cfg.hf_hub_filename or WEIGHTS_FILE, revision=revision or None
+            )
+        )
+    except Exception as error:  # the hub's own errors, the network's, and the disk's
+        raise ModelError(
+            f"{repository} cannot be had from the Hugging Face hub ({type(error).__name__}: "
+            f"{shown(' '.join(str(error).split()))}).\nName a file with --weights."
+        ) from error
+
+
+def load_model(name: str, path: Path) -> nn.Module:
+    """A model with its weights, as trained, in evaluation mode.
+
+    Args:
+        name: of timm's, with or without a tag.
+        path: ``.safetensors``, ``.pth`` or ``.pt``; nothing in it is executed.
+
+    Raises:
+        ModelError: the weights cannot be read, do not fit, or are not finite; or the model does not
+            tell the 1000 classes of ILSVRC2012 apart.
+    """
+    try:
+        tensors = read_checkpoint(path)
+    except WeightsError as error:
+        raise ModelError(str(error)) from error
+    bad = [key for key, value in tensors.items() if not _is_finite(value)]
+    if bad:
+        raise ModelError(f"{path}: {examples(bad)}: NaN or infinite values.")
+    overlay: dict[str, Any] = {"state_dict": tensors, "source": "", "custom_load": False}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # timm's adaptations of old checkpoints fail in ways of their own
+        reason = shown(" ".join(str(error).split()))
+        raise ModelError(
+            f"{path} does not fit timm's {name} ({type(error).__name__}: {reason}).\n"
+            "Use the weights of this model, as they were trained (not reparameterized)."
+        ) from error
+    classes = getattr(model, "num_classes", None)
+    if classes != CLASSES:
+        raise ModelError(f"{name} has {classes} classes, not the {CLASSES} of ILSVRC2012.")
+    return model.eval()
+
+
+def _is_finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.isfinite().all())
+
+
+def forms_of(model: nn.Module, asked: tuple[str, ...], name: str) -> dict[str, nn.Module]:
+    """The forms that were asked for; those that there are, where none was named.
+
+    Raises:
+        UsageError: the model has no deploy form of its own.
+    """
+    deploy = reparameterize_model(model).eval()
+    if set(deploy.state_dict()) == set(model.state_dict()):
+        if "reparameterized" in asked:
+            raise UsageError(
+                f"--forms {','.join(asked)}: timm has no reparameterized form of {name}. "
+                "Use --forms unfused."
+            )
+        return {"unfused": model}
+    forms = {"unfused": model, "reparameterized": deploy}
+    return {form: forms[form] for form in asked or forms}
+
+
+def preprocess_of(model: nn.Module) -> Preprocess:
+    """The preprocessing that timm evaluates a model with.
+
+    Raises:
+        UsageError: its input is not a square image of three channels.
+    """
+    config = timm.data.resolve_data_config({}, model=model)
+    channels, height, width = config["input_size"]
+    if channels != 3 or height != width:
+        raise UsageError(f"--model: an input of {config['input_size']} is not supported.")
+    transform = timm.data.create_transform(**config, is_training=False, normalize=False)
+    return Preprocess(
+        "timm",
+        f"timm {timm.__version__}: PIL decode; {width} pixels, crop_pct {config['crop_pct']}, "
+        f"{config['crop_mode']}, {config['interpolation']}; /255; mean {_listed(config['mean'])}, "
+        f"std {_listed(config['std'])}",
+        _crop_with(transform),
+        torchvision_table(config["mean"], config["std"]),
+        size=width,
+    )
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _crop_with(transform: Callable[[Any], Tensor]) -> Callable[[bytes], Crop]:
+    def crop(data: bytes) -> Crop:
+        pixels: Crop = transform(open_rgb(data)).permute(1, 2, 0).numpy()
+        return pixels
+
+    return crop
