@@ -318,14 +318,8 @@ def load_forms(options: Options) -> tuple[Loaded, dict[str, PPLCNetV2]]:
 
 
 def load_exported(options: Options) -> tuple[Loaded, dict[str, Path]]:
-    """An exported file; its runtime reads it.
-
-    Raises:
-        ModelError: it is not there.
-    """
+    """An exported file; its runtime reads it."""
     path = Path(options.weights)
-    if not path.is_file():
-        raise ModelError(f"--weights {path}: there is no such file.")
     return Loaded(str(path), f"exported {path.suffix.lower()}"), {EXPORTED: path}
 
 

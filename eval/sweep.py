@@ -65,8 +65,8 @@ class Combination:
 
 def combinations(args: argparse.Namespace) -> Iterator[Combination]:
     """All that were asked for and exist, in the order of the options."""
-    for preprocess, weights in itertools.product(args.preprocess, args.weights):
-        for variant in args.variant:
+    for preprocess, (owner, weights) in itertools.product(args.preprocess, args.weights):
+        for variant in [owner] if owner else args.variant:
             model = _model_name(args, variant, weights)
             if is_exported(weights):
                 for backend in RUNTIMES[Path(weights).suffix.lower()]:
@@ -87,7 +87,11 @@ def combinations(args: argparse.Namespace) -> Iterator[Combination]:
 
 def _model_name(args: argparse.Namespace, variant: str, weights: str) -> str:
     """As short as it can be without being another's: the variant, the file, or both."""
-    alike = [w for w in args.weights if is_exported(w) == is_exported(weights)]
+    alike = [
+        file
+        for owner, file in args.weights
+        if is_exported(file) == is_exported(weights) and owner in (None, variant)
+    ]
     if is_exported(weights):
         names = [variant, Path(weights).name] if len(args.variant) > 1 else [Path(weights).name]
     else:
@@ -257,7 +261,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=["auto"],
         metavar="FILE",
-        help="weights and exported .onnx or .xml files; default auto",
+        help="weights and exported .onnx or .xml files, VARIANT=FILE for those of one variant; "
+        "default auto",
     )
     add("--forms", default="reparameterized", metavar="LIST", help="default %(default)s")
     add("--backend", default="torch", metavar="LIST", help="default %(default)s")
@@ -285,8 +290,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.variant = args.variant.split(",")
     for variant in args.variant:
         load_variant(variant)
+    args.weights = [_owned(word, args.variant) for word in args.weights]
     args.cache = args.cache or args.output / "cache"
     return args
+
+
+def _owned(word: str, variants: Sequence[str]) -> tuple[str | None, str]:
+    """The variant that a weights file is of, if it is said, and the file."""
+    owner, equals, file = word.partition("=")
+    return (owner, file) if equals and owner in variants else (None, word)
 
 
 if __name__ == "__main__":

@@ -248,6 +248,23 @@ def test_every_combination_of_a_sweep_has_a_folder_of_its_own(made: Path) -> Non
     assert "small-q.onnx-openvino-int8-torchvision" in names
 
 
+def test_weights_of_a_sweep_may_belong_to_one_variant(tmp_path: Path) -> None:
+    file = tmp_path / "b=c.onnx"
+    words = ["--data", "val", "--variant", "small,base"]
+    words += ["--weights", "small=a/x.pdparams", "base=b/x.pdparams", f"base={file}"]
+    words += ["--backend", "torch,openvino"]
+    assert sweep.main(words) == 4  # the file is not there
+    file.touch()
+    found = [(each.name, each.weights) for each in sweep.combinations(sweep.parse(words))]
+    assert found == [
+        ("small-reparameterized-torch-fp32-torchvision", "a/x.pdparams"),
+        ("small-reparameterized-openvino-fp32-torchvision", "a/x.pdparams"),
+        ("base-reparameterized-torch-fp32-torchvision", "b/x.pdparams"),
+        ("base-reparameterized-openvino-fp32-torchvision", "b/x.pdparams"),
+        ("base-b=c.onnx-openvino-fp32-torchvision", str(file)),
+    ]
+
+
 def test_a_sweep_cannot_tell_files_of_one_name_apart(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,8 +66,16 @@ def precision_of(path: Path) -> str:
     """``int8`` for a quantised graph, ``fp16`` for one whose weights are halves, else ``fp32``.
 
     It looks for the operators and types that quantisers leave in a file.
+
+    Raises:
+        ModelError: it cannot be read.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"--weights {path} cannot be read: {error.strerror or error}.\nName an exported file."
+        ) from error
     if path.suffix.lower() == ".xml":
         if b'type="FakeQuantize"' in data or b'element_type="i8"' in data:
             return "int8"
