@@ -100,10 +100,11 @@ class CompilePredictor(TorchPredictor):
         size = self.preprocess.size
         fold = form == "reparameterized" and self.device.type == "cpu"
         compiled: Forward = torch.compile(model, dynamic=False, options={"freezing": fold})
-        blank = torch.zeros(batch_size, size, size, 3, dtype=self.dtype, device=self.device)
         try:
+            # Made as a batch is made: for any other kind of tensor it would compile once more.
             with torch.inference_mode():
-                compiled(blank.permute(0, 3, 1, 2))
+                blank = torch.zeros(batch_size, size, size, 3, device=self.device)
+                compiled(blank.permute(0, 3, 1, 2).to(self.dtype))
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(
