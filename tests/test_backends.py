@@ -161,18 +161,19 @@ def test_what_a_backend_cannot_do_is_refused(
         )
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "compile"])
 def test_on_real_photos_all_agree(backend: str, shared: Path) -> None:
     paths = sorted((shared / "imagenet-sample/val").rglob("*.JPEG"))
     model = pplcnet.create_model("base").eval()
     pplcnet.load_weights(model, shared / "oracle/base.pdparams")
-    deploy = {"reparameterized": pplcnet.reparameterize(model)}
+    both = {"unfused": model, "reparameterized": pplcnet.reparameterize(model)}
     predictors = [
-        create_predictor(name, deploy, PREPROCESSING, CPU, "fp32", batch_size=8, workers=1)
+        create_predictor(name, both, PREPROCESSING, CPU, "fp32", batch_size=8, workers=1)
         for name in ("torch", backend)
     ]
     assert len(paths) == 400
     for start in range(0, 400, 8):
         crops = np.stack([PREPROCESSING.crop(p.read_bytes()) for p in paths[start : start + 8]])
-        expected, found = (predictor(crops)["reparameterized"] for predictor in predictors)
-        assert_agrees(found, expected)
+        expected, found = (predictor(crops) for predictor in predictors)
+        for form in both:
+            assert_agrees(found[form], expected[form])
