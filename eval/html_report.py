@@ -300,6 +300,17 @@ def _figures(
         )
         for result in results
     ]
+    rows += [
+        _Figures(
+            name=f"{form}, ReaL labels",
+            kind="measured",
+            note=f"of {real.images:,} images that have some",
+            top1=real.top1,
+            top5=real.top5,
+            correct=(real.top1_correct, real.top5_correct),
+        )
+        for form, real in (facts.real or {}).items()
+    ]
     first = results[0]
     if first.reference_top1 is not None:
         in_images = tuple(

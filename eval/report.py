@@ -243,8 +243,8 @@ def format_results(facts: RunFacts, measured: Measurement, results: list[FormRes
         )
     for form, real in (facts.real or {}).items():
         lines.append(
-            f"{f'ReaL {form}'[:16]:<16} {real.top1:8.3f} {real.top1_correct:8,} "
-            f"{real.top5:8.3f} {real.top5_correct:8,}          of {real.images:,} with ReaL labels"
+            f"{form:<16} {real.top1:8.3f} {real.top1_correct:8,} "
+            f"{real.top5:8.3f} {real.top5_correct:8,} {'':8}   ReaL, {real.images:,} images"
         )
     if first.reference_top1 is not None:
         lines.append(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import jpeg
+from safetensors.torch import save_file
 from timm.data.real_labels import RealLabelsImagenet
 
+import pplcnet
 from eval import run as engine
 from eval.errors import DataError
+from eval.imagenet import main
 from eval.metrics import Scores
 from eval.real_labels import labels_of, real_labels, score_real
 from eval.valset import ValSet, open_valset
@@ -78,3 +83,19 @@ def test_a_bad_image_counts_as_wrong(valset: ValSet) -> None:
 def test_names_that_are_not_official_are_refused(val_folder: MakeVal) -> None:
     with pytest.raises(DataError, match=r"a\.JPEG has no official name"):
         labels_of(open_valset(val_folder({"n01440764": ["a.JPEG"]})))
+
+
+def test_a_run_shows_them_beside_the_official_ones(
+    valset: ValSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(6)
+    save_file(pplcnet.create_model("small").state_dict(), tmp_path / "w.safetensors")
+    output = tmp_path / "out"
+    words = ["--data", str(valset.root), "--variant", "small", "--real-labels", "--quiet"]
+    words += ["--weights", str(tmp_path / "w.safetensors"), "--output", str(output)]
+    assert main([*words, "--forms", "reparameterized"]) == 0
+    images = sum(map(bool, labels_of(valset)))
+    assert f"ReaL, {images} images\n" in capsys.readouterr().out
+    (real,) = json.loads((output / "run.json").read_text())["real"].values()
+    assert real["images"] == images
+    assert "reparameterized, ReaL labels" in (output / "report.html").read_text()
