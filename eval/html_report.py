@@ -26,6 +26,7 @@ from PIL import Image
 from eval.calibration import confusions, coverage_curve, place_counts, reliability
 from eval.classes import imagenet_classes
 from eval.errors import EvalError, LogitsError
+from eval.image_sets import VAL
 from eval.metrics import TOP, wilson_interval
 from eval.output import write_atomically
 from eval.plots import Accuracy, accuracy_plot, coverage_plot, places_plot, reliability_plot
@@ -33,6 +34,7 @@ from eval.preprocess import PREPROCESS, BadImage
 from eval.report import RunFacts, mean_nll
 from eval.run import Measurement
 from eval.verdict import FormResult, Verdict, check_forms_agree
+from pplcnet import VARIANTS
 
 DEMO = "demo"  # name of the configuration that says nothing about ImageNet
 THUMBNAIL = 128  # pixels a side, about 5 kB each
@@ -48,7 +50,7 @@ SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.25)  # of the images, in the table of cover
 _HEADLINES = {
     Verdict.PASS: "This is the reported accuracy, within the tolerance.",
     Verdict.NO_REFERENCE: "Measured, and compared with nothing.",
-    Verdict.PARTIAL: "Only a part of the val set was measured, so nothing is compared.",
+    Verdict.PARTIAL: "Only a part of the set was measured, so nothing is compared.",
     Verdict.INCOMPLETE: "Some images could not be decoded: these figures are not complete.",
     Verdict.FAIL: "This is not the reported accuracy.",
 }
@@ -90,6 +92,7 @@ def html_report(facts: RunFacts, measured: Measurement, results: Sequence[FormRe
         style=Markup(_resource("report.css")),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        subject=_subject(facts, measured),
         demo=facts.variant.name == DEMO,
         shown=shown,
         results=results,
@@ -109,6 +112,16 @@ def html_report(facts: RunFacts, measured: Measurement, results: Sequence[FormRe
     )
     # A file name may hold bytes that are no text, which Python keeps as lone surrogates.
     return html.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _subject(facts: RunFacts, measured: Measurement) -> str:
+    """What was measured on what."""
+    if facts.variant.name == DEMO:
+        return "PP-LCNetV2 on the demo set"
+    image_set = measured.valset.image_set
+    where = "the ImageNet validation set" if image_set is VAL else image_set.name
+    model = "PP-LCNetV2" if facts.variant.model in VARIANTS else "A model of timm's"
+    return f"{model} on {where}"
 
 
 def _environment() -> Environment:

@@ -196,8 +196,8 @@ def preprocess_of(model: nn.Module) -> Preprocess:
     transform = timm.data.create_transform(**config, is_training=False, normalize=False)
     return Preprocess(
         "timm",
-        f"timm {timm.__version__}: PIL decode; {width} pixels, crop_pct {config['crop_pct']}, "
-        f"{config['crop_mode']}, {config['interpolation']}; /255; mean {_listed(config['mean'])}, "
+        f"its own, by timm {timm.__version__}; PIL decode; {width} pixels, "
+        f"crop_pct {config['crop_pct']}, {config['crop_mode']}, {config['interpolation']}; /255; mean {_listed(config['mean'])}, "
         f"std {_listed(config['std'])}",
         _crop_with(transform),
         torchvision_table(config["mean"], config["std"]),

@@ -261,7 +261,7 @@ def test_pass() -> None:
     assert f"{right:,} of 2,000, exactly as many as reported; tolerance 10: PASS" in page.text
     assert "The two forms agree on the best class of all 2,000 images." in page.text
     assert page.text.count("Both forms") == 1
-    assert "another device, not compared" in page.text
+    assert "by others, not compared" in page.text
     assert "This is the demo" not in page.text
 
 
@@ -279,7 +279,7 @@ def test_fail_of_one_form_is_the_headline() -> None:
 def test_partial() -> None:
     measured = measure(300)
     text = Page(page_of(measured, variant(measured, images=50_000))).text
-    assert "Only a part of the val set was measured, so nothing is compared." in text
+    assert "Only a part of the set was measured, so nothing is compared." in text
     assert "Reason: 300 of 50,000 images: a subset is not compared." in text
     assert "700 classes without images are left out." in text
     assert "fewer than reported" not in text

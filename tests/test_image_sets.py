@@ -235,7 +235,9 @@ def test_published_figures_are_shown_beside_their_own_set(
     assert "60.980" in text
     assert "bicubic, crop_pct 0.875" in text
     assert "73.97" not in text
-    assert "60.98" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "60.98" in page
+    assert "PP-LCNetV2 on ImageNetV2" in page
     for name, top1 in {"small": 60.98, "base": 65.05, "base_ssld": 68.82, "large": 66.74}.items():
         assert [other.top1 for other in load_variant(name).others_on(image_sets.V2)] == [top1]
         assert top1 not in [other.top1 for other in load_variant(name).others_on(VAL)]

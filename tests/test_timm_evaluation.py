@@ -277,7 +277,9 @@ def test_timms_result_is_shown_and_not_compared(
     assert "46.426" in shown
     assert "71.128" in shown
     assert "results-imagenet.csv: 192 pixels, crop_pct 1.0, bicubic" in shown
-    assert "46.4" in (output / "report.html").read_text()
+    page = (output / "report.html").read_text()
+    assert "46.4" in page
+    assert "A model of timm&#39;s on the ImageNet validation set" in page
     assert rows_of(output / "summary.csv")[0]["reference_top1"] == ""
 
 
