@@ -197,8 +197,8 @@ def preprocess_of(model: nn.Module) -> Preprocess:
     return Preprocess(
         "timm",
         f"its own, by timm {timm.__version__}; PIL decode; {width} pixels, "
-        f"crop_pct {config['crop_pct']}, {config['crop_mode']}, {config['interpolation']}; /255; mean {_listed(config['mean'])}, "
-        f"std {_listed(config['std'])}",
+        f"crop_pct {config['crop_pct']}, {config['crop_mode']}, {config['interpolation']}; /255; "
+        f"mean {_listed(config['mean'])}, std {_listed(config['std'])}",
         _crop_with(transform),
         torchvision_table(config["mean"], config["std"]),
         size=width,
