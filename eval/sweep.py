@@ -23,7 +23,7 @@ from eval.backends import BACKENDS
 from eval.backends.exported import RUNTIMES, is_exported, precision_of, size_of
 from eval.config import VariantConfig, load_variant
 from eval.errors import EvalError, UsageError
-from eval.image_sets import VAL
+from eval.image_sets import VAL, ImageSet
 from eval.imagenet import CRASHED, FORMS, INTERRUPTED, PRECISIONS, PREPROCESSES
 from eval.output import write_atomically
 
@@ -99,8 +99,12 @@ def _model_name(args: argparse.Namespace, variant: str, weights: str) -> str:
     return "-".join(names)
 
 
-def fill_cache(args: argparse.Namespace) -> None:
-    """Decode each image once for each preprocessing; what is bad is left to the runs."""
+def fill_cache(args: argparse.Namespace) -> ImageSet:
+    """Decode each image once for each preprocessing; what is bad is left to the runs.
+
+    Returns:
+        Which set the images are of.
+    """
     from eval.cache import CropCache
     from eval.preprocess import PREPROCESS
     from eval.progress import Progress
@@ -117,6 +121,7 @@ def fill_cache(args: argparse.Namespace) -> None:
         ):
             progress.describe(f"decoding, {name}")
             cache.fill(choose_workers(), lambda: progress.add(1))
+    return valset.image_set
 
 
 def run_one(combination: Combination, args: argparse.Namespace) -> tuple[int, Path]:
@@ -185,10 +190,10 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def reported(variant: VariantConfig) -> Iterator[str]:
-    """What was reported of a variant, and what others got, on whatever device."""
-    reference = variant.reference_for("")
-    rows = [(row.name, row.top1, row.top5, row.source) for row in variant.others_on(VAL)]
+def reported(variant: VariantConfig, image_set: ImageSet) -> Iterator[str]:
+    """What was reported of a variant on a set, and what others got, on whatever device."""
+    reference = variant.reference_for("") if image_set is VAL else None
+    rows = [(row.name, row.top1, row.top5, row.source) for row in variant.others_on(image_set)]
     if reference and reference.top1 is not None:
         rows.insert(0, ("reported", reference.top1, reference.top5, reference.source))
     for name, top1, top5, source in rows:
@@ -205,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = [combination.name for combination in planned]
         if len(set(names)) < len(names):
             raise UsageError("--weights: two files have the same name. Rename one of them.")
-        fill_cache(args)
+        image_set = fill_cache(args)
         rows: list[dict[str, object]] = []
         first: dict[tuple[str, str], list[str]] = {}
         for combination in planned:
@@ -233,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(rows))
     print("Flips: images whose best class is not that of the first row of the same pixels.")
     for variant in args.variant:
-        for line in reported(load_variant(variant)):
+        for line in reported(load_variant(variant), image_set):
             print(line)
     print(f"Reports: {args.output}")
     codes = [int(str(row["exit_code"])) for row in rows]

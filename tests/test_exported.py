@@ -22,7 +22,9 @@ from eval import sweep
 from eval.backends import create_predictor
 from eval.backends.exported import check_signature, precision_of
 from eval.backends.onnx import export_onnx
+from eval.config import load_variant
 from eval.errors import ModelError, UsageError
+from eval.image_sets import V2, VAL
 from eval.imagenet import main
 from eval.preprocess import PREPROCESS
 
@@ -248,6 +250,13 @@ def test_every_combination_of_a_sweep_has_a_folder_of_its_own(
     assert len(names) == len(set(names)) == 2 * 2 * (3 + 2 + 2 + 1)
     assert "small-q.onnx-openvino-int8-torchvision" in names
     assert capsys.readouterr().err == 4 * "left out: onnxruntime has no bf16 on a CPU\n"
+
+
+def test_a_sweep_shows_the_figures_of_its_own_set() -> None:
+    small = load_variant("small")
+    assert [line[:28] for line in sweep.reported(small, VAL)] == ["small, reported: 73.97 / - ("]
+    (line,) = sweep.reported(small, V2)
+    assert line.startswith("small, timm: 60.98 / 82.54 (")
 
 
 def test_weights_of_a_sweep_may_belong_to_one_variant(tmp_path: Path) -> None:
