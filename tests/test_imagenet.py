@@ -328,12 +328,12 @@ def test_results_on_stdout_progress_on_stderr(
 def test_a_killed_run_continues_to_the_same_bytes(
     val_folder: MakeVal, weights: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
-    data = many(val_folder, 80)
+    data = many(val_folder, 120)
     whole = arguments(data, weights, tmp_path / "whole", "--batch-size", "2")
     assert main(whole) == 0
     words = arguments(data, weights, tmp_path / "out", "--batch-size", "2")
     process = subprocess.Popen(
-        [sys.executable, "-m", "eval.imagenet", *words],
+        [sys.executable, "-m", "eval.imagenet", *words, "--workers", "1"],  # time to be killed in
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     journal = tmp_path / "out" / "journal" / "0.bin"
