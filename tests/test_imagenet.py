@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -335,6 +336,8 @@ def test_a_killed_run_continues_to_the_same_bytes(
     process = subprocess.Popen(
         [sys.executable, "-m", "eval.imagenet", *words, "--workers", "1"],  # time to be killed in
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background job ignores Ctrl-C, and so would what it starts.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     journal = tmp_path / "out" / "journal" / "0.bin"
     while process.poll() is None and not (journal.exists() and journal.stat().st_size):
