@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
+
+import pplcnet
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # small tensors: threads would only wait for each other
@@ -41,6 +44,23 @@ def randomize_bn(model: nn.Module) -> None:
             assert module.running_var is not None
             module.running_mean.uniform_(-0.5, 0.5)
             module.running_var.uniform_(0.5, 1.5)
+
+
+@pytest.fixture(scope="session")
+def model() -> pplcnet.PPLCNetV2:
+    """The small network, random, to be read only."""
+    torch.manual_seed(6)
+    model = pplcnet.create_model("small").eval()
+    randomize_bn(model)
+    return model
+
+
+@pytest.fixture(scope="session")
+def weights(model: pplcnet.PPLCNetV2, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its file."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_file(model.state_dict(), path)
+    return path
 
 
 def jpeg(array: np.ndarray, **options: object) -> bytes:

@@ -13,8 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT, randomize_bn
-from safetensors.torch import save_file
+from conftest import ROOT
 from torch import nn
 
 import pplcnet
@@ -39,21 +38,6 @@ def load_script() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def model() -> pplcnet.PPLCNetV2:
-    torch.manual_seed(6)
-    model = pplcnet.create_model("small").eval()
-    randomize_bn(model)
-    return model
-
-
-@pytest.fixture(scope="module")
-def weights(model: pplcnet.PPLCNetV2, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_file(model.state_dict(), path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import jpeg, randomize_bn
-from safetensors.torch import save_file
+from conftest import jpeg
 from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 
@@ -49,21 +48,6 @@ def classes_of(root: Path, labels: list[int], name: str = "art_0.jpg") -> Path:
         (root / SYNSETS[label]).mkdir(parents=True)
         (root / SYNSETS[label] / name).write_bytes(PHOTO)
     return root
-
-
-@pytest.fixture(scope="module")
-def model() -> pplcnet.PPLCNetV2:
-    torch.manual_seed(6)
-    model = pplcnet.create_model("small").eval()
-    randomize_bn(model)
-    return model
-
-
-@pytest.fixture(scope="module")
-def weights(model: pplcnet.PPLCNetV2, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_file(model.state_dict(), path)
-    return path
 
 
 # Recognised

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, jpeg, randomize_bn
+from conftest import ROOT, jpeg
 from safetensors.torch import save_file
 
 import pplcnet
@@ -26,21 +26,6 @@ from eval.results import SUMMARY_COLUMNS
 
 MakeVal = Callable[..., Path]
 FILES = {"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"], "n15075141": ["d.JPEG"]}
-
-
-@pytest.fixture(scope="module")
-def model() -> pplcnet.PPLCNetV2:
-    torch.manual_seed(6)
-    model = pplcnet.create_model("small").eval()
-    randomize_bn(model)
-    return model
-
-
-@pytest.fixture(scope="module")
-def weights(model: pplcnet.PPLCNetV2, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_file(model.state_dict(), path)
-    return path
 
 
 def arguments(data: Path, weights: Path, output: Path, *more: str) -> list[str]:

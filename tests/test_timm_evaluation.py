@@ -95,7 +95,10 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 # The same answers
 
 
-@pytest.mark.parametrize(("name", "size"), [(SMALL, 160), (REP, 224)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(SMALL, 160), (REP, 224), ("test_resnet", 160)],  # the last one's mean is 0.5, bilinear
+)
 def test_pixels_are_timms(name: str, size: int, photos: Path) -> None:
     preprocess = preprocess_of(made(name))
     config = timm.data.resolve_data_config({}, model=made(name))
