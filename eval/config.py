@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eval.errors import UsageError
-from eval.image_sets import IMAGE_SETS, VAL, ImageSet
+from eval.images.sets import IMAGE_SETS, VAL, ImageSet
 
 Row = TypeVar("Row")
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval.errors import DataError, EvalError
-from eval.image_sets import VAL
+from eval.images.sets import VAL
 
 if TYPE_CHECKING:  # decoders take a while to import: --help and wrong options do without
-    from eval.valset import ValSet
+    from eval.images.valset import ValSet
 
 CLASSES = 1000
 INTERRUPTED = 130
@@ -83,7 +83,7 @@ class Survey:
     @property
     def dataset_sha256(self) -> str | None:
         """The fingerprint that ``run.json`` has; None if some image could not be read."""
-        from eval.valset import fingerprint
+        from eval.images.valset import fingerprint
 
         digests = [look.digest for look in self.looks]
         return fingerprint(self.valset.samples, digests) if all(digests) else None
@@ -137,7 +137,7 @@ class Survey:
 
 def look_at(data: bytes) -> Look:
     """Decode an image file with both decoders, and describe it."""
-    from eval.preprocess import PREPROCESS, BadImage
+    from eval.images.preprocess import PREPROCESS, BadImage
 
     digest = hashlib.sha256(data).hexdigest()
     try:
@@ -152,7 +152,7 @@ def _oddities(data: bytes) -> list[str]:
     """What is unusual about an image that can be decoded."""
     from PIL import Image
 
-    from eval.preprocess import RESIZE
+    from eval.images.preprocess import RESIZE
 
     found = []
     with Image.open(io.BytesIO(data)) as image:
@@ -208,7 +208,7 @@ def survey(
 
 def to_json(seen: Survey) -> dict[str, Any]:
     """What scripts need: the facts, `ok`, the `problems` and the `advice`."""
-    from eval.classes import imagenet_classes
+    from eval.images.classes import imagenet_classes
 
     counts = seen.images_per_class
     return {
@@ -233,7 +233,7 @@ def to_json(seen: Survey) -> dict[str, Any]:
 
 def to_text(seen: Survey) -> str:
     """The same for a person."""
-    from eval.labels import shown
+    from eval.images.labels import shown
 
     present = [count for count in seen.images_per_class if count]
     fewest, most = min(present), max(present)
@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> Survey:
     from tqdm import tqdm
 
-    from eval.valset import open_valset
+    from eval.images.valset import open_valset
 
     valset = open_valset(args.data, args.labels)
     with (

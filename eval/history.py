@@ -22,7 +22,7 @@ from eval.errors import EvalError, UsageError
 if TYPE_CHECKING:  # neither is needed for --help
     from matplotlib.axes import Axes
 
-    from eval.results import Row
+    from eval.results.read import Row
 
 Series = dict[tuple[str, str], list["Row"]]  # (variant, form) to its rows, oldest first
 
@@ -59,7 +59,7 @@ def append_history(path: Path, result: Path) -> None:
     """
     from filelock import FileLock
 
-    from eval.results import SUMMARY, SUMMARY_COLUMNS, read_rows
+    from eval.results.read import SUMMARY, SUMMARY_COLUMNS, read_rows
 
     added = read_rows(result / SUMMARY if result.is_dir() else result)
     header = _csv([SUMMARY_COLUMNS])
@@ -82,7 +82,7 @@ def _end_of_rows(path: Path, data: bytes, header: bytes) -> int:
 
     What is cut off is only ever what a killed writer can have left, never somebody's file.
     """
-    from eval.results import finished_length
+    from eval.results.read import finished_length
 
     end = finished_length(data)
     rest = data[end:]
@@ -114,7 +114,7 @@ def read_history(path: Path, variant: str | None = None, form: str | None = None
     Raises:
         UsageError: it cannot be read, or has no such rows.
     """
-    from eval.results import read_rows
+    from eval.results.read import read_rows
 
     rows = read_rows(path, drop_unfinished=True)
     series: Series = {}
@@ -155,7 +155,7 @@ _HEADER = (
 def _line(row: Row, before: Row | None) -> str:
     from datetime import UTC
 
-    from eval.metrics import percent
+    from eval.measure.metrics import percent
 
     figures = ""
     for k in (1, 5):
@@ -203,7 +203,7 @@ def plot(series: Series, path: Path) -> None:
 
 def _draw(panel: Axes, variant: str, rows: Sequence[Row]) -> None:
     """Draw the runs of a variant, oldest first; those on other images are another line."""
-    from eval.metrics import percent
+    from eval.measure.metrics import percent
 
     lines: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:

@@ -22,18 +22,18 @@ from eval.backends import BACKENDS
 from eval.backends.exported import FORM as EXPORTED
 from eval.backends.exported import RUNTIMES, is_exported, precision_of
 from eval.config import VariantConfig, builtin_variants, load_config, load_variant
-from eval.distributed import Group, process_group
 from eval.errors import EvalError, ModelError, UsageError
 from eval.history import append_history
-from eval.journal import Journal
-from eval.progress import Progress
+from eval.images.valset import image_list_sha256, open_valset
+from eval.measure.journal import Journal
+from eval.measure.processes import Group, process_group
+from eval.measure.progress import Progress
 from eval.regression import check_baseline, check_regression
-from eval.valset import image_list_sha256, open_valset
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong options do without
     from torch import nn
 
-    from eval.preprocess import Preprocess
+    from eval.images.preprocess import Preprocess
     from pplcnet import PPLCNetV2
 
 FORMS = ("unfused", "reparameterized")
@@ -76,7 +76,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and give its exit code (eval/errors.py, eval/verdict.py)."""
+    """Run a command line and give its exit code (eval/errors.py, eval/judge/verdict.py)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = None
     try:
@@ -121,15 +121,15 @@ def _run(options: Options, group: Group) -> int:
     if options.limit is not None:
         valset = valset.limited(options.limit)
     if options.real_labels:
-        from eval.real_labels import labels_of, score_real
+        from eval.images.real import labels_of, score_real
 
         labels_of(valset)  # what is wrong with them is to be said before hours of work
 
-    from eval import run as engine
     from eval.backends import create_predictor
     from eval.backends.device import choose_device, exact_float32
-    from eval.cache import CropCache
-    from eval.preprocess import PREPROCESS
+    from eval.images.cache import CropCache
+    from eval.images.preprocess import PREPROCESS
+    from eval.measure import engine
     from pplcnet import PPLCNetV2, count_macs, count_parameters
 
     settings = exact_float32()
@@ -204,10 +204,10 @@ def _run(options: Options, group: Group) -> int:
         measured = engine.assemble(valset, parts, list(models))
 
         # Not before: a run is to start quickly.
-        from eval.gate import Asked
-        from eval.html_report import write_html_report
-        from eval.report import RunFacts, format_results, write_reports
-        from eval.verdict import check_forms_agree, judge
+        from eval.judge.gate import Asked
+        from eval.judge.verdict import check_forms_agree, judge
+        from eval.results.html import write_html_report
+        from eval.results.write import RunFacts, format_results, write_reports
 
         facts = RunFacts(
             run_id=f"{options.variant.name}-{options.started:%Y%m%dT%H%M%SZ}",
@@ -265,8 +265,8 @@ def _run(options: Options, group: Group) -> int:
 
 def _with_demo(options: Options) -> Options:
     """The options of the demo: its images, its weights, and its known answer as the reference."""
-    from eval import demo
-    from eval.classes import imagenet_classes
+    from eval.images.classes import imagenet_classes
+    from eval.models import demo
 
     synsets = [row.synset for row in imagenet_classes()]
     with Progress(demo.DEMO_IMAGES, options.quiet) as progress:
@@ -330,8 +330,8 @@ def load_timm(options: Options) -> tuple[Loaded, dict[str, nn.Module], Preproces
         ModelError: the weights are missing, damaged, refused or of another model.
         UsageError: it has not the form that was asked for, or does not take such images.
     """
-    from eval.preprocess import PREPROCESS
-    from eval.timm_models import forms_of, load_model, preprocess_of, weights_path
+    from eval.images.preprocess import PREPROCESS
+    from eval.models.timm import forms_of, load_model, preprocess_of, weights_path
 
     name = options.variant.model
     path = weights_path(name, options.weights)
@@ -378,7 +378,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     )
     started = datetime.now(UTC)
     if args.model:
-        from eval.timm_models import timm_variant
+        from eval.models.timm import timm_variant
 
         variant = timm_variant(args.model, args.timm_results)
     elif args.config:

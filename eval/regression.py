@@ -1,7 +1,7 @@
 """``python -m eval.regression``: is this result worse than that one? The gate for CI.
 
 `check_regression` is the whole path: read, compare, print, write, exit code. What is compared is
-in `eval.gate`, how it is told in `eval.regression_report`.
+in `eval.judge.gate`, how it is told in `eval.results.regression_report`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from eval.errors import EvalError, UsageError
 
 if TYPE_CHECKING:  # numpy is needed to compare, and --help does without
-    from eval.gate import Asked, Limit
+    from eval.judge.gate import Asked, Limit
 
 REGRESSED = 1
 CRASHED = 70  # EX_SOFTWARE of sysexits.h
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.accept:
             accept(args.candidate, Path(args.baseline))
             return 0
-        from eval.gate import Asked
+        from eval.judge.gate import Asked
 
         asked = Asked(
             form=args.form,
@@ -92,9 +92,9 @@ def check_regression(
         UsageError: the two cannot be compared, or a file cannot be read or written. What could
             not be compared is an error in ``junit.xml`` and in the step summary as well.
     """
-    from eval.gate import DEFAULTS, compare
-    from eval.regression_report import csv_files, junit, markdown, text
-    from eval.results import read_result
+    from eval.judge.gate import DEFAULTS, compare
+    from eval.results.read import read_result
+    from eval.results.regression_report import csv_files, junit, markdown, text
 
     sources = str(baseline), str(candidate)
     try:
@@ -122,7 +122,7 @@ def check_baseline(baseline: str | Path, variant: str, preprocess: str) -> None:
         UsageError: there is no such baseline, it is damaged, or of another variant or
             preprocessing.
     """
-    from eval.results import read_result
+    from eval.results.read import read_result
 
     rows = [row for row in read_result(baseline).rows.values() if row.variant == variant]
     if not rows or any(row.preprocess != preprocess for row in rows):
@@ -143,8 +143,8 @@ def accept(candidate: str | Path, folder: Path) -> None:
     """
     import pandas as pd
 
-    from eval.output import write_atomically
-    from eval.results import PREDICTIONS, SUMMARY, read_result
+    from eval.results.files import write_atomically
+    from eval.results.read import PREDICTIONS, SUMMARY, read_result
 
     source = Path(candidate)
     if not source.is_dir() or source.resolve() == folder.resolve():
@@ -165,7 +165,7 @@ def accept(candidate: str | Path, folder: Path) -> None:
 
 def _write(output: Path | None, files: Mapping[str, str]) -> None:
     if output:
-        from eval.output import write_atomically
+        from eval.results.files import write_atomically
 
         for name, content in files.items():
             write_atomically(output / name, content)
@@ -183,7 +183,7 @@ def _append_step_summary(report: str) -> None:
 
 
 def _limit(option: str, value: str | None) -> Limit | None:
-    from eval.gate import Limit
+    from eval.judge.gate import Limit
 
     try:
         return None if value is None else Limit.parse(value)

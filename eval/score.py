@@ -27,12 +27,12 @@ from eval.config import (
     load_variant,
 )
 from eval.errors import DataError, EvalError, UsageError
-from eval.image_sets import VAL
+from eval.images.sets import VAL
 from eval.regression import CRASHED
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong options do without
-    from eval.valset import ValSet
-    from eval.verdict import FormResult
+    from eval.images.valset import ValSet
+    from eval.judge.verdict import FormResult
 
 FORM = "scored"
 UNKNOWN = "unknown"
@@ -84,12 +84,12 @@ def score(args: argparse.Namespace, command: str) -> int:
 
     import numpy as np
 
-    from eval.answers import match, read_answers
-    from eval.html_report import write_html_report
-    from eval.report import RunFacts, format_results, write_reports
-    from eval.run import Measurement
-    from eval.valset import open_valset
-    from eval.verdict import judge
+    from eval.images.valset import open_valset
+    from eval.judge.verdict import judge
+    from eval.measure.engine import Measurement
+    from eval.results.html import write_html_report
+    from eval.results.predictions import match, read_answers
+    from eval.results.write import RunFacts, format_results, write_reports
 
     started = datetime.now(UTC)
     valset = open_valset(args.data, args.labels)
@@ -187,7 +187,7 @@ def _for_all(reference: Reference | None) -> Mapping[str, Reference]:
 
 def _answered(valset: ValSet, row_of: Mapping[int, int], allow_missing: bool) -> ValSet:
     """The images that have an answer, in their order."""
-    from eval.labels import examples
+    from eval.images.labels import examples
 
     missing = [s.path for i, s in enumerate(valset.samples) if i not in row_of]
     if missing and not allow_missing:
@@ -218,7 +218,7 @@ def _digests(valset: ValSet, *, quiet: bool) -> list[str]:
 
 def _explain(args: argparse.Namespace, result: FormResult) -> FormResult:
     """Say what is missing for a comparison."""
-    from eval.verdict import Verdict
+    from eval.judge.verdict import Verdict
 
     unknown = [
         f"--{name}" for name in ("preprocess", "precision") if getattr(args, name) == UNKNOWN
@@ -232,7 +232,7 @@ def _explain(args: argparse.Namespace, result: FormResult) -> FormResult:
 
 
 def _describe(preprocess: str) -> str:
-    from eval.preprocess import PREPROCESS
+    from eval.images.preprocess import PREPROCESS
 
     known = PREPROCESS.get(preprocess)
     return f"as stated: {known.description}" if known else "not stated"

@@ -23,9 +23,9 @@ from eval.backends import BACKENDS
 from eval.backends.exported import RUNTIMES, is_exported, precision_of, size_of
 from eval.config import VariantConfig, load_variant
 from eval.errors import EvalError, UsageError
-from eval.image_sets import VAL, ImageSet
 from eval.imagenet import CRASHED, FORMS, INTERRUPTED, PRECISIONS, PREPROCESSES
-from eval.output import write_atomically
+from eval.images.sets import VAL, ImageSet
+from eval.results.files import write_atomically
 
 COLUMNS = (
     *("name", "variant", "weights", "form", "backend", "precision", "preprocess", "images"),
@@ -105,11 +105,11 @@ def fill_cache(args: argparse.Namespace) -> ImageSet:
     Returns:
         Which set the images are of.
     """
-    from eval.cache import CropCache
-    from eval.preprocess import PREPROCESS
-    from eval.progress import Progress
-    from eval.run import choose_workers
-    from eval.valset import open_valset
+    from eval.images.cache import CropCache
+    from eval.images.preprocess import PREPROCESS
+    from eval.images.valset import open_valset
+    from eval.measure.engine import choose_workers
+    from eval.measure.progress import Progress
 
     valset = open_valset(args.data, args.labels)
     if args.limit is not None:

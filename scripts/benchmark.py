@@ -161,12 +161,12 @@ def our_pass(
     """Our engine, as ``python -m eval.imagenet`` calls it."""
     from contextlib import nullcontext
 
-    from eval.cache import CropCache
-    from eval.journal import Journal
-    from eval.preprocess import PREPROCESS
-    from eval.run import assemble, choose_workers
-    from eval.run import measure as engine
-    from eval.valset import open_valset
+    from eval.images.cache import CropCache
+    from eval.images.preprocess import PREPROCESS
+    from eval.images.valset import open_valset
+    from eval.measure.engine import assemble, choose_workers
+    from eval.measure.engine import measure as engine
+    from eval.measure.journal import Journal
 
     preprocess, valset = PREPROCESS["torchvision"], open_valset(data)
     predictor, batch = our_predictor(contender, weights)
@@ -198,8 +198,8 @@ def our_predictor(contender: Contender, weights: Path) -> tuple[Any, int]:
     import torch
 
     from eval.backends import create_predictor
-    from eval.preprocess import PREPROCESS
-    from eval.run import choose_batch_size, choose_workers
+    from eval.images.preprocess import PREPROCESS
+    from eval.measure.engine import choose_batch_size, choose_workers
     from pplcnet import reparameterize
 
     torch.set_num_threads(1)
@@ -224,9 +224,9 @@ def crop_pass(
     _contender: Contender, data: Path, _weights: Path, _cache: Path
 ) -> tuple[int, float, list[list[int]]]:
     """Reading, decoding, resizing and cropping alone, in as many workers as a run has."""
-    from eval.preprocess import PREPROCESS
-    from eval.run import choose_workers
-    from eval.valset import open_valset
+    from eval.images.preprocess import PREPROCESS
+    from eval.images.valset import open_valset
+    from eval.measure.engine import choose_workers
 
     valset, crop = open_valset(data), PREPROCESS["torchvision"].crop
     with ThreadPoolExecutor(choose_workers()) as pool:
@@ -244,9 +244,9 @@ def model_pass(
     import numpy as np
     import torch
 
-    from eval.preprocess import PREPROCESS
-    from eval.run import choose_workers
-    from eval.valset import open_valset
+    from eval.images.preprocess import PREPROCESS
+    from eval.images.valset import open_valset
+    from eval.measure.engine import choose_workers
 
     predictor, batch = our_predictor(contender, weights)
     valset, crop = open_valset(data), PREPROCESS["torchvision"].crop
@@ -275,7 +275,7 @@ def load(weights: Path) -> Any:
 
 def link_images(photos: Path, target: Path, images: int) -> None:
     """A val folder of `images` links to the photos, over and over."""
-    from eval.classes import imagenet_classes
+    from eval.images.classes import imagenet_classes
 
     files = sorted(p.resolve() for p in photos.rglob("*") if p.suffix.lower() in (".jpeg", ".jpg"))
     if not files:
@@ -430,8 +430,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if args.data is None:
-            from eval.classes import imagenet_classes
-            from eval.demo import make_demo
+            from eval.images.classes import imagenet_classes
+            from eval.models.demo import make_demo
 
             synsets = [row.synset for row in imagenet_classes()]
             args.data, args.weights = make_demo(folder / "demo", synsets, lambda *_: None)

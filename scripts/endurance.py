@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from eval.classes import imagenet_classes
+from eval.images.classes import imagenet_classes
 
 CLASSES = 1000
 

@@ -52,8 +52,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def crops_of(path: Path, count: int, preprocess: str) -> np.ndarray:
     """Crops of the first images of a val set's fixed shuffled order."""
-    from eval.preprocess import PREPROCESS
-    from eval.valset import open_valset
+    from eval.images.preprocess import PREPROCESS
+    from eval.images.valset import open_valset
 
     valset = open_valset(path).limited(count)
     crop = PREPROCESS[preprocess].crop
@@ -69,7 +69,7 @@ def export(args: argparse.Namespace) -> None:
     from eval.backends.onnx import export_onnx
     from eval.backends.quantize import batches, quantize_onnx, quantize_openvino
     from eval.imagenet import load_forms, parse_options
-    from eval.preprocess import PREPROCESS
+    from eval.images.preprocess import PREPROCESS
 
     words = ["--data", ".", "--variant", args.variant, "--weights", args.weights]
     loaded, models = load_forms(parse_options([*words, "--forms", args.form, "--quiet"]))

@@ -24,10 +24,10 @@ import pyarrow.parquet
 from fuzz_weights import damaged
 from hypothesis import strategies as st
 
-from eval.classes import imagenet_classes
 from eval.errors import DataError
-from eval.labels import official_key, official_labels, official_number
-from eval.valset import open_valset
+from eval.images.classes import imagenet_classes
+from eval.images.labels import official_key, official_labels, official_number
+from eval.images.valset import open_valset
 
 IMAGES = 6
 BLOCK = 512  # bytes, of a tar

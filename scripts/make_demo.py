@@ -35,7 +35,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from eval import demo
+from eval.models import demo
 
 Floats = NDArray[np.float64]
 Model = Any  # an nn.Module with timm's attributes

@@ -2,8 +2,8 @@
 
     profile_run.py --data PHOTOS --weights F --images 400
 
-The steps are those of `eval.run.measure`, called as it calls them; the last tables split the time
-of the models by operator.
+The steps are those of `eval.measure.engine.measure`, called as it calls them; the last tables
+split the time of the models by operator.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from eval.backends.pytorch import TorchPredictor
-from eval.journal import Journal, record_dtype
-from eval.metrics import Scores, check_logits
-from eval.preprocess import PREPROCESS
-from eval.run import CPU_BATCH
-from eval.valset import open_valset
+from eval.images.preprocess import PREPROCESS
+from eval.images.valset import open_valset
+from eval.measure.engine import CPU_BATCH
+from eval.measure.journal import Journal, record_dtype
+from eval.measure.metrics import Scores, check_logits
 from pplcnet import read_weights, reparameterize
 from pplcnet._weights import model_for
 

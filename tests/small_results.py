@@ -1,4 +1,4 @@
-"""Result folders as eval.imagenet writes them, made by hand: nothing of eval.report is used."""
+"""Result folders as eval.imagenet writes them, made by hand, without eval.results.write."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from eval.classes import imagenet_classes
-from eval.labels import official_labels
+from eval.images.classes import imagenet_classes
+from eval.images.labels import official_labels
 
 IMAGES = 6
 

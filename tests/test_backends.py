@@ -17,7 +17,7 @@ import pplcnet
 from eval.backends import create_predictor
 from eval.backends.onednn import PackedConv2d, lower
 from eval.errors import UsageError
-from eval.preprocess import PREPROCESS, Crop
+from eval.images.preprocess import PREPROCESS, Crop
 
 PREPROCESSING = PREPROCESS["torchvision"]
 CPU = torch.device("cpu")

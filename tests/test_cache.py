@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from test_run import Fake, assert_same
 
-from eval import run as engine
-from eval.cache import RECORD, CropCache
 from eval.errors import UsageError
-from eval.journal import Journal
-from eval.preprocess import PREPROCESS, BadImage, Crop, Preprocess
-from eval.valset import ValSet, open_valset
+from eval.images.cache import RECORD, CropCache
+from eval.images.preprocess import PREPROCESS, BadImage, Crop, Preprocess
+from eval.images.valset import ValSet, open_valset
+from eval.measure import engine
+from eval.measure.journal import Journal
 
 MakeVal = Callable[..., Path]
 TORCHVISION = PREPROCESS["torchvision"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.calibration import confusions, coverage_curve, place_counts, reliability
+from eval.results.calibration import confusions, coverage_curve, place_counts, reliability
 
 # Few distinct confidences, so that ties and full bins are common.
 answers = st.lists(

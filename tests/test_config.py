@@ -9,7 +9,7 @@ import pytest
 import pplcnet
 from eval.config import builtin_variants, load_config, load_variant
 from eval.errors import UsageError
-from eval.image_sets import VAL
+from eval.images.sets import VAL
 
 
 def test_every_variant_has_a_file_that_names_a_model() -> None:

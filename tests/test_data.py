@@ -18,8 +18,8 @@ from small_valsets import IMAGES, LAYOUTS, jpeg, name, synset
 
 from eval import data
 from eval.data import Look, Survey, look_at, main, to_text
-from eval.labels import official_labels
-from eval.valset import Sample, ValSet
+from eval.images.labels import official_labels
+from eval.images.valset import Sample, ValSet
 
 ROOT = Path(__file__).parents[1]
 PARTIAL_ADVICE = (

@@ -22,8 +22,8 @@ from PIL.JpegImagePlugin import get_sampling
 from timm.data import ImageNetInfo
 from torch import nn
 
-from eval import demo
 from eval.errors import DataError
+from eval.models import demo
 
 SYNSETS = ImageNetInfo().label_names()
 

@@ -23,9 +23,9 @@ from eval.backends.exported import check_signature, precision_of
 from eval.backends.onnx import export_onnx
 from eval.config import load_variant
 from eval.errors import ModelError, UsageError
-from eval.image_sets import V2, VAL
 from eval.imagenet import main
-from eval.preprocess import PREPROCESS
+from eval.images.preprocess import PREPROCESS
+from eval.images.sets import V2, VAL
 
 MakeVal = Callable[..., Path]
 FILES = {"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"], "n15075141": ["d.JPEG"]}

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import demo
-from eval.classes import imagenet_classes
 from eval.imagenet import main
-from eval.preprocess import PREPROCESS, Crop
+from eval.images.classes import imagenet_classes
+from eval.images.preprocess import PREPROCESS, Crop
+from eval.models import demo
 from eval.regression import main as regression
 
 LIMIT = "96"

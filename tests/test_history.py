@@ -15,7 +15,7 @@ from small_results import HEADER, ranks, sha256, summary_row, write_rows
 from eval import history
 from eval.errors import UsageError
 from eval.history import append_history, read_history, trend
-from eval.results import read_rows
+from eval.results.read import read_rows
 
 
 def run_ids(path: Path) -> list[str]:

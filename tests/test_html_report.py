@@ -19,17 +19,17 @@ from conftest import jpeg
 from markupsafe import Markup
 from PIL import Image
 
-from eval.calibration import coverage_curve, reliability
-from eval.classes import imagenet_classes
 from eval.config import OtherResult, Reference, Tolerance, VariantConfig
-from eval.html_report import THUMBNAIL, count_in_words, html_report, write_html_report
-from eval.metrics import Scores
-from eval.plots import Accuracy, accuracy_plot, coverage_plot, places_plot, reliability_plot
-from eval.preprocess import PREPROCESS
-from eval.report import RunFacts
-from eval.run import Measurement
-from eval.valset import Sample, ValSet
-from eval.verdict import FormResult, Verdict, judge
+from eval.images.classes import imagenet_classes
+from eval.images.preprocess import PREPROCESS
+from eval.images.valset import Sample, ValSet
+from eval.judge.verdict import FormResult, Verdict, judge
+from eval.measure.engine import Measurement
+from eval.measure.metrics import Scores
+from eval.results.calibration import coverage_curve, reliability
+from eval.results.html import THUMBNAIL, count_in_words, html_report, write_html_report
+from eval.results.plots import Accuracy, accuracy_plot, coverage_plot, places_plot, reliability_plot
+from eval.results.write import RunFacts
 
 FORMS = ("unfused", "reparameterized")
 
@@ -44,7 +44,7 @@ def _quick_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """Plots take most of the time of a page, and most tests look at other things."""
     if "plotted" not in request.fixturenames:
         for name in ("accuracy", "reliability", "coverage", "places"):
-            monkeypatch.setattr(f"eval.html_report.{name}_plot", lambda *_: Markup("<svg></svg>"))
+            monkeypatch.setattr(f"eval.results.html.{name}_plot", lambda *_: Markup("<svg></svg>"))
 
 
 def picture(path: str) -> bytes:
@@ -516,7 +516,7 @@ def test_names_from_outside_are_escaped(plotted: None) -> None:
 def test_a_name_that_is_no_text_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eval.run.fingerprint", lambda samples, digests: "00" * 32)
+    monkeypatch.setattr("eval.measure.engine.fingerprint", lambda samples, digests: "00" * 32)
     measured = measure(200)
     scores = measured.scores["reparameterized"]
     wrong = int(np.flatnonzero(scores.rank > 0)[0])

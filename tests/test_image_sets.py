@@ -15,17 +15,18 @@ from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 
 import pplcnet
-from eval import data, image_sets
-from eval.classes import imagenet_classes
+from eval import data
 from eval.config import load_config, load_variant
 from eval.errors import DataError, UsageError
-from eval.image_sets import VAL, recognise
 from eval.imagenet import main
-from eval.metrics import Scores
-from eval.run import Measurement
+from eval.images import sets as image_sets
+from eval.images.classes import imagenet_classes
+from eval.images.sets import VAL, recognise
+from eval.images.valset import Sample, ValSet, open_valset
+from eval.judge.verdict import Verdict, judge
+from eval.measure.engine import Measurement
+from eval.measure.metrics import Scores
 from eval.score import main as score_main
-from eval.valset import Sample, ValSet, open_valset
-from eval.verdict import Verdict, judge
 
 PHOTO = jpeg(np.random.RandomState(0).randint(0, 256, (40, 48, 3), dtype=np.uint8))
 SYNSETS = [row.synset for row in imagenet_classes()]

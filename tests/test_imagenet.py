@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 import pplcnet
 from eval.imagenet import main
-from eval.results import SUMMARY_COLUMNS
+from eval.results.read import SUMMARY_COLUMNS
 
 MakeVal = Callable[..., Path]
 FILES = {"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"], "n15075141": ["d.JPEG"]}

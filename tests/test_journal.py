@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval.errors import UsageError
-from eval.journal import Journal, Records, record_dtype
+from eval.measure.journal import Journal, Records, record_dtype
 
 FORMS = ["a", "b"]
 IDENTITY = {"weights": "1234", "images": 10}

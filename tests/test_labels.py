@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from small_valsets import name, solution
 
-from eval.classes import imagenet_classes, label_of_synset
 from eval.errors import DataError
-from eval.labels import (
+from eval.images.classes import imagenet_classes, label_of_synset
+from eval.images.labels import (
     image_key,
     is_image,
     official_labels,

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import pplcnet
-from eval import run as engine
 from eval.backends.pytorch import TorchPredictor
 from eval.imagenet import main
-from eval.metrics import rank_of_label
-from eval.preprocess import PREPROCESS
-from eval.valset import open_valset
+from eval.images.preprocess import PREPROCESS
+from eval.images.valset import open_valset
+from eval.measure import engine
+from eval.measure.metrics import rank_of_label
 
 FORMS = ("unfused", "reparameterized")
 

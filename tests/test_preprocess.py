@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from eval.preprocess import PREPROCESS, BadImage
+from eval.images.preprocess import PREPROCESS, BadImage
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 TORCHVISION = transforms.Compose(

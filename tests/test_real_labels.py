@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from timm.data.real_labels import RealLabelsImagenet
 
 import pplcnet
-from eval import run as engine
 from eval.errors import DataError
 from eval.imagenet import main
-from eval.metrics import Scores
-from eval.real_labels import labels_of, real_labels, score_real
-from eval.valset import ValSet, open_valset
+from eval.images.real import labels_of, real_labels, score_real
+from eval.images.valset import ValSet, open_valset
+from eval.measure import engine
+from eval.measure.metrics import Scores
 
 MakeVal = Callable[..., Path]
 NUMBERS = (1, 2, 3, 20, 41, 50000)

@@ -29,12 +29,14 @@ from small_results import (
     write_rows,
 )
 
-from eval import gate, regression, regression_report, score
-from eval.classes import imagenet_classes
+from eval import regression, score
 from eval.errors import UsageError
-from eval.gate import Asked, Limit, compare, mcnemar, pair
-from eval.preprocess import crop_torchvision
-from eval.results import Predictions, Result, Row
+from eval.images.classes import imagenet_classes
+from eval.images.preprocess import crop_torchvision
+from eval.judge import gate
+from eval.judge.gate import Asked, Limit, compare, mcnemar, pair
+from eval.results import regression_report
+from eval.results.read import Predictions, Result, Row
 
 
 @pytest.fixture(autouse=True)
@@ -376,7 +378,7 @@ def test_what_is_broken_on_purpose_is_caught_with_real_pixels(
     broken: str,
 ) -> None:
     """From image files by preprocessing, weights, scores and reports to the exit code."""
-    monkeypatch.setattr("eval.html_report.write_html_report", lambda *_: None)  # takes a second
+    monkeypatch.setattr("eval.results.html.write_html_report", lambda *_: None)  # takes a second
     val = _val_of_shifts(tmp_path / "val")
     files = [path.read_bytes() for path in sorted(val.glob("*/*"))]
     crops = np.array([crop_torchvision(data) for data in files], dtype=np.float64)
@@ -711,7 +713,7 @@ def test_a_crash_does_not_look_like_a_regression(
     def crash(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("eval.results.read_result", crash)
+    monkeypatch.setattr("eval.results.read.read_result", crash)
     code, told = gate_run()
     assert code == 70
     assert "ZeroDivisionError: a bug" in told

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_results import HEADER, IMAGES, ranks, sha256, summary_row, write_result, write_rows
 
 from eval.errors import UsageError
-from eval.results import SUMMARY_COLUMNS, finished_length, read_result, read_rows
+from eval.results.read import SUMMARY_COLUMNS, finished_length, read_result, read_rows
 
 EARLY, LATE = "2026-01-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from eval import run as engine
 from eval.errors import DataError, LogitsError, UsageError
-from eval.journal import Journal
-from eval.preprocess import PREPROCESS, Crop
-from eval.valset import ValSet, open_valset
+from eval.images.preprocess import PREPROCESS, Crop
+from eval.images.valset import ValSet, open_valset
+from eval.measure import engine
+from eval.measure.journal import Journal
 
 PREPROCESSING = PREPROCESS["torchvision"]
 MakeVal = Callable[..., Path]

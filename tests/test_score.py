@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import regression, score
-from eval.answers import Answers, Logits, Ranked, match, read_answers
-from eval.classes import imagenet_classes
 from eval.errors import DataError, EvalError, LogitsError, UsageError
-from eval.metrics import Scores
-from eval.valset import Sample
+from eval.images.classes import imagenet_classes
+from eval.images.valset import Sample
+from eval.measure.metrics import Scores
+from eval.results.predictions import Answers, Logits, Ranked, match, read_answers
 
 LABELS = (0, 0, 134, 134, 517, 517, 999, 999)  # tench, both cranes, toilet tissue
 # Of each image, the place of its label among the answers.
@@ -339,7 +339,7 @@ def test_names_that_repeat_in_the_val_set_are_refused() -> None:
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take a second; one test has them."""
-    monkeypatch.setattr("eval.html_report.write_html_report", lambda *_: None)
+    monkeypatch.setattr("eval.results.html.write_html_report", lambda *_: None)
 
 
 @pytest.fixture
@@ -470,7 +470,7 @@ def test_a_crash_does_not_look_like_a_difference(
     def crash(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("eval.valset.open_valset", crash)
+    monkeypatch.setattr("eval.images.valset.open_valset", crash)
     code, out, err = run(as_csv(tmp_path))
     assert (code, out) == (70, "")
     assert "ZeroDivisionError: a bug" in err

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from timm.utils.model import reparameterize_model
 from torch import nn
 
-from eval.classes import imagenet_classes
 from eval.errors import ModelError, UsageError
 from eval.imagenet import main, parse_options
-from eval.timm_models import forms_of, load_model, preprocess_of, published, timm_variant
+from eval.images.classes import imagenet_classes
+from eval.models.timm import forms_of, load_model, preprocess_of, published, timm_variant
 
 SMALL = "test_efficientnet"  # 160 pixels, crop_pct 0.95
 REP = "lcnetv2_small"  # 224 pixels, and a deploy form

@@ -19,9 +19,9 @@ import small_valsets as small
 from small_valsets import IMAGES, LAYOUTS, jpeg, name, synset
 
 from eval.errors import DataError, UsageError
-from eval.labels import official_labels
-from eval.layouts import parquet as parquet_layout
-from eval.valset import ValSet, fingerprint, open_valset
+from eval.images.labels import official_labels
+from eval.images.layouts import parquet as parquet_layout
+from eval.images.valset import ValSet, fingerprint, open_valset
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = range(1, IMAGES + 1)
@@ -703,7 +703,7 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch):
 def test_other_layouts_do_not_need_pyarrow(tmp_path: Path):
     """Nor anything else that takes long to import."""
     code = (
-        "import sys; from pathlib import Path; from eval.valset import open_valset;"
+        "import sys; from pathlib import Path; from eval.images.valset import open_valset;"
         f"open_valset(Path({str(small.flat(tmp_path / 'set'))!r}));"
         "print({'pyarrow', 'numpy', 'torch', 'cv2', 'PIL'} & set(sys.modules))"
     )

@@ -9,10 +9,10 @@ import pytest
 
 from eval.config import Reference, Tolerance, VariantConfig, load_variant
 from eval.errors import LogitsError
-from eval.metrics import Scores
-from eval.run import Measurement
-from eval.valset import Sample, ValSet
-from eval.verdict import Verdict, check_forms_agree, judge
+from eval.images.valset import Sample, ValSet
+from eval.judge.verdict import Verdict, check_forms_agree, judge
+from eval.measure.engine import Measurement
+from eval.measure.metrics import Scores
 
 
 def measurement(top1: int, top5: int, images: int = 50_000, **changes: object) -> Measurement:

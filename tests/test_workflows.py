@@ -131,7 +131,7 @@ def test_the_scripts_that_workflows_call_exist() -> None:
     "folder", [path for path in BASELINES.iterdir() if path.is_dir()], ids=lambda path: path.name
 )
 def test_committed_baselines_are_intact_and_name_no_machine(folder: Path) -> None:
-    from eval.results import read_result
+    from eval.results.read import read_result
 
     result = read_result(folder)
     assert result.predictions is not None

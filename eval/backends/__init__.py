@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from eval.preprocess import Crop, Preprocess
+    from eval.images.preprocess import Crop, Preprocess
 
 BACKENDS = ("torch", "onnxruntime", "openvino", "compile")
 

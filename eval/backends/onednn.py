@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from eval.preprocess import CROP
+from eval.images.preprocess import CROP
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> bool:

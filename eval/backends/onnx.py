@@ -23,7 +23,7 @@ from torch import nn
 from eval.backends import missing_extra
 from eval.backends.exported import check_signature
 from eval.errors import ModelError
-from eval.preprocess import CROP, Crop, Preprocess
+from eval.images.preprocess import CROP, Crop, Preprocess
 
 OPSET = 18  # what torch's exporter writes itself; every newer one is a conversion of it
 INPUT, OUTPUT = "input", "logits"

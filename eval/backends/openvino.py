@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eval.backends import missing_extra
 from eval.backends.exported import check_signature
 from eval.errors import ModelError, UsageError
-from eval.preprocess import Crop, Preprocess
+from eval.images.preprocess import Crop, Preprocess
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eval.backends.onednn import lower, usable
 from eval.errors import UsageError
-from eval.preprocess import Crop, Preprocess
+from eval.images.preprocess import Crop, Preprocess
 from pplcnet import PPLCNetV2
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

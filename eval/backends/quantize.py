@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.backends import missing_extra
-from eval.preprocess import Crop, Preprocess
+from eval.images.preprocess import Crop, Preprocess
 
 Batch = NDArray[np.float32]
 

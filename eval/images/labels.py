@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
-from eval.classes import imagenet_classes, label_of_synset
 from eval.errors import DataError
+from eval.images.classes import imagenet_classes, label_of_synset
 
 VAL_IMAGES = 50_000
 CLASSES = 1000

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from eval.labels import CLASSES, SYNSET, is_image, official_number
-from eval.layouts import Listing, labels_by_folder, no_images, unreadable
+from eval.images.labels import CLASSES, SYNSET, is_image, official_number
+from eval.images.layouts import Listing, labels_by_folder, no_images, unreadable
 
 _NUMBERS = {str(label) for label in range(CLASSES)}
 

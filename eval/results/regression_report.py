@@ -9,10 +9,10 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 
-from eval.classes import imagenet_classes
-from eval.gate import Check, ClassChange, Comparison, Flip, Paired
-from eval.metrics import percent, wilson_interval
-from eval.results import Row
+from eval.images.classes import imagenet_classes
+from eval.judge.gate import Check, ClassChange, Comparison, Flip, Paired
+from eval.measure.metrics import percent, wilson_interval
+from eval.results.read import Row
 
 SHOWN = 20  # flips and classes in the Markdown; the CSV files have all
 SHOWN_ON_STDOUT = 5

@@ -18,8 +18,8 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from eval.classes import label_of_synset
-from eval.labels import official_number
+from eval.images.classes import label_of_synset
+from eval.images.labels import official_number
 
 _SKETCH = re.compile(r"sketch_[0-9]+\.JPEG")
 

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import UsageError
-from eval.metrics import TOP
-from eval.output import write_atomically
+from eval.measure.metrics import TOP
+from eval.results.files import write_atomically
 
 Records = NDArray[np.void]
 

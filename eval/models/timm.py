@@ -22,8 +22,8 @@ from timm.utils.model import reparameterize_model
 
 from eval.config import IMAGENET_VAL_IMAGES, OtherResult, VariantConfig
 from eval.errors import ModelError, UsageError
-from eval.labels import CLASSES, examples, shown
-from eval.preprocess import Crop, Preprocess, open_rgb, torchvision_table
+from eval.images.labels import CLASSES, examples, shown
+from eval.images.preprocess import Crop, Preprocess, open_rgb, torchvision_table
 from pplcnet import WeightsError
 from pplcnet._checkpoint import read_checkpoint
 

@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from eval.backends import Predictor
-from eval.cache import CropCache
 from eval.errors import DataError, UsageError
-from eval.journal import REASON_BYTES, Journal, Records, record_dtype
-from eval.metrics import Scores, check_logits
-from eval.preprocess import BadImage, Crop, Preprocess
-from eval.valset import ValSet, fingerprint
+from eval.images.cache import CropCache
+from eval.images.preprocess import BadImage, Crop, Preprocess
+from eval.images.valset import ValSet, fingerprint
+from eval.measure.journal import REASON_BYTES, Journal, Records, record_dtype
+from eval.measure.metrics import Scores, check_logits
 
 CPU_BATCH = 4  # the activations of a few images stay in the cache of one core
 GPU_BATCH = 64

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.calibration import Coverage, Reliability
+from eval.results.calibration import Coverage, Reliability
 
 SIZE = (4.4, 3.3)  # inches; the page scales it
 

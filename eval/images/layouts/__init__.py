@@ -5,7 +5,7 @@
     parquet.py   shards of Hugging Face's ILSVRC/imagenet-1k
 
 A listing says which images there are, what the layout itself says they show, and how to get
-their bytes. Names, lists and the official labels are compared in eval/valset.py, for all alike.
+their bytes. Names, lists and the official labels are compared in eval/images/valset.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.classes import label_of_synset
 from eval.errors import DataError
-from eval.labels import SYNSET, examples, is_image, official_number, shown
+from eval.images.classes import label_of_synset
+from eval.images.labels import SYNSET, examples, is_image, official_number, shown
 
 
 @dataclass(frozen=True)

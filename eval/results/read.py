@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import UsageError
-from eval.labels import CLASSES, examples, image_key
-from eval.metrics import percent
+from eval.images.labels import CLASSES, examples, image_key
+from eval.measure.metrics import percent
 
 SUMMARY_COLUMNS: tuple[str, ...] = (  # in the contract's order and words
     *("run_id", "started_at", "variant", "form", "backend", "device", "precision", "preprocess"),

@@ -27,8 +27,8 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from .config import Reference, Tolerance, VariantConfig
-from .errors import DataError
+from eval.config import Reference, Tolerance, VariantConfig
+from eval.errors import DataError
 
 __all__ = ["DEMO_IMAGES", "KNOWN_ANSWER", "WEIGHTS_NAME", "demo_variant", "make_demo"]
 
@@ -243,7 +243,7 @@ def fitted() -> dict[str, NDArray[np.generic]]:
     digests of the images; `outcome` uint8 (preprocessings, 1000): 0 for an image that is right,
     1 in the top five, 2 wrong.
     """
-    with (resources.files(__package__) / "resources" / "demo.npz").open("rb") as file:
+    with (resources.files("eval") / "resources" / "demo.npz").open("rb") as file:
         return dict(np.load(file))
 
 
@@ -375,7 +375,7 @@ def _parameter_names(weights: dict[str, NDArray[np.float32]]) -> dict[str, str]:
 def _made_with() -> dict[str, str]:
     """What the files depend on: a demo made with other versions is made anew."""
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
-    fit = (resources.files(__package__) / "resources" / "demo.npz").read_bytes()
+    fit = (resources.files("eval") / "resources" / "demo.npz").read_bytes()
     return {
         "decoder": f"Pillow {PIL.__version__} with libjpeg {jpeg}",
         "fit": hashlib.sha256(fit).hexdigest(),

@@ -23,17 +23,17 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from eval.calibration import confusions, coverage_curve, place_counts, reliability
-from eval.classes import imagenet_classes
 from eval.errors import EvalError, LogitsError
-from eval.image_sets import VAL
-from eval.metrics import TOP, wilson_interval
-from eval.output import write_atomically
-from eval.plots import Accuracy, accuracy_plot, coverage_plot, places_plot, reliability_plot
-from eval.preprocess import PREPROCESS, BadImage
-from eval.report import RunFacts, mean_nll
-from eval.run import Measurement
-from eval.verdict import FormResult, Verdict, check_forms_agree
+from eval.images.classes import imagenet_classes
+from eval.images.preprocess import PREPROCESS, BadImage
+from eval.images.sets import VAL
+from eval.judge.verdict import FormResult, Verdict, check_forms_agree
+from eval.measure.engine import Measurement
+from eval.measure.metrics import TOP, wilson_interval
+from eval.results.calibration import confusions, coverage_curve, place_counts, reliability
+from eval.results.files import write_atomically
+from eval.results.plots import Accuracy, accuracy_plot, coverage_plot, places_plot, reliability_plot
+from eval.results.write import RunFacts, mean_nll
 from pplcnet import VARIANTS
 
 DEMO = "demo"  # name of the configuration that says nothing about ImageNet

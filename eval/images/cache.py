@@ -27,9 +27,9 @@ from typing import NamedTuple
 import numpy as np
 
 from eval.errors import DataError, UsageError
-from eval.output import write_atomically
-from eval.preprocess import BadImage, Crop, Preprocess
-from eval.valset import ValSet, image_list_sha256
+from eval.images.preprocess import BadImage, Crop, Preprocess
+from eval.images.valset import ValSet, image_list_sha256
+from eval.results.files import write_atomically
 
 DECODERS = ("numpy", "opencv-python-headless", "pillow")
 RECORD = np.dtype(

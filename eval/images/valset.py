@@ -1,6 +1,6 @@
 """A val set: which images there are, what they show, and how to get their bytes.
 
-`open_valset` sees which layout it has (eval/layouts/), then compares all that is said about each
+`open_valset` sees which layout it has (layouts/), then compares all that is said about each
 image: by its folder, by lists, by its official name. Whoever disagrees with the official labels
 is an error, so that a label here is never the opinion of a stray folder or of another numbering.
 """
@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eval.classes import imagenet_classes, label_of_synset
 from eval.errors import DataError
-from eval.image_sets import VAL, ImageSet, recognise
-from eval.labels import (
+from eval.images.classes import imagenet_classes, label_of_synset
+from eval.images.labels import (
     LabelList,
     examples,
     image_key,
@@ -29,10 +28,11 @@ from eval.labels import (
     shown,
     synset_in_name,
 )
-from eval.layouts import Listing, unreadable
-from eval.layouts.folders import is_val_folder, list_folder
-from eval.layouts.parquet import find_shards, list_parquet
-from eval.layouts.tar import list_tar
+from eval.images.layouts import Listing, unreadable
+from eval.images.layouts.folders import is_val_folder, list_folder
+from eval.images.layouts.parquet import find_shards, list_parquet
+from eval.images.layouts.tar import list_tar
+from eval.images.sets import VAL, ImageSet, recognise
 
 _OFFICIAL_TAR = "ILSVRC2012_img_val.tar"
 _KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val")
@@ -116,7 +116,7 @@ def open_valset(root: Path, labels: Path | None = None) -> ValSet:
     Args:
         root: synset folders, a folder of files with official names, a tar of either, parquet
             shards, the root of Kaggle's tree, or a folder with one of these in ``val``.
-        labels: a `name index` list or a ground-truth file (`eval.labels.read_labels`).
+        labels: a `name index` list or a ground-truth file (`eval.images.labels.read_labels`).
 
     Raises:
         DataError: there is no val set, or it cannot be that of ILSVRC2012, or its labels are

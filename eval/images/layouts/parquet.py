@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval.errors import DataError, UsageError
-from eval.labels import CLASSES, examples, official_key, official_number, shown
-from eval.layouts import Listing
+from eval.images.labels import CLASSES, examples, official_key, official_number, shown
+from eval.images.layouts import Listing
 
 if TYPE_CHECKING:
     import pyarrow

@@ -10,9 +10,9 @@ from enum import StrEnum
 
 from eval.config import VariantConfig
 from eval.errors import LogitsError
-from eval.image_sets import VAL
-from eval.metrics import percent, wilson_interval
-from eval.run import Measurement
+from eval.images.sets import VAL
+from eval.measure.engine import Measurement
+from eval.measure.metrics import percent, wilson_interval
 
 # Largest difference between the forms' logits, relative to the largest logit. Folding changes the
 # order of float32 roundings only: 5e-5 was seen with a head that amplifies them on purpose.

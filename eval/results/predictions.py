@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import DataError, LogitsError, UsageError
-from eval.labels import CLASSES, examples, image_key, shown
-from eval.metrics import TOP, Scores, check_logits, rank_of_label, top_classes
-from eval.valset import Sample
+from eval.images.labels import CLASSES, examples, image_key, shown
+from eval.images.valset import Sample
+from eval.measure.metrics import TOP, Scores, check_logits, rank_of_label, top_classes
 
 CHUNK = 2048  # images whose logits are sorted at a time
 

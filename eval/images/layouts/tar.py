@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.errors import DataError
-from eval.labels import SYNSET, examples, is_image, shown
-from eval.layouts import Listing, labels_by_folder, no_images, unreadable
+from eval.images.labels import SYNSET, examples, is_image, shown
+from eval.images.layouts import Listing, labels_by_folder, no_images, unreadable
 
 _BLOCK = 512  # bytes; headers and contents start at multiples of it
 _COMPRESSED = {

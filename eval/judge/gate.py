@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import UsageError
-from eval.labels import CLASSES, examples
-from eval.results import Predictions, Result, Row
+from eval.images.labels import CLASSES, examples
+from eval.results.read import Predictions, Result, Row
 
 KS = (1, 5)
 # What else may differ between comparable runs, and is noted because it may be the reason.

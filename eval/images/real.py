@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from eval.errors import DataError
-from eval.labels import official_number
-from eval.metrics import percent
-from eval.run import Measurement
-from eval.valset import ValSet
+from eval.images.labels import official_number
+from eval.images.valset import ValSet
+from eval.measure.engine import Measurement
+from eval.measure.metrics import percent
 
 
 @dataclass(frozen=True)

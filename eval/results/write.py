@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from eval.classes import imagenet_classes
 from eval.config import VariantConfig
-from eval.metrics import TOP, Scores
-from eval.output import write_atomically
-from eval.real_labels import RealScore
-from eval.results import SUMMARY_COLUMNS
-from eval.run import Measurement
-from eval.verdict import FormResult
+from eval.images.classes import imagenet_classes
+from eval.images.real import RealScore
+from eval.judge.verdict import FormResult
+from eval.measure.engine import Measurement
+from eval.measure.metrics import TOP, Scores
+from eval.results.files import write_atomically
+from eval.results.read import SUMMARY_COLUMNS
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "pandas")
 
@@ -71,7 +71,7 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """Commit of the checkout that this code runs from, with ``+`` if it was modified; else ""."""
-    checkout = Path(__file__).parents[1]
+    checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return ""
     try:
