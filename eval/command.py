@@ -17,7 +17,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from eval.errors import EvalError
@@ -106,10 +106,8 @@ class _SafeStream:
     def _give_up(self, error: OSError) -> None:
         """Keep the interpreter's own last flush from failing, too."""
         self.error = error
-        try:
+        with suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        except (OSError, ValueError, AttributeError):
-            pass
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -135,7 +133,7 @@ class _Streams:
 def _safe_streams() -> Iterator[_Streams]:
     before = sys.stdout, sys.stderr
     streams = _Streams()
-    sys.stdout, sys.stderr = streams.out, streams.err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = streams.out, streams.err
     try:
         yield streams
     finally:
