@@ -1,1 +1,35 @@
-"""ImageNet evaluation of PP-LCNetV2: ``python -m eval.imagenet``."""
+"""The ImageNet evaluation harness for PP-LCNetV2.
+
+>>> from eval import Request, evaluate
+>>> evaluation = evaluate(Request(data="/val", variant="base_ssld"))  # doctest: +SKIP
+>>> evaluation.verdict  # doctest: +SKIP
+'PASS'
+
+Importing it imports neither torch nor numpy: that happens at the first use of a name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eval.evaluation import Evaluation
+    from eval.pipeline import evaluate
+    from eval.request import Request
+
+__all__ = ["Evaluation", "Request", "evaluate"]
+
+_HOMES = {"Evaluation": "evaluation", "Request": "request", "evaluate": "pipeline"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"eval.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'eval' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -70,6 +70,7 @@ class VariantConfig:
         reference: by name of the preprocessing; the entry "" serves those not named.
         tolerance: by name of the preprocessing; one that is not named is not gated.
         others: figures to show.
+        reference_word: what reports call the reference.
     """
 
     name: str
@@ -78,6 +79,7 @@ class VariantConfig:
     reference: Mapping[str, Reference]
     tolerance: Mapping[str, Tolerance]
     others: tuple[OtherResult, ...] = ()
+    reference_word: str = "reported"
 
     def reference_for(self, preprocess: str) -> Reference | None:
         """What a run with this preprocessing is compared with, if anything."""

@@ -45,6 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def check_history(path: Path) -> None:
+    """Before hours are spent on a run: can its summary be added to this file?
+
+    Raises:
+        UsageError: it is a folder, or cannot be written to, or its folder cannot.
+    """
+    place = path if path.exists() else path.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if path.is_dir() or not os.access(place, os.W_OK):
+        kind = "is a folder" if path.is_dir() else "cannot be written"
+        raise UsageError(f"--history {path} {kind}.\nName a CSV file that can be written.")
+
+
 def append_history(path: Path, result: Path) -> None:
     """Add the rows of a result to a history, which is made if it is not there.
 
@@ -59,7 +73,8 @@ def append_history(path: Path, result: Path) -> None:
     """
     from filelock import FileLock
 
-    from eval.results.read import SUMMARY, SUMMARY_COLUMNS, read_rows
+    from eval.results.read import SUMMARY, read_rows
+    from eval.results.schema import SUMMARY_COLUMNS
 
     added = read_rows(result / SUMMARY if result.is_dir() else result)
     header = _csv([SUMMARY_COLUMNS])

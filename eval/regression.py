@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from eval.errors import EvalError, UsageError
 
 if TYPE_CHECKING:  # numpy is needed to compare, and --help does without
-    from eval.judge.gate import Asked, Limit
+    from eval.judge.gate import Asked, Comparison, Limit
 
 REGRESSED = 1
 CRASHED = 70  # EX_SOFTWARE of sysexits.h
@@ -80,7 +80,26 @@ def check_regression(
     *,
     output: Path | None = None,
 ) -> int:
-    """Compare two results, tell, and give the exit code: 0, or 1 where the candidate is worse.
+    """Compare two results, print what differs, and give the exit code: 1 if it is worse.
+
+    Raises:
+        UsageError: as of `compare_results`.
+    """
+    from eval.results.regression_report import text
+
+    comparisons = compare_results(baseline, candidate, asked, output=output)
+    print(text(comparisons, (str(baseline), str(candidate))))
+    return REGRESSED if any(row.regressed for row in comparisons) else 0
+
+
+def compare_results(
+    baseline: str | Path,
+    candidate: str | Path,
+    asked: Asked | None = None,
+    *,
+    output: Path | None = None,
+) -> list[Comparison]:
+    """Compare two results, and write the reports of the comparison.
 
     Args:
         baseline: a result folder, ``summary.csv``, history, or ``FILE#RUN_ID``.
@@ -94,7 +113,7 @@ def check_regression(
     """
     from eval.judge.gate import DEFAULTS, compare
     from eval.results.read import read_result
-    from eval.results.regression_report import csv_files, junit, markdown, text
+    from eval.results.regression_report import csv_files, junit, markdown
 
     sources = str(baseline), str(candidate)
     try:
@@ -106,13 +125,12 @@ def check_regression(
         _append_step_summary(f"## Accuracy: not compared\n\n```text\n{error}\n```\n")
         raise
     report = markdown(comparisons, sources)
-    print(text(comparisons, sources))
     _write(
         output,
         {"regression.md": report, "junit.xml": junit(comparisons), **csv_files(comparisons)},
     )
     _append_step_summary(report)
-    return REGRESSED if any(row.regressed for row in comparisons) else 0
+    return comparisons
 
 
 def check_baseline(baseline: str | Path, variant: str, preprocess: str) -> None:

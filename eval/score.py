@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import shlex
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.command import run_command
 from eval.config import (
     Reference,
     Tolerance,
@@ -26,13 +26,18 @@ from eval.config import (
     load_config,
     load_variant,
 )
-from eval.errors import DataError, EvalError, UsageError
+from eval.errors import DataError, UsageError
+from eval.evaluation import Evaluation, Provenance, Setup
 from eval.images.sets import VAL
-from eval.regression import CRASHED
+from eval.models import ModelFile, Subject, identify
+from eval.results.folder import OutputFolder
 
-if TYPE_CHECKING:  # torch takes seconds to import: --help and wrong options do without
+if TYPE_CHECKING:  # --help and wrong options do without torch and the decoders
+    from eval.images.preprocess import Preprocess
     from eval.images.valset import ValSet
-    from eval.judge.verdict import FormResult
+    from eval.judge.verdict import Judgement
+    from eval.measure.engine import Measurement
+    from eval.results.predictions import Answers
 
 FORM = "scored"
 UNKNOWN = "unknown"
@@ -60,51 +65,83 @@ answers; 70 a crash.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and give its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(_main, argv)
+
+
+def _main(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        return score(args, shlex.join(["python", "-m", "eval.score", *arguments]))
-    except EvalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except Exception:  # a crash must not look like exit code 1, a measured difference
-        traceback.print_exc()
-        return CRASHED
+    evaluation = score(args, shlex.join(["python", "-m", "eval.score", *arguments]))
+    output = args.output or Path("results") / evaluation.provenance.run_id
+    with OutputFolder(output) as folder:
+        folder.claim()
+        evaluation.save(output)
+
+    from eval.results.console import format_evaluation
+
+    print(format_evaluation(evaluation))
+    print(f"{evaluation.setup.settings['answers']}\nReports: {output}")
+    return evaluation.exit_code
 
 
-def score(args: argparse.Namespace, command: str) -> int:
-    """Match, score, report, and only then let a difference become an exit code.
+def score(args: argparse.Namespace, command: str) -> Evaluation:
+    """Match predictions with images, and judge them as a run of our own is judged.
 
     Raises:
         EvalError: see `eval.errors`.
     """
     config = _config(args)
-    if args.weights and not args.weights.is_file():
-        raise UsageError(f"--weights {args.weights}: there is no such file.")
-
-    import numpy as np
+    files = _identify("--weights", args.weights) if args.weights else ()
+    predictions = _identify("PREDICTIONS", args.predictions)
 
     from eval.images.valset import open_valset
     from eval.judge.verdict import judge
-    from eval.measure.engine import Measurement
-    from eval.results.html import write_html_report
-    from eval.results.predictions import match, read_answers
-    from eval.results.write import RunFacts, format_results, write_reports
+    from eval.results.predictions import read_answers
 
     started = datetime.now(UTC)
     valset = open_valset(args.data, args.labels)
     if valset.image_set.classes is not None:
         raise UsageError(
-            f"--data {args.data} is {valset.image_set.name}, whose answers are taken among its own "
-            "classes; predictions made elsewhere are scored among all 1000.\n"
+            f"--data {args.data} is {valset.image_set.name}, where only its own classes are "
+            "ranked; predictions made elsewhere rank all 1000.\n"
             "Evaluate it with python -m eval.imagenet."
         )
     answers = read_answers(args.predictions, args.names, args.array)
+    measured = _measure(args, valset, answers)
+    # Whoever states a tolerance has said that the comparison is meant, at whatever precision.
+    precision = "fp32" if args.tolerance is not None else args.precision
+    return Evaluation(
+        subject=_subject(args, config, files),
+        data=str(args.data),
+        setup=Setup(
+            "external",
+            args.device,
+            args.precision,
+            settings={
+                "predictions": str(args.predictions),
+                "predictions_sha256": predictions[0].sha256,
+                "answers": answers.description,
+            },
+        ),
+        provenance=Provenance.of(
+            f"{config.name}-{FORM}", started, command, {k: str(v) for k, v in vars(args).items()}
+        ),
+        measured=measured,
+        judgement=_explain(args, judge(measured, config, args.preprocess, precision)),
+    )
+
+
+def _measure(args: argparse.Namespace, valset: ValSet, answers: Answers) -> Measurement:
+    """The scores of the answers, in the order of the images."""
+    import numpy as np
+
+    from eval.measure.engine import Measurement
+    from eval.results.predictions import match
+
     row_of = match(answers.names, valset.samples)
     valset = _answered(valset, row_of, args.allow_missing)
     rows = np.array([row_of[i] for i in sorted(row_of)])
     labels = np.array([sample.label for sample in valset.samples])
-    measured = Measurement(
+    return Measurement(
         valset=valset,
         scores={FORM: answers.scores(rows, labels)},
         logit_diff=np.full(len(rows), np.nan),
@@ -112,42 +149,44 @@ def score(args: argparse.Namespace, command: str) -> int:
         digests=_digests(valset, quiet=args.quiet),
         seconds=0.0,  # of the images measured now, which are none
     )
-    facts = RunFacts(
-        run_id=f"{config.name}-{FORM}-{started:%Y%m%dT%H%M%SZ}",
-        started_at=started.isoformat(timespec="seconds"),
-        command=command,
-        variant=config,
-        preprocess=args.preprocess,
-        preprocess_description=_describe(args.preprocess),
-        backend="external",
-        device=args.device,
-        precision=args.precision,
-        batch_size=None,
-        workers=None,
-        processes=None,
+
+
+def _subject(
+    args: argparse.Namespace, config: VariantConfig, files: tuple[ModelFile, ...]
+) -> Subject:
+    """The model that made the predictions, as far as it was stated."""
+    return Subject(
+        name=config.name,
+        title=f"{config.name}, predictions made elsewhere",
         weights=str(args.weights or UNKNOWN),
-        weights_sha256=_sha256(args.weights) if args.weights else "",
-        weights_layout=UNKNOWN,
+        layout=UNKNOWN,
+        files=files,
+        forms={},
+        preprocess=_preprocess(args.preprocess),
+        published=config,
         params={FORM: None},
         macs={FORM: None},
-        data=str(args.data),
-        layout=valset.layout,
-        limit=None,
-        settings={
-            "predictions": str(args.predictions),
-            "predictions_sha256": _sha256(args.predictions),
-            "answers": answers.description,
-        },
     )
-    # Whoever states a tolerance has said that the comparison is meant, at whatever precision.
-    precision = "fp32" if args.tolerance is not None else args.precision
-    result = _explain(args, judge(measured, FORM, config, args.preprocess, precision))
-    output = args.output or Path("results") / facts.run_id
-    write_reports(output, facts, measured, [result])
-    write_html_report(output, facts, measured, [result])
-    print(format_results(facts, measured, [result]))
-    print(f"{answers.description}\nReports: {output}")
-    return result.verdict.exit_code
+
+
+def _preprocess(name: str) -> Preprocess:
+    """The preprocessing that was stated; one that can crop nothing if it was not."""
+    from eval.images.preprocess import PREPROCESS, BadImage, Crop, Preprocess
+
+    if name in PREPROCESS:
+        known = PREPROCESS[name]
+        return replace(known, description=f"as stated: {known.description}")
+
+    def unknown(_: bytes) -> Crop:
+        raise BadImage("the preprocessing is not known")
+
+    return Preprocess(name, "not stated", unknown, next(iter(PREPROCESS.values())).table)
+
+
+def _identify(option: str, path: Path) -> tuple[ModelFile, ...]:
+    if not path.is_file():
+        raise UsageError(f"{option} {path}: there is no such file.")
+    return identify([path])
 
 
 def _config(args: argparse.Namespace) -> VariantConfig:
@@ -216,34 +255,19 @@ def _digests(valset: ValSet, *, quiet: bool) -> list[str]:
         return list(tqdm(found, "hashing images", len(paths), unit="img", disable=quiet))
 
 
-def _explain(args: argparse.Namespace, result: FormResult) -> FormResult:
+def _explain(args: argparse.Namespace, judgement: Judgement) -> Judgement:
     """Say what is missing for a comparison."""
-    from eval.judge.verdict import Verdict
-
     unknown = [
         f"--{name}" for name in ("preprocess", "precision") if getattr(args, name) == UNKNOWN
     ]
-    if result.verdict is not Verdict.NO_REFERENCE or not unknown or args.tolerance is not None:
-        return result
-    return replace(
-        result,
-        reason=f"shown, not compared: {' and '.join(unknown)} not stated, and no --tolerance given",
+    if not unknown or args.tolerance is not None:
+        return judgement
+    reason = f"shown, not compared: {' and '.join(unknown)} not stated, and no --tolerance given"
+    forms = tuple(
+        replace(form, reason=reason) if form.verdict == "NO_REFERENCE" else form
+        for form in judgement.forms
     )
-
-
-def _describe(preprocess: str) -> str:
-    from eval.images.preprocess import PREPROCESS
-
-    known = PREPROCESS.get(preprocess)
-    return f"as stated: {known.description}" if known else "not stated"
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return replace(judgement, forms=forms)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -83,6 +83,17 @@ def precision_of(path: Path) -> str:
     return "int8" if b"QuantizeLinear" in data else "fp32"
 
 
+def companions(path: Path) -> tuple[Path, ...]:
+    """The other files of an exported model: all that its runtime reads besides `path`.
+
+    OpenVINO keeps weights in a ``.bin`` of the same name, ONNX in the files that the graph names.
+    """
+    if path.suffix.lower() == ".xml":
+        return (path.with_suffix(".bin"),)
+    data = path.with_suffix(".onnx.data")
+    return (data,) if data.exists() else ()
+
+
 def size_of(path: Path) -> int:
     """Bytes that are shipped: the file, and the weights beside it where a format keeps them."""
     beside = (

@@ -33,12 +33,14 @@ class ImageSet:
         images: how many it has.
         most: the most that it has of one class, where that is the same for all.
         synsets: timm's list of its classes; None for all 1000.
+        is_judged: whether reported figures are of this set.
     """
 
     name: str
-    images: int
+    images: int | None
     most: int | None = None
     synsets: str | None = None
+    is_judged: bool = False
 
     @property
     def classes(self) -> tuple[int, ...] | None:
@@ -53,7 +55,7 @@ class ImageSet:
         return self.name if self.synsets is None else f"{self.name}, answers among its 200 classes"
 
 
-VAL = ImageSet("ILSVRC2012 validation", 50_000, most=50)
+VAL = ImageSet("ILSVRC2012 validation", 50_000, most=50, is_judged=True)
 V2 = ImageSet("ImageNetV2", 10_000, most=10)
 A = ImageSet("ImageNet-A", 7_500, synsets="imagenet_a_synsets.txt")
 R = ImageSet("ImageNet-R", 30_000, synsets="imagenet_r_synsets.txt")

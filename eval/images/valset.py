@@ -12,11 +12,11 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eval.errors import DataError
-from eval.images.classes import imagenet_classes, label_of_synset
+from eval.images.classes import ClassList, imagenet, imagenet_classes, label_of_synset
 from eval.images.labels import (
     LabelList,
     examples,
@@ -67,6 +67,7 @@ class ValSet:
             `DataError` where the system does not.
         file_of: gives the file on disk that holds an image, by the same `path`.
         image_set: which set of images it is, or is part of.
+        classes: the classes that its labels are indices of.
     """
 
     root: Path
@@ -75,6 +76,7 @@ class ValSet:
     read: Callable[[str], bytes]
     file_of: Callable[[str], Path]
     image_set: ImageSet = VAL
+    classes: ClassList = field(default_factory=imagenet)
 
     def limited(self, n: int) -> ValSet:
         """The first n images of a fixed shuffled order, sorted again.
@@ -309,7 +311,7 @@ def _check_counts(root: Path, samples: Sequence[Sample], image_set: ImageSet) ->
             f"{len(samples)} in all; {name} has {image_set.most} of each class.\n"
             "Is this the training set, or were images copied twice?"
         )
-    if len(samples) > image_set.images:
+    if image_set.images is not None and len(samples) > image_set.images:
         raise DataError(
             f"--data {root}: {len(samples):,} images; {image_set.name}, whose classes or names "
             f"they have, has {image_set.images:,}.\nWere images copied twice?"

@@ -1,37 +1,49 @@
 """From counts to an answer: is this the accuracy that was reported?
 
-Compared in images, never in rounded percentages: 1 image of 50,000 is 0.002 points.
+Compared in images, never in rounded percentages: 1 image of 50,000 is 0.002 points. `judge` is the
+only place that decides; stdout, files, history, gate and exit code all read what it gives.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from fractions import Fraction
+from typing import TYPE_CHECKING
 
-from eval.config import VariantConfig
-from eval.errors import LogitsError
+from eval.config import Reference, Tolerance, VariantConfig
 from eval.images.sets import VAL
-from eval.measure.engine import Measurement
-from eval.measure.metrics import percent, wilson_interval
+from eval.measure.metrics import TOP, percent, wilson_interval
+
+if TYPE_CHECKING:
+    from eval.measure.engine import Measurement
 
 # Largest difference between the forms' logits, relative to the largest logit. Folding changes the
 # order of float32 roundings only: 5e-5 was seen with a head that amplifies them on purpose.
 FORM_TOLERANCE = 1e-3
+JUDGED_PRECISION = "fp32"  # what the reported figures were measured in
 
 
 class Verdict(StrEnum):
-    """What a run says about the reported accuracy."""
+    """What a run says about the reported accuracy; from the mildest to the gravest."""
 
-    PASS = "PASS"  # noqa: S105 - within tolerance
-    FAIL = "FAIL"  # measured in full, outside tolerance
-    PARTIAL = "PARTIAL"  # a subset: never compared
+    PASS = "PASS"  # noqa: S105 - every image measured, within tolerance
+    NO_REFERENCE = "NO_REFERENCE"  # nothing to compare with
+    PARTIAL = "PARTIAL"  # a part of the set: never compared
+    FAIL = "FAIL"  # outside of the tolerance
     INCOMPLETE = "INCOMPLETE"  # unreadable images were recorded
-    NO_REFERENCE = "NO_REFERENCE"  # nothing that a difference could fail
+    DISAGREE = "DISAGREE"  # the two forms differ by more than rounding can explain
 
     @property
     def exit_code(self) -> int:
         """As in the contract."""
-        return {Verdict.FAIL: 1, Verdict.INCOMPLETE: 3}.get(self, 0)
+        return {Verdict.FAIL: 1, Verdict.INCOMPLETE: 3, Verdict.DISAGREE: 5}.get(self, 0)
+
+
+def gravest(verdicts: Sequence[Verdict]) -> Verdict:
+    """The one that stands for several."""
+    return max(verdicts, key=list(Verdict).index)
 
 
 @dataclass(frozen=True)
@@ -39,139 +51,227 @@ class FormResult:
     """The figures of one form.
 
     Attributes:
-        form: ``unfused`` or ``reparameterized``.
+        form: ``unfused``, ``reparameterized``, ``exported`` or ``scored``.
         images: how many were measured.
-        images_expected: how many there should be.
-        top1_correct, top5_correct: counts.
-        reference_top1, reference_top5: reported, in percent, or None.
-        reference_source: where they are reported.
-        tolerance: images by which a count may differ, or None where nothing is gated.
+        images_expected: how many the whole set has; the same as `images` where that is not known.
+        correct: k to the number of images whose label is among the k best, for k = 1 and 5.
+        reference: k to the reported accuracy in percent, or None.
+        reference_source: where it is reported.
+        tolerance: images by which a count may differ, or None where nothing is compared.
         verdict: the answer.
         reason: the answer in words.
+        expected: k to the number of correct predictions that was reported; empty where the
+            images are not all of those that the reported figure is of.
     """
 
     form: str
     images: int
     images_expected: int
-    top1_correct: int
-    top5_correct: int
-    reference_top1: float | None
-    reference_top5: float | None
+    correct: Mapping[int, int]
+    reference: Mapping[int, float | None]
     reference_source: str
     tolerance: int | None
     verdict: Verdict
     reason: str
+    expected: Mapping[int, int] = field(default_factory=dict)
+
+    def accuracy(self, k: int) -> float:
+        """Top-k accuracy in percent, unrounded."""
+        return percent(self.correct[k], self.images)
+
+    def interval(self, k: int = 1) -> tuple[float, float]:
+        """95 % Wilson interval of the top-k accuracy, in percent."""
+        return wilson_interval(self.correct[k], self.images)
+
+    def delta(self, k: int) -> float | None:
+        """Measured minus reported, in percentage points."""
+        reported = self.reference[k]
+        return None if reported is None else self.accuracy(k) - reported
+
+    def gap(self, k: int) -> int | None:
+        """Correct predictions more (or fewer) than reported; None where they are not comparable."""
+        return self.correct[k] - self.expected[k] if k in self.expected else None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The answer of a run.
+
+    Attributes:
+        forms: the result of each form, at least one.
+        disagreement: how the two forms differ, where they do; else empty.
+        warnings: what a person should look at, whatever the verdict.
+    """
+
+    forms: tuple[FormResult, ...]
+    disagreement: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
-    def top1(self) -> float:
-        """In percent, unrounded."""
-        return percent(self.top1_correct, self.images)
+    def verdict(self) -> Verdict:
+        """Of the whole run: the gravest of its forms."""
+        return gravest([result.verdict for result in self.forms])
 
     @property
-    def top5(self) -> float:
-        """In percent, unrounded."""
-        return percent(self.top5_correct, self.images)
-
-    @property
-    def top1_interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of top-1, in percent."""
-        return wilson_interval(self.top1_correct, self.images)
-
-    @property
-    def delta_top1(self) -> float | None:
-        """Measured minus reported, in points."""
-        return None if self.reference_top1 is None else self.top1 - self.reference_top1
-
-    @property
-    def delta_top5(self) -> float | None:
-        """Measured minus reported, in points."""
-        return None if self.reference_top5 is None else self.top5 - self.reference_top5
+    def exit_code(self) -> int:
+        """As in the contract."""
+        return self.verdict.exit_code
 
 
 def judge(
-    measured: Measurement, form: str, config: VariantConfig, preprocess: str, precision: str
-) -> FormResult:
-    """Compare one form's counts with the reported figures."""
-    scores = measured.scores[form]
-    images = len(measured.valset.samples)
-    image_set = measured.valset.image_set
-    expected = config.images if image_set is VAL else image_set.images
-    reference = config.reference_for(preprocess) if image_set is VAL else None
-    tolerance = config.tolerance.get(preprocess)
-    counts = {1: scores.correct(1), 5: scores.correct(5)}
+    measured: Measurement,
+    published: VariantConfig,
+    preprocess: str,
+    precision: str,
+    stopped: str = "",
+) -> Judgement:
+    """Compare a measurement with what was reported.
 
-    gaps: dict[str, int] = {}
-    if reference:
-        for k, figure in ((1, reference.top1), (5, reference.top5)):
-            if figure is not None:
-                gaps[f"top-{k}"] = counts[k] - round(figure / 100 * expected)
+    Args:
+        measured: the counts.
+        published: the reported figures and their tolerances.
+        preprocess: the name of the preprocessing.
+        precision: what was computed in.
+        stopped: why it is certain that the whole set would fail, where a run ended early.
+    """
+    disagreement = forms_disagree(measured, precision)
+    case = _Case(measured, published, preprocess, precision, stopped, disagreement)
+    forms = tuple(_judge_form(case, form) for form in measured.scores)
+    return Judgement(forms, disagreement, tuple(_warnings(forms)))
 
-    gated = reference is not None and reference.gated and tolerance is not None
-    if measured.bad:
-        verdict = Verdict.INCOMPLETE
-        reason = (
-            f"{len(measured.bad):,} of {images:,} images cannot be decoded and count as wrong: "
-            "not compared with the reference"
-        )
-    elif images < expected:
-        verdict = Verdict.PARTIAL
-        reason = f"{images:,} of {expected:,} images: a subset is not compared"
-    elif image_set is not VAL:
-        verdict = Verdict.NO_REFERENCE
-        reason = f"{image_set.name} is shown, not compared: the reported figures are of the val set"
-    elif not gated or precision != "fp32":
-        verdict = Verdict.NO_REFERENCE
-        reason = _why_not_gated(config, preprocess, precision)
-    else:
-        assert tolerance is not None
-        outside = any(abs(gap) > tolerance.images for gap in gaps.values())
-        verdict = Verdict.FAIL if outside else Verdict.PASS
-        reason = (
-            ", ".join(f"{name} {gap:+,} images" for name, gap in gaps.items())
-            + f" against the reference; tolerance {tolerance.images} images"
-        )
+
+@dataclass(frozen=True)
+class _Case:
+    """All that a verdict depends on."""
+
+    measured: Measurement
+    published: VariantConfig
+    preprocess: str
+    precision: str
+    stopped: str
+    disagreement: str
+
+    @property
+    def is_val(self) -> bool:
+        """Whether these are images of the set that reported figures are of."""
+        return self.measured.valset.image_set.is_judged
+
+    @property
+    def images_expected(self) -> int:
+        """Images of the whole set."""
+        image_set = self.measured.valset.image_set
+        whole = self.published.images if self.is_val else image_set.images
+        return whole or len(self.measured.valset.samples)
+
+    @property
+    def reference(self) -> Reference | None:
+        return self.published.reference_for(self.preprocess) if self.is_val else None
+
+    @property
+    def tolerance(self) -> Tolerance | None:
+        """None where nothing is compared."""
+        gated = self.reference and self.reference.gated and _figures(self.reference)
+        return self.published.tolerance.get(self.preprocess) if gated else None
+
+
+def expected_correct(accuracy: float, images: int) -> int:
+    """The count that a reported accuracy stands for: the nearest, a half rounded up.
+
+    In exact arithmetic on the decimal that was written: 77.04 of 50,000 is 38,520.
+    """
+    exact = Fraction(repr(accuracy)) * images / 100
+    return int(exact + Fraction(1, 2))
+
+
+def _figures(reference: Reference) -> dict[int, float]:
+    """K to the reported accuracy, for those that are."""
+    both = {1: reference.top1, TOP: reference.top5}
+    return {k: figure for k, figure in both.items() if figure is not None}
+
+
+def _judge_form(case: _Case, form: str) -> FormResult:
+    images = len(case.measured.valset.samples)
+    whole = case.images_expected
+    scores = case.measured.scores[form]
+    correct = {k: scores.correct(k) for k in (1, TOP)}
+    figures = _figures(case.reference) if case.reference else {}
+    expected = {k: expected_correct(figure, whole) for k, figure in figures.items()}
+    tolerance = case.tolerance
+    gaps = {k: correct[k] - expected[k] for k in expected}
+    verdict, reason = _decide(case, gaps, images)
+    comparable = images == whole and not case.measured.bad
     return FormResult(
         form=form,
         images=images,
-        images_expected=expected,
-        top1_correct=counts[1],
-        top5_correct=counts[5],
-        reference_top1=reference.top1 if reference else None,
-        reference_top5=reference.top5 if reference else None,
-        reference_source=reference.source if reference else "",
-        tolerance=tolerance.images if gated and tolerance else None,
+        images_expected=whole,
+        correct=correct,
+        reference={k: figures.get(k) for k in (1, TOP)},
+        reference_source=case.reference.source if case.reference else "",
+        tolerance=tolerance.images if tolerance else None,
         verdict=verdict,
         reason=reason,
+        expected=expected if comparable else {},
     )
 
 
-def _why_not_gated(config: VariantConfig, preprocess: str, precision: str) -> str:
-    if config.reference_for(preprocess) is None:
-        return f"{config.name} has no reported figure to compare with"
-    if precision != "fp32":
-        return f"the reported figures are fp32; a {precision} run is not compared with them"
-    if preprocess not in config.tolerance:
-        return f"{config.name} has no tolerance for --preprocess {preprocess}: shown, not compared"
-    return "the reported figure is for information only"
+def _decide(case: _Case, gaps: Mapping[int, int], images: int) -> tuple[Verdict, str]:
+    """The verdict of a form, and why: the first reason that applies."""
+    whole, bad, tolerance = case.images_expected, len(case.measured.bad), case.tolerance
+    if case.disagreement:
+        return Verdict.DISAGREE, "the two forms give different predictions"
+    if bad:
+        return Verdict.INCOMPLETE, (
+            f"{bad:,} of {images:,} images cannot be decoded and count as wrong: not compared "
+            "with the reference"
+        )
+    if case.stopped:
+        return Verdict.FAIL, case.stopped
+    if images < whole:
+        return Verdict.PARTIAL, f"{images:,} of {whole:,} images: a part of the set is not compared"
+    if tolerance is None or case.precision != JUDGED_PRECISION or images > whole:
+        return Verdict.NO_REFERENCE, _why_not_compared(case, images)
+    outside = any(abs(gap) > tolerance.images for gap in gaps.values())
+    reason = ", ".join(f"top-{k} {gap:+,} images" for k, gap in gaps.items())
+    return (
+        Verdict.FAIL if outside else Verdict.PASS,
+        f"{reason} against the reference; tolerance {tolerance.images} images",
+    )
 
 
-def check_forms_agree(measured: Measurement, precision: str) -> None:
-    """Folding must not change the answers.
+def _why_not_compared(case: _Case, images: int) -> str:
+    image_set, name = case.measured.valset.image_set, case.published.name
+    if not case.is_val:
+        return f"{image_set.name}: the reported figures are of the {VAL.name} set"
+    if images > case.images_expected:
+        return f"{images:,} images, but the reference is of {case.images_expected:,}: not compared"
+    if case.reference is None or not _figures(case.reference):
+        return f"{name} has no reported figure to compare with"
+    if case.precision != JUDGED_PRECISION:
+        return f"the reported figures are fp32: a {case.precision} run is not compared with them"
+    if not case.reference.gated:
+        return "the reported figure is for information only"
+    return f"{name} has no tolerance for the preprocessing {case.preprocess}: not compared"
+
+
+def forms_disagree(measured: Measurement, precision: str) -> str:
+    """How the forms' logits differ, where that is more than rounding can explain; else "".
 
     Only fp32 is judged: lower precisions round the two forms differently by design.
-
-    Raises:
-        LogitsError: the two forms' logits differ by more than rounding can.
     """
     difference = measured.max_logit_diff
-    if difference is None or precision != "fp32":
-        return
+    if difference is None or precision != JUDGED_PRECISION:
+        return ""
     limit = FORM_TOLERANCE * max(1.0, measured.largest_logit or 0.0)
-    if difference > limit:
-        index = int(measured.logit_diff.argmax())
-        raise LogitsError(
-            f"The unfused and the reparameterized form disagree: a logit differs by "
-            f"{difference:.3g} (limit {limit:.3g}) on {measured.valset.samples[index].path}, "
-            f"{len(measured.flips)} predictions flip.\n"
-            "The reparameterization does not preserve these weights: do not deploy it."
-        )
+    if difference <= limit:
+        return ""
+    return (
+        f"The unfused and the reparameterized form disagree: a logit differs by {difference:.3g} "
+        f"(limit {limit:.3g}) on {measured.where_logits_differ}, {len(measured.flips)} predictions "
+        "flip.\nThe reparameterization does not preserve these weights: do not deploy it."
+    )
+
+
+def _warnings(forms: Sequence[FormResult]) -> list[str]:
+    if forms[0].images >= 200 and max(result.accuracy(1) for result in forms) < 1:
+        return ["Below 1 %: are the labels in another order, or the weights of another set?"]
+    return []

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from eval.errors import DataError, UsageError
 from eval.images.cache import CropCache
 from eval.images.preprocess import BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, fingerprint
-from eval.measure.journal import REASON_BYTES, Journal, Records, record_dtype
+from eval.measure.journal import REASON_BYTES, Journal, NoJournal, Records, record_dtype
 from eval.measure.metrics import Scores, check_logits
 
 CPU_BATCH = 4  # the activations of a few images stay in the cache of one core
@@ -57,17 +58,17 @@ class Measurement:
     measured_now: int = 0
     bad: dict[int, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.int64]:
         """int64 (N,)."""
         return np.array([sample.label for sample in self.valset.samples])
 
-    @property
+    @cached_property
     def dataset_sha256(self) -> str:
         """Names, labels and contents of the images that were measured."""
         return fingerprint(self.valset.samples, self.digests)
 
-    @property
+    @cached_property
     def flips(self) -> NDArray[np.int64]:
         """Indices of the images whose best class differs between the forms; int64."""
         first, *others = [scores.top[:, 0] for scores in self.scores.values()]
@@ -83,6 +84,13 @@ class Measurement:
         return float(seen.max()) if len(seen) else None
 
     @property
+    def where_logits_differ(self) -> str:
+        """The path of the image whose logits differ most between the forms; "" with one form."""
+        if self.max_logit_diff is None:
+            return ""
+        return self.valset.samples[int(np.nanargmax(self.logit_diff))].path
+
+    @property
     def images_per_second(self) -> float | None:
         """Rate of the images measured now; None where that was none."""
         return self.measured_now / self.seconds if self.measured_now and self.seconds else None
@@ -96,76 +104,113 @@ class Part(NamedTuple):
     seconds: float  # wall time of those
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a set of images is worked through.
+
+    Attributes:
+        preprocess: how images are decoded and cropped.
+        forms: names of the forms that the predictor answers for.
+        batch_size: images in a batch; every batch is computed at this size.
+        workers: threads.
+        share: (number, count): every count-th batch, from number on, is this process's.
+        record_bad: whether an image that cannot be decoded is recorded, or ends the run.
+    """
+
+    preprocess: Preprocess
+    forms: tuple[str, ...]
+    batch_size: int
+    workers: int
+    share: tuple[int, int] = (0, 1)
+    record_bad: bool = False
+
+
 def measure(
     valset: ValSet,
-    preprocess: Preprocess,
     predictor: Predictor,
-    forms: Sequence[str],
+    plan: Plan,
     *,
-    batch_size: int,
-    workers: int,
-    journal: Journal,
+    journal: Journal | NoJournal,
     cache: CropCache | None = None,
-    share: tuple[int, int] = (0, 1),
-    record_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Part:
-    """Evaluate what is left of a val set, in batches of consecutive images.
+    """Evaluate what is left of a validation set, in batches of consecutive images.
 
     Args:
         valset: the images.
-        preprocess: how to decode and crop them.
-        predictor: answers for exactly `forms`.
-        forms: names of the forms.
-        batch_size: images per batch; every batch is computed at this size.
-        workers: threads.
+        predictor: answers for exactly the forms of the plan.
+        plan: how to work through them.
         journal: gives what was measured before, and keeps each batch.
         cache: crops of earlier runs, and where new ones are kept.
-        share: (number, count): every count-th batch, from number on, is this process's.
-        record_bad: whether an image that cannot be decoded is recorded, or ends the run.
         progress: called with the number of images done and how many the last form got right.
 
     Raises:
-        DataError: an image cannot be decoded, and `record_bad` is off.
+        DataError: an image cannot be decoded, and bad images are not recorded.
         UsageError: an image that was measured before has changed since.
         LogitsError: an answer is not finite or constant.
     """
-    labels = np.array([sample.label for sample in valset.samples])
-    classes = valset.image_set.classes
-    among = None if classes is None else np.array(classes)
-    dtype = record_dtype(forms)
-    kept = journal.read(len(labels))
-    done = np.zeros(len(labels), dtype=bool)
+    evaluate = _BatchEvaluator(valset, predictor, plan, cache)
+    images = len(valset.samples)
+    kept = journal.read(images)
+    done = np.zeros(images, dtype=bool)
     done[kept["index"]] = True
+    # A batch is all old or all new: part of one would be computed in other company.
+    number, count = plan.share
+    batches = list(_batches(images, plan.batch_size))[number::count]
+    todo = [batch for batch in batches if not done[batch].all()]
+    old = np.concatenate([np.empty(0, np.int64), *(b for b in batches if done[b].all())])
+    results = [kept[np.isin(kept["index"], old)]]
+    measured_now = 0
+    last = plan.forms[-1]
+    with ThreadPoolExecutor(plan.workers, initializer=_single_threaded) as pool:
+        try:
+            for _ in pool.map(lambda record: _check_unchanged(valset, record), results[0]):
+                pass
+            if progress and len(old):
+                progress(len(old), _correct(results[0], last))
+            started = time.perf_counter()
+            for records in pool.map(evaluate, todo):
+                journal.append(records)
+                results.append(records)
+                measured_now += len(records)
+                if progress:
+                    progress(len(records), _correct(records, last))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return Part(np.concatenate(results), measured_now, time.perf_counter() - started)
 
-    def evaluate(indices: NDArray[np.int64]) -> Records:
-        records = np.zeros(len(indices), dtype)
+
+class _BatchEvaluator:
+    """What a worker does with a batch: read, decode and crop its images, ask every form, score.
+
+    It is called by several threads at once.
+    """
+
+    def __init__(
+        self, valset: ValSet, predictor: Predictor, plan: Plan, cache: CropCache | None
+    ) -> None:
+        self._valset, self._predictor, self._plan, self._cache = valset, predictor, plan, cache
+        self._labels = np.array([sample.label for sample in valset.samples])
+        classes = valset.image_set.classes
+        self._among = None if classes is None else np.array(classes)
+        self._dtype = record_dtype(plan.forms)
+
+    def __call__(self, indices: NDArray[np.int64]) -> Records:
+        """The records (B,) of images, by their indices (B,)."""
+        records = np.zeros(len(indices), self._dtype)
         records["index"] = indices
+        size = self._plan.preprocess.size
         # Always a whole batch, so that the last one is computed as all the others are.
-        crops = np.zeros((batch_size, preprocess.size, preprocess.size, 3), np.uint8)
+        crops = np.zeros((self._plan.batch_size, size, size, 3), np.uint8)
         for row, record in enumerate(records):
-            path = valset.samples[record["index"]].path
-            if cached := cache.get(record["index"]) if cache else None:
-                record["sha256"] = np.frombuffer(cached.sha256, np.uint8)
-                crops[row] = cached.crop
-                continue
-            try:
-                data = valset.read(path)
-                record["sha256"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
-                crops[row] = preprocess.crop(data)
-                if cache:
-                    cache.put(record["index"], record["sha256"].tobytes(), crops[row])
-            except (BadImage, DataError) as error:
-                if not record_bad:
-                    raise _unusable(valset, path, error) from error
-                reason = str(error).partition("\n")[0] or type(error).__name__
-                record["reason"] = reason.encode()[:REASON_BYTES]
+            self._read_image(record, crops[row])
         good = np.flatnonzero(records["reason"] == b"")
-        logits = {form: rows[good] for form, rows in predictor(crops).items()}
-        names = [valset.samples[i].path for i in indices[good]]
+        logits = {form: rows[good] for form, rows in self._predictor(crops).items()}
+        names = [self._valset.samples[i].path for i in indices[good]]
         for form, rows in logits.items():
             check_logits(rows, names)
-            _store(records, form, good, Scores.of(rows, labels[indices[good]], among))
+            labels = self._labels[indices[good]]
+            _store(records, form, good, Scores.of(rows, labels, self._among))
         records["logit_diff"] = np.nan
         records["logit_diff"][good] = _largest_difference(list(logits.values()))
         for rows in logits.values():
@@ -173,28 +218,25 @@ def measure(
             records["largest_logit"][good] = np.maximum(records["largest_logit"][good], largest)
         return records
 
-    # A batch is all old or all new: part of one would be computed in other company.
-    batches = list(_batches(len(labels), batch_size))[share[0] :: share[1]]
-    todo = [batch for batch in batches if not done[batch].all()]
-    old = np.concatenate([np.empty(0, np.int64), *(b for b in batches if done[b].all())])
-    results = [kept[np.isin(kept["index"], old)]]
-    measured_now = 0
-    with ThreadPoolExecutor(workers, initializer=_single_threaded) as pool:
+    def _read_image(self, record: np.void, crop: Crop) -> None:
+        """Fill a crop (size, size, 3), and the hash of the file; or say why it is bad."""
+        index, cache = record["index"], self._cache
+        path = self._valset.samples[index].path
+        if cached := cache.get(index) if cache else None:
+            record["sha256"] = np.frombuffer(cached.sha256, np.uint8)
+            crop[:] = cached.crop
+            return
         try:
-            for _ in pool.map(lambda record: _check_unchanged(valset, record), results[0]):
-                pass
-            if progress and len(old):
-                progress(len(old), _correct(results[0], forms[-1]))
-            started = time.perf_counter()
-            for records in pool.map(evaluate, todo):
-                journal.append(records)
-                results.append(records)
-                measured_now += len(records)
-                if progress:
-                    progress(len(records), _correct(records, forms[-1]))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return Part(np.concatenate(results), measured_now, time.perf_counter() - started)
+            data = self._valset.read(path)
+            record["sha256"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+            crop[:] = self._plan.preprocess.crop(data)
+            if cache:
+                cache.put(index, record["sha256"].tobytes(), crop)
+        except (BadImage, DataError) as error:
+            if not self._plan.record_bad:
+                raise _unusable(self._valset, path, error) from error
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            record["reason"] = reason.encode()[:REASON_BYTES]
 
 
 def assemble(valset: ValSet, parts: Sequence[Part], forms: Sequence[str]) -> Measurement:
@@ -286,8 +328,9 @@ class ShrinkOnOutOfMemory:
     Only a real out-of-memory error is taken for one. The parts stay small afterwards.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, notify: Callable[[str], None]) -> None:
         self._predictor = predictor
+        self._notify = notify
         self._limit = sys.maxsize
 
     def __call__(self, crops: Crop) -> Mapping[str, NDArray[Any]]:
@@ -303,7 +346,7 @@ class ShrinkOnOutOfMemory:
                 if not _is_out_of_memory(error) or size == 1:
                     raise
                 self._limit = size // 2
-                print(f"Out of memory: batches of {self._limit} from here on", file=sys.stderr)
+                self._notify(f"Out of memory: batches of {self._limit} from here on")
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
         return {form: np.concatenate([part[form] for part in parts]) for form in parts[0]}

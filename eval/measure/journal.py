@@ -7,6 +7,7 @@ appended; one that was cut short or damaged fails its checksum and is measured a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -66,6 +67,7 @@ class Journal:
         self._folder = output / "journal"
         self._path = self._folder / f"{process}.bin"
         self._dtype = _with_checksum(record_dtype(forms))
+        self._seed = zlib.crc32(_digest(dict(identity)))
         self._check_identity(output, dict(identity))
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -92,6 +94,7 @@ class Journal:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
+            # Records without it could be of any run; their checksums refuse them as well.
             write_atomically(path, json.dumps(identity, indent=2) + "\n")
             return
         except (OSError, ValueError) as error:
@@ -100,6 +103,7 @@ class Journal:
             ) from error
         if not isinstance(before, dict):
             before = {}
+        identity = json.loads(json.dumps(identity))
         different = [key for key in identity if before.get(key) != identity[key]]
         if different:
             changes = "; ".join(f"{k} was {before.get(k)}, is {identity[k]}" for k in different)
@@ -112,10 +116,16 @@ class Journal:
         """All intact records of all processes, in index order, each image once."""
         found = []
         for path in sorted(self._folder.glob("*.bin")):
-            data = path.read_bytes()
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise UsageError(
+                    f"{path} cannot be read: {error.strerror or error}.\n"
+                    f"Delete {self._folder} to start over."
+                ) from error
             data = data[: len(data) - len(data) % self._dtype.itemsize]
             rows = np.frombuffer(data, self._dtype)
-            intact = [_checksum(row["record"]) == row["crc32"] for row in rows]
+            intact = [self._checksum(row["record"]) == row["crc32"] for row in rows]
             found.append(rows["record"][np.array(intact, dtype=bool)])
         records = np.concatenate(found) if found else np.empty(0, self._dtype["record"])
         records = records[(records["index"] >= 0) & (records["index"] < images)]
@@ -130,7 +140,7 @@ class Journal:
         """
         rows = np.empty(len(records), self._dtype)
         rows["record"] = records
-        rows["crc32"] = [_checksum(record) for record in rows["record"]]
+        rows["crc32"] = [self._checksum(record) for record in rows["record"]]
         data = memoryview(rows.tobytes())
         try:
             while data:
@@ -142,9 +152,52 @@ class Journal:
             ) from error
 
     def remove(self) -> None:
-        """Forget the run: its reports are written."""
-        shutil.rmtree(self._folder)
+        """Forget the run: its reports are written.
+
+        Raises:
+            UsageError: the folder cannot be removed.
+        """
+        try:
+            shutil.rmtree(self._folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UsageError(
+                f"{self._folder} cannot be removed: {error.strerror or error}.\nDelete it: the "
+                "reports of the run are complete."
+            ) from error
+
+    def _checksum(self, record: np.void) -> int:
+        return zlib.crc32(record.tobytes(), self._seed)
 
 
-def _checksum(record: np.void) -> int:
-    return zlib.crc32(record.tobytes())
+class NoJournal:
+    """The journal of a run that keeps nothing."""
+
+    def __init__(self, forms: Iterable[str]) -> None:
+        self._dtype = record_dtype(forms)
+
+    def __enter__(self) -> NoJournal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+    def read(self, images: int) -> Records:  # noqa: ARG002
+        """Nothing was measured before."""
+        return np.empty(0, self._dtype)
+
+    def append(self, records: Records) -> None:
+        """Nothing is kept."""
+
+    def remove(self) -> None:
+        """There is nothing to forget."""
+
+
+def _digest(identity: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()

@@ -131,6 +131,12 @@ class Scores:
         self.prob[where] = batch.prob
         self.nll[where] = batch.nll
 
+    @property
+    def mean_nll(self) -> float | None:
+        """Mean negative log-likelihood in nats of the images that were answered, if any were."""
+        known = self.nll[np.isfinite(self.nll)]
+        return float(known.mean()) if len(known) else None
+
     def correct(self, k: int) -> int:
         """Number of images whose label is among the k best."""
         return int(((self.rank >= 0) & (self.rank < k)).sum())

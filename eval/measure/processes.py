@@ -1,7 +1,7 @@
 """One run over several processes, started by ``torchrun``; a plain run is a group of one.
 
-The processes share nothing while they measure. Each does every n-th batch; at the end the first
-one receives the records of all and reports.
+The processes share nothing while they measure. Each does every n-th batch; at the end every one
+receives the records of all, and the first one reports.
 """
 
 from __future__ import annotations
@@ -29,25 +29,27 @@ class Group:
         """Whether this is the process that reports."""
         return self.number == 0
 
-    def agree(self, value: T) -> T:
-        """The first process's value, in all of them."""
-        if self.count == 1:
-            return value
-        import torch.distributed as dist
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.count > 1:
+            import torch.distributed as dist
 
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+            dist.barrier()
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, in the first process; an empty list in the others."""
+        """The values of all processes, in each of them."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
 
-        values: list[Any] | None = [None] * self.count if self.is_first else None
-        dist.gather_object(value, values, dst=0)
-        return values or []
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that reports (torchrun sets ``RANK``)."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -1,26 +1,50 @@
-"""Progress on stderr: images done, rate, time left, and the accuracy so far."""
+"""Progress: what a run reports while it goes on, and the bar that shows it on a terminal."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any, NamedTuple
 
-from tqdm import tqdm
+
+class Event(NamedTuple):
+    """Something that happened during an evaluation.
+
+    Attributes:
+        stage: what is going on, such as ``evaluating``; empty for a message alone.
+        done, total: images of this stage.
+        correct: images that the last form got right so far; None where that is not known.
+        message: a line for a person; empty where there is none.
+    """
+
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+    correct: int | None = None
+    message: str = ""
 
 
-class Progress:
-    """A tqdm bar over images with a running top-1.
+Observer = Callable[[Event], None]
+
+
+def ignore(_: Event) -> None:
+    """The observer of those who do not watch."""
+
+
+class ProgressBar:
+    """Shows events on stderr: messages as lines, stages as tqdm bars with a running top-1.
 
     Args:
-        total: images in all.
         quiet: show nothing.
     """
 
-    def __init__(self, total: int, quiet: bool) -> None:
-        self._bar = tqdm(total=total, unit="img", disable=quiet, smoothing=0.05)
-        self._images = 0
-        self._correct = 0
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+        self._stage = ""
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(
@@ -29,17 +53,33 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._bar.close()
+        self._close()
 
-    def describe(self, what: str) -> None:
-        """Say what is going on, in front of the bar."""
-        self._bar.set_description_str(what)
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        if self._quiet:
+            return
+        if event.message:
+            self._close()
+            print(event.message, file=sys.stderr)
+        if event.stage:
+            self._advance(event)
 
-    def add(self, images: int, correct: int | None = None) -> None:
-        """Count a batch: its images, and how many of them were right where that is known."""
-        self._images += images
-        if correct is not None:
-            self._correct += correct
-            top1 = 100 * self._correct / self._images
+    def _advance(self, event: Event) -> None:
+        if self._bar is None or event.stage != self._stage:
+            from tqdm import tqdm
+
+            self._close()
+            self._bar = tqdm(
+                total=event.total, desc=event.stage, unit="img", smoothing=0.05, file=sys.stderr
+            )
+            self._stage = event.stage
+        if event.correct is not None and event.done:
+            top1 = 100 * event.correct / event.done
             self._bar.set_postfix_str(f"top-1 {top1:.2f}", refresh=False)
-        self._bar.update(images)
+        self._bar.update(event.done - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -29,8 +29,22 @@ from PIL import Image, features
 
 from eval.config import Reference, Tolerance, VariantConfig
 from eval.errors import DataError
+from eval.measure.progress import Event, Observer
+from eval.models import Subject
+from eval.models.variants import load_network
+from eval.request import Request
 
-__all__ = ["DEMO_IMAGES", "KNOWN_ANSWER", "WEIGHTS_NAME", "demo_variant", "make_demo"]
+__all__ = [
+    "DEMO_IMAGES",
+    "KNOWN_ANSWER",
+    "WEIGHTS_NAME",
+    "DemoSource",
+    "demo_variant",
+    "make_demo",
+    "open_source",
+]
+
+CAUTION = "DEMO: synthetic images and weights; no figure here is an ImageNet accuracy"
 
 DEMO_IMAGES = 1000
 
@@ -279,7 +293,42 @@ def demo_variant() -> VariantConfig:
             for name, (top1, top5) in KNOWN_ANSWER.items()
         },
         tolerance={name: Tolerance(0, "the answer is known") for name in KNOWN_ANSWER},
+        reference_word="known answer",
     )
+
+
+class DemoSource:
+    """The embedded default: its images, its weights and its known answer."""
+
+    name = "demo"
+    preprocess = "torchvision"
+    backend = "torch"
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.published = demo_variant()
+        self._weights = Path()
+
+    def images(self, folder: Path, observer: Observer) -> Path:
+        """Make the demo in ``<folder>/demo``, or find it there intact."""
+        from eval.images.classes import imagenet_classes
+
+        synsets = [row.synset for row in imagenet_classes()]
+        data, self._weights = make_demo(
+            folder / "demo",
+            synsets,
+            lambda done, total: observer(Event("making the demo", done, total)),
+        )
+        return data
+
+    def load(self, classes: int, observer: Observer) -> Subject:  # noqa: ARG002
+        """See `eval.models.Source.load`; the images are made before."""
+        return load_network(self, self._weights, classes, CAUTION)
+
+
+def open_source(request: Request) -> DemoSource:
+    """See `eval.models.open_source`."""
+    return DemoSource(request)
 
 
 def make_demo(

@@ -22,8 +22,17 @@ from timm.utils.model import reparameterize_model
 
 from eval.config import IMAGENET_VAL_IMAGES, OtherResult, VariantConfig
 from eval.errors import ModelError, UsageError
-from eval.images.labels import CLASSES, examples, shown
-from eval.images.preprocess import Crop, Preprocess, open_rgb, torchvision_table
+from eval.images.labels import examples, shown
+from eval.images.preprocess import (
+    PREPROCESS,
+    Crop,
+    Preprocess,
+    open_rgb,
+    torchvision_table,
+)
+from eval.measure.progress import Event, Observer
+from eval.models import RequestedImages, Subject, counts, identify
+from eval.request import Request
 from pplcnet import WeightsError
 from pplcnet._checkpoint import read_checkpoint
 
@@ -32,7 +41,53 @@ if TYPE_CHECKING:
 
 PREFIX = "timm:"
 WEIGHTS_FILE = "model.safetensors"  # of timm's repositories on the hub
+OWN = "timm"  # the name of a model's own preprocessing
 _COLUMNS = ("model", "img_size", "top1", "top5", "crop_pct", "interpolation")
+
+
+class TimmSource(RequestedImages):
+    """A model of timm's."""
+
+    preprocess = OWN
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        assert request.library_model is not None
+        results = request.timm_results
+        found = timm_variant(request.library_model, Path(results) if results else None)
+        self.name = self.model = found.name
+        self.published = request.published or found
+
+    def load(self, classes: int, observer: Observer) -> Subject:
+        """See `eval.models.Source.load`."""
+        if self.request.weights == "auto":
+            observer(Event(message=f"{self.model}: looking for timm's weights"))
+        path = weights_path(self.model, str(self.request.weights))
+        files = identify([path])
+        model = load_model(self.model, path, classes)
+        own = preprocess_of(model)
+        asked = self.request.preprocess
+        forms = forms_of(model, tuple(self.request.forms or ()), self.model)
+        if len(forms) == 1 and not self.request.forms:
+            observer(Event(message=f"{self.model}: timm has no reparameterized form of it"))
+        subject = Subject(
+            name=self.name,
+            title=f"timm's {self.model}",
+            weights=str(path),
+            layout="timm",
+            files=files,
+            forms=forms,
+            preprocess=PREPROCESS[asked] if asked else own,
+            published=self.published,
+            **counts(forms, own.size),
+        )
+        subject.check_unchanged()  # what was hashed is what was read
+        return subject
+
+
+def open_source(request: Request) -> TimmSource:
+    """See `eval.models.open_source`."""
+    return TimmSource(request)
 
 
 def timm_variant(model: str, results: Path | None) -> VariantConfig:
@@ -128,16 +183,17 @@ def weights_path(name: str, weights: str) -> Path:
         ) from error
 
 
-def load_model(name: str, path: Path) -> nn.Module:
+def load_model(name: str, path: Path, num_classes: int = 1000) -> nn.Module:
     """A model with its weights, as trained, in evaluation mode.
 
     Args:
         name: of timm's, with or without a tag.
         path: ``.safetensors``, ``.pth`` or ``.pt``; nothing in it is executed.
+        num_classes: how many it has to tell apart.
 
     Raises:
-        ModelError: the weights cannot be read, do not fit, or are not finite; or the model does not
-            tell the 1000 classes of ILSVRC2012 apart.
+        ModelError: the weights cannot be read, do not fit, are not finite, or are of a model with
+            another number of classes.
     """
     try:
         tensors = read_checkpoint(path)
@@ -146,9 +202,17 @@ def load_model(name: str, path: Path) -> nn.Module:
     bad = [key for key, value in tensors.items() if not _is_finite(value)]
     if bad:
         raise ModelError(f"{path}: {examples(bad)}: NaN or infinite values.")
-    overlay: dict[str, Any] = {"state_dict": tensors, "source": "", "custom_load": False}
+    # Without it, timm would replace a classifier of another width by a random one.
+    overlay: dict[str, Any] = {
+        "state_dict": tensors,
+        "source": "",
+        "custom_load": False,
+        "num_classes": num_classes,
+    }
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+        model: nn.Module = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=num_classes
+        )
     except Exception as error:  # timm's adaptations of old checkpoints fail in ways of their own
         reason = shown(" ".join(str(error).split()))
         raise ModelError(
@@ -156,8 +220,8 @@ def load_model(name: str, path: Path) -> nn.Module:
             "Use the weights of this model, as they were trained (not reparameterized)."
         ) from error
     classes = getattr(model, "num_classes", None)
-    if classes != CLASSES:
-        raise ModelError(f"{name} has {classes} classes, not the {CLASSES} of ILSVRC2012.")
+    if classes != num_classes:
+        raise ModelError(f"{name} has {classes} classes, not {num_classes}.")
     return model.eval()
 
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -23,108 +22,101 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from eval.errors import EvalError, LogitsError
-from eval.images.classes import imagenet_classes
-from eval.images.preprocess import PREPROCESS, BadImage
+from eval.errors import EvalError
+from eval.images.classes import ClassList
+from eval.images.preprocess import BadImage
 from eval.images.sets import VAL
-from eval.judge.verdict import FormResult, Verdict, check_forms_agree
+from eval.judge.verdict import FormResult, Verdict
 from eval.measure.engine import Measurement
-from eval.measure.metrics import TOP, wilson_interval
+from eval.measure.metrics import TOP
 from eval.results.calibration import confusions, coverage_curve, place_counts, reliability
-from eval.results.files import write_atomically
-from eval.results.plots import Accuracy, accuracy_plot, coverage_plot, places_plot, reliability_plot
-from eval.results.write import RunFacts, mean_nll
-from pplcnet import VARIANTS
+from eval.results.plots import (
+    Accuracy,
+    accuracy_plot,
+    coverage_plot,
+    places_plot,
+    reliability_plot,
+)
+from eval.results.schema import shown_facts
 
-DEMO = "demo"  # name of the configuration that says nothing about ImageNet
+if TYPE_CHECKING:
+    from eval.evaluation import Evaluation
+
 THUMBNAIL = 128  # pixels a side, about 5 kB each
 MISTAKES = 24  # with thumbnails
 FLIPS = 24  # with thumbnails
-LISTED = 200  # rows of a list that could be as long as the val set
+LISTED = 200  # rows of a list that could be as long as the validation set
 PAIRS = 25
 NOTHING = "–"  # noqa: RUF001 - an en dash
 MINUS = "−"  # noqa: RUF001 - as wide as the plus
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.25)  # of the images, in the table of coverage
 
-# From the mildest to the gravest: the page's headline is that of the gravest form.
 _HEADLINES = {
-    Verdict.PASS: "This is the reported accuracy, within the tolerance.",
+    Verdict.PASS: "This is the {reference}, within the tolerance.",
     Verdict.NO_REFERENCE: "Measured, and compared with nothing.",
     Verdict.PARTIAL: "Only a part of the set was measured, so nothing is compared.",
+    Verdict.FAIL: "This is not the {reference}.",
     Verdict.INCOMPLETE: "Some images could not be decoded: these figures are not complete.",
-    Verdict.FAIL: "This is not the reported accuracy.",
+    Verdict.DISAGREE: "The two forms disagree: do not deploy these weights.",
 }
-_DEMO_HEADLINES = _HEADLINES | {
-    Verdict.PASS: "The demo gives its known answer.",
-    Verdict.FAIL: "The demo does not give its known answer: do not trust this installation.",
-    Verdict.PARTIAL: "Only a part of the demo set was measured, so nothing is compared.",
-}
-_JUDGED = (Verdict.PASS, Verdict.FAIL)
+_COMPARED = (Verdict.PASS, Verdict.FAIL)
 
 
-def write_html_report(
-    output: Path, facts: RunFacts, measured: Measurement, results: Sequence[FormResult]
-) -> None:
-    """Write ``report.html`` into a folder.
-
-    Raises:
-        UsageError: the folder cannot be written to.
-    """
-    write_atomically(output / "report.html", html_report(facts, measured, results))
-
-
-def html_report(facts: RunFacts, measured: Measurement, results: Sequence[FormResult]) -> str:
+def html_report(evaluation: Evaluation) -> str:
     """The whole page.
 
     Where something can be shown of one form only, it is that of the last one: with both, the
     reparameterized form, which is what gets deployed.
 
     Args:
-        facts: how the run was made.
-        measured: what it found; thumbnails are made from its images, as far as they can be read.
-        results: the judgement of each form, at least one.
+        evaluation: a finished one; thumbnails are made from its images, as far as they can be
+            read.
     """
-    shown = results[-1].form
+    measured, judgement = evaluation.measured, evaluation.judgement
+    shown = judgement.forms[-1].form
     script = _resource("report.js")
-    page = _environment().get_template("report.html.jinja")
+    page = _environment(measured.valset.classes).get_template("report.html.jinja")
+    preprocess = evaluation.subject.preprocess.name
     html = page.render(
-        facts=facts,
         style=Markup(_resource("report.css")),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        subject=_subject(facts, measured),
-        demo=facts.variant.name == DEMO,
+        name=evaluation.subject.name,
+        subject=f"{evaluation.subject.title} on {_set_name(evaluation)}",
+        caution=evaluation.subject.caution,
+        provenance=evaluation.provenance,
+        setup=evaluation.setup,
+        preprocess=preprocess,
         shown=shown,
-        results=results,
-        verdict=_verdict(facts, measured, results),
-        figures=_figures(facts, measured, results),
-        accuracy_plot=_accuracy_plot(facts, measured, results),
-        agreement=_agreement(facts, measured),
+        results=judgement.forms,
+        reference_word=evaluation.subject.published.reference_word,
+        verdict=_verdict(evaluation),
+        figures=_figures(evaluation),
+        accuracy_plot=_accuracy_plot(evaluation),
+        agreement=_agreement(evaluation),
         bad=_bad_images(measured),
         bad_count=len(measured.bad),
-        tolerance=facts.variant.tolerance.get(facts.preprocess),
-        mistakes=_mistakes(facts, measured, shown),
+        tolerance=evaluation.subject.published.tolerance.get(preprocess),
+        mistakes=_mistakes(evaluation, shown),
         pairs=_pairs(measured, shown),
         classes=_classes(measured, shown),
-        empty_classes=len(imagenet_classes()) - len(np.unique(measured.labels)),
+        empty_classes=len(measured.valset.classes) - len(np.unique(measured.labels)),
         confidence=_confidence(measured, shown),
-        facts_groups=_facts_groups(facts, measured),
+        facts_groups=_facts_groups(evaluation),
     )
-    # A file name may hold bytes that are no text, which Python keeps as lone surrogates.
+    # A file name may hold bytes that are not text, which Python keeps as lone surrogates.
     return html.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _subject(facts: RunFacts, measured: Measurement) -> str:
-    """What was measured on what."""
-    if facts.variant.name == DEMO:
-        return "PP-LCNetV2 on the demo set"
-    image_set = measured.valset.image_set
-    where = "the ImageNet validation set" if image_set is VAL else image_set.name
-    model = "PP-LCNetV2" if facts.variant.model in VARIANTS else "A model of timm's"
-    return f"{model} on {where}"
+def _set_name(evaluation: Evaluation) -> str:
+    """The set of images, in words."""
+    if evaluation.subject.caution:
+        return "images made for it"
+    image_set = evaluation.measured.valset.image_set
+    return "the ImageNet validation set" if image_set is VAL else image_set.name
 
 
-def _environment() -> Environment:
+def _environment(classes: ClassList) -> Environment:
     environment = Environment(
         loader=PackageLoader("eval", "resources"),
         autoescape=True,
@@ -137,7 +129,7 @@ def _environment() -> Environment:
         "millions": _millions,
         "fixed": _fixed,
         "signed": _signed,
-        "class_name": _class_name,
+        "class_name": lambda label: classes.title(label) if label >= 0 else NOTHING,
         "path": _path,
     }
     return environment
@@ -161,13 +153,6 @@ def _fixed(number: float | None, places: int = 3) -> str:
 
 def _signed(number: float, form: str = "+,") -> str:
     return format(number, form).replace("-", MINUS) if number else "0"
-
-
-def _class_name(label: int) -> str:
-    """A short name that is unique, which WordNet's alone are not."""
-    if label < 0:
-        return NOTHING
-    return f"{imagenet_classes()[label].name.partition(',')[0]} ({label})"
 
 
 def _path(path: str) -> Markup:
@@ -198,38 +183,27 @@ class _VerdictText:
     warnings: list[str]
 
 
-def _verdict(facts: RunFacts, measured: Measurement, results: Sequence[FormResult]) -> _VerdictText:
-    gravest = max((result.verdict for result in results), key=list(_HEADLINES).index)
-    demo = facts.variant.name == DEMO
-    name, headline = gravest.value, (_DEMO_HEADLINES if demo else _HEADLINES)[gravest]
-    reference = "the known answer" if demo else "reported"
-    warnings = []
-    try:
-        check_forms_agree(measured, facts.precision)
-    except LogitsError as error:
-        name, headline = "DISAGREE", "The two forms disagree: do not deploy these weights."
-        warnings.append(str(error))
-    if results[0].images >= 200 and max(result.top1 for result in results) < 1:
-        warnings.append(
-            "Below 1 %: are the labels in another order, or the weights of another set?"
-        )
-
+def _verdict(evaluation: Evaluation) -> _VerdictText:
+    judgement = evaluation.judgement
+    reference = evaluation.subject.published.reference_word
     groups: dict[tuple[tuple[str, float, str], ...], list[str]] = {}
-    for result in results:
-        lines = (
-            ("Top-1", result.top1, count_in_words(result, 1, reference)),
-            ("Top-5", result.top5, count_in_words(result, TOP, reference)),
+    for result in judgement.forms:
+        lines = tuple(
+            (f"Top-{k}", result.accuracy(k), count_in_words(result, k, reference)) for k in (1, TOP)
         )
         groups.setdefault(lines, []).append(result.form)
+    words = {"reported": "reported accuracy"}.get(reference, reference)
+    disagreement = [judgement.disagreement] if judgement.disagreement else []
+    reasons = [r.reason for r in judgement.forms if r.verdict not in _COMPARED]
     return _VerdictText(
-        name,
-        headline,
+        judgement.verdict.value,
+        _HEADLINES[judgement.verdict].format(reference=words),
         [
             ("Both forms" if len(forms) > 1 else forms[0].capitalize(), list(lines))
             for lines, forms in groups.items()
         ],
-        list(dict.fromkeys(r.reason for r in results if r.verdict not in _JUDGED)),
-        warnings,
+        list(dict.fromkeys(reasons)),
+        [*disagreement, *judgement.warnings],
     )
 
 
@@ -244,34 +218,22 @@ def count_in_words(result: FormResult, k: int, reference: str = "reported") -> s
     >>> count_in_words(result, 1)  # doctest: +SKIP
     '38,497 of 50,000, 23 fewer than reported; tolerance 25: PASS'
     """
-    correct = result.top1_correct if k == 1 else result.top5_correct
-    reported = result.reference_top1 if k == 1 else result.reference_top5
-    gap = image_gap(result, k)
-    text = f"{correct:,} of {result.images:,}"
+    reported, gap = result.reference[k], result.gap(k)
+    text = f"{result.correct[k]:,} of {result.images:,}"
     if gap is not None:
         direction = "fewer" if gap < 0 else "more"
         text += f", {abs(gap):,} {direction} than" if gap else ", exactly as many as"
-        text += f" {reference}"
-        if result.verdict in _JUDGED and result.tolerance is not None:
-            within = Verdict.PASS if abs(gap) <= result.tolerance else Verdict.FAIL
-            text += f"; tolerance {result.tolerance:,}: {within.value}"
+        text += f" {reference if reference == 'reported' else f'the {reference}'}"
+        if result.verdict in _COMPARED and result.tolerance is not None:
+            within = "PASS" if abs(gap) <= result.tolerance else "FAIL"
+            text += f"; tolerance {result.tolerance:,}: {within}"
     elif result.verdict is Verdict.PARTIAL:
-        low, high = wilson_interval(correct, result.images)
+        low, high = result.interval(k)
         text += f"; 95 % interval {low:.2f} to {high:.2f} %"
         if reported is not None:
             where = "inside" if low <= reported <= high else "outside"
             text += f" ({reference}: {reported} %, {where})"
     return text
-
-
-def image_gap(result: FormResult, k: int) -> int | None:
-    """Images more (or fewer) than reported; None where that would compare unlike sets of images."""
-    correct = result.top1_correct if k == 1 else result.top5_correct
-    reported = result.reference_top1 if k == 1 else result.reference_top5
-    whole = result.images >= result.images_expected and result.verdict is not Verdict.INCOMPLETE
-    if reported is None or not whole:
-        return None
-    return correct - round(reported / 100 * result.images_expected)
 
 
 # ---- the figures, side by side
@@ -288,70 +250,67 @@ class _Figures:
     top5: float | None
     correct: tuple[int | None, int | None] = (None, None)
     gap: tuple[int | None, int | None] = (None, None)
-    interval: tuple[float, float] | None = None
     nll: float | None = None
     params: int | None = None
     macs: int | None = None
 
 
-def _figures(
-    facts: RunFacts, measured: Measurement, results: Sequence[FormResult]
-) -> list[_Figures]:
+def _figures(evaluation: Evaluation) -> list[_Figures]:
+    subject, measured = evaluation.subject, evaluation.measured
     rows = [
         _Figures(
             name=result.form,
             kind="measured",
             note="",
-            top1=result.top1,
-            top5=result.top5,
-            correct=(result.top1_correct, result.top5_correct),
-            gap=(image_gap(result, 1), image_gap(result, TOP)),
-            interval=result.top1_interval,
-            nll=mean_nll(measured.scores[result.form]),
-            params=facts.params.get(result.form),
-            macs=facts.macs.get(result.form),
+            top1=result.accuracy(1),
+            top5=result.accuracy(TOP),
+            correct=(result.correct[1], result.correct[TOP]),
+            gap=(result.gap(1), result.gap(TOP)),
+            nll=measured.scores[result.form].mean_nll,
+            params=subject.params.get(result.form),
+            macs=subject.macs.get(result.form),
         )
-        for result in results
+        for result in evaluation.judgement.forms
     ]
     rows += [
         _Figures(
-            name=f"{form}, ReaL labels",
+            name=f"{row.form}, {row.labels} labels",
             kind="measured",
-            note=f"of {real.images:,} images that have some",
-            top1=real.top1,
-            top5=real.top5,
-            correct=(real.top1_correct, real.top5_correct),
+            note=f"of {row.images:,} images that have some",
+            top1=row.top1,
+            top5=row.top5,
+            correct=(row.top1_correct, row.top5_correct),
         )
-        for form, real in (facts.real or {}).items()
+        for row in evaluation.by_other_labels
     ]
-    first = results[0]
-    if first.reference_top1 is not None:
-        in_images = tuple(
-            None if figure is None else round(figure / 100 * first.images_expected)
-            for figure in (first.reference_top1, first.reference_top5)
-        )
+    first = evaluation.judgement.forms[0]
+    if first.reference[1] is not None:
         rows.append(
             _Figures(
-                "reported",
+                subject.published.reference_word,
                 "reported",
                 first.reference_source,
-                first.reference_top1,
-                first.reference_top5,
-                correct=(in_images[0], in_images[1]),
+                first.reference[1],
+                first.reference[TOP],
+                correct=(first.expected.get(1), first.expected.get(TOP)),
             )
         )
     rows += [
         _Figures(other.name, "other", other.source, other.top1, other.top5)
-        for other in facts.variant.others_on(measured.valset.image_set)
+        for other in subject.published.others_on(measured.valset.image_set)
     ]
     return rows
 
 
-def _accuracy_plot(facts: RunFacts, measured: Measurement, results: Sequence[FormResult]) -> Markup:
-    rows = [Accuracy(result.form, result.top1, result.top1_interval) for result in results]
-    others = facts.variant.others_on(measured.valset.image_set)
-    rows += [Accuracy(other.name, other.top1) for other in others]
-    return accuracy_plot(rows, results[0].reference_top1)
+def _accuracy_plot(evaluation: Evaluation) -> Markup:
+    results = evaluation.judgement.forms
+    rows = [Accuracy(result.form, result.accuracy(1), result.interval()) for result in results]
+    image_set = evaluation.measured.valset.image_set
+    rows += [
+        Accuracy(other.name, other.top1)
+        for other in evaluation.subject.published.others_on(image_set)
+    ]
+    return accuracy_plot(rows, results[0].reference[1])
 
 
 # ---- single images
@@ -374,30 +333,26 @@ class _Card:
     answers: list[tuple[str, int, float, int]]
 
 
-def _card(
-    facts: RunFacts, measured: Measurement, index: int, forms: Iterable[str], *, thumbnail: bool
-) -> _Card:
+def _card(evaluation: Evaluation, index: int, forms: Iterable[str], *, thumbnail: bool) -> _Card:
+    measured = evaluation.measured
     sample = measured.valset.samples[index]
     answers = []
     for form in forms:
         scores = measured.scores[form]
         place = int(scores.rank[index]) + 1
         answers.append((form, int(scores.top[index, 0]), float(scores.prob[index, 0]), place))
-    picture = _thumbnail(facts, measured, sample.path) if thumbnail else None
+    picture = _thumbnail(evaluation, sample.path) if thumbnail else None
     return _Card(sample.path, picture, sample.label, answers)
 
 
-def _thumbnail(facts: RunFacts, measured: Measurement, path: str) -> str | None:
+def _thumbnail(evaluation: Evaluation, path: str) -> str | None:
     """The crop that the model saw, smaller; None where it cannot be made again.
 
-    A picture is not worth a report: the images may lie elsewhere by now, or were never here
-    (predictions of another device).
+    A picture is not worth a report: the images may lie elsewhere by now, or the preprocessing of
+    predictions made elsewhere is not known.
     """
-    preprocess = PREPROCESS.get(facts.preprocess)
-    if preprocess is None:
-        return None
     try:
-        crop = preprocess.crop(measured.valset.read(path))
+        crop = evaluation.subject.preprocess.crop(evaluation.measured.valset.read(path))
     except (BadImage, EvalError, OSError):
         return None
     file = io.BytesIO()
@@ -425,32 +380,29 @@ class _Agreement:
     listed: list[_Card]
 
 
-def _agreement(facts: RunFacts, measured: Measurement) -> _Agreement | None:
+def _agreement(evaluation: Evaluation) -> _Agreement | None:
     """None for a single form."""
+    measured = evaluation.measured
     if len(measured.scores) < 2:
         return None
     flips = [int(index) for index in measured.flips]
-    max_diff = measured.max_logit_diff
-    where = ""
-    if max_diff is not None:
-        where = measured.valset.samples[int(np.nanargmax(measured.logit_diff))].path
     forms = list(measured.scores)
     return _Agreement(
         len(flips),
-        max_diff,
-        where,
-        [_card(facts, measured, i, forms, thumbnail=True) for i in flips[:FLIPS]],
-        [_card(facts, measured, i, forms, thumbnail=False) for i in flips[FLIPS:][:LISTED]],
+        measured.max_logit_diff,
+        measured.where_logits_differ,
+        [_card(evaluation, i, forms, thumbnail=True) for i in flips[:FLIPS]],
+        [_card(evaluation, i, forms, thumbnail=False) for i in flips[FLIPS:][:LISTED]],
     )
 
 
-def _mistakes(facts: RunFacts, measured: Measurement, form: str) -> list[_Card]:
-    """The wrong answers that were given with the greatest confidence."""
-    scores = measured.scores[form]
+def _mistakes(evaluation: Evaluation, form: str) -> list[_Card]:
+    """The wrong predictions with the greatest confidence."""
+    scores = evaluation.measured.scores[form]
     confidence = scores.prob[:, 0]
     wrong = np.flatnonzero((scores.rank > 0) & np.isfinite(confidence))
     first = wrong[np.argsort(-confidence[wrong], kind="stable")[:MISTAKES]]
-    return [_card(facts, measured, int(i), [form], thumbnail=True) for i in first]
+    return [_card(evaluation, int(i), [form], thumbnail=True) for i in first]
 
 
 def _bad_images(measured: Measurement) -> list[tuple[str, str]]:
@@ -485,7 +437,7 @@ def _pairs(measured: Measurement, form: str) -> list[dict[str, int]]:
 
 def _classes(measured: Measurement, form: str) -> list[_ClassRow]:
     """Worst first."""
-    classes = imagenet_classes()
+    classes = measured.valset.classes
     labels = measured.labels
     images = np.bincount(labels, minlength=len(classes))
     correct = {
@@ -503,8 +455,8 @@ def _classes(measured: Measurement, form: str) -> list[_ClassRow]:
     rows = [
         _ClassRow(
             label=int(label),
-            synset=classes[label].synset,
-            name=classes[label].name,
+            synset=classes.rows[label].folder,
+            name=classes.rows[label].title,
             images=int(images[label]),
             correct1=[int(counts[label]) for counts in correct[1]],
             top1=100 * float(correct[1][shown][label] / images[label]),
@@ -582,64 +534,30 @@ def _confidence(measured: Measurement, form: str) -> _Confidence | None:
 
 # ---- how to repeat it
 
-_GROUPS = {
-    "Run": ("run_id", "started_at", "machine", "git_commit"),
-    "Model": ("weights", "weights_sha256", "weights_layout", "params", "macs"),
-    "Images": ("data", "layout", "limit"),
-    "Pipeline": (
-        "preprocess",
-        "preprocess_description",
-        "backend",
-        "device",
-        "precision",
-        "batch_size",
-        "workers",
-        "processes",
-        "settings",
-    ),
-    "Versions": ("versions",),
-}
-_ELSEWHERE = ("command", "variant")
+
+def _facts_groups(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What somebody needs to repeat the run, by heading."""
+    return [
+        (title, [pair for name, value in facts for pair in _entries(name, value)])
+        for title, facts in shown_facts(evaluation).items()
+    ]
 
 
-def _facts_groups(
-    facts: RunFacts, measured: Measurement
-) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Every field of `RunFacts`, also those that are added later, and what the run adds."""
-    values: dict[str, Any] = {field.name: getattr(facts, field.name) for field in fields(facts)}
-    groups = {
-        title: [
-            pair for name in names if name in values for pair in _entries(name, values.pop(name))
-        ]
-        for title, names in _GROUPS.items()
-    }
-    for name in _ELSEWHERE:
-        values.pop(name)
-    rate = measured.images_per_second
-    groups["Run"] += [
-        ("seconds", f"{measured.seconds:.1f}"),
-        ("images per second", "" if rate is None else f"{rate:.1f}"),
-    ]
-    groups["Images"] += [
-        ("images", f"{len(measured.valset.samples):,}"),
-        ("bad images", f"{len(measured.bad):,}"),
-        ("dataset sha256", measured.dataset_sha256),
-    ]
-    groups["Other"] = [pair for name, value in values.items() for pair in _entries(name, value)]
-    return [(title, rows) for title, rows in groups.items() if rows]
+_OWN_NAMES = ("settings", "versions", "files")  # tables whose keys say enough
 
 
 def _entries(name: str, value: Any) -> list[tuple[str, str]]:
-    """A field as rows of name and text; a table has one for each of its keys."""
-    words = name.replace("_", " ")
+    """A fact as rows of name and text; a table has one for each of its keys."""
     if isinstance(value, dict):
-        prefix = "" if name in ("settings", "versions") else f"{words}, "
+        prefix = "" if name in _OWN_NAMES else f"{name}, "
         return [(f"{prefix}{key}", _text(item)) for key, item in value.items()]
-    return [(words, _text(value))]
+    return [(name, _text(value))]
 
 
 def _text(value: Any) -> str:
     if value is None or value == "":
         return NOTHING
+    if isinstance(value, float):
+        return f"{value:.1f}"
     counted = isinstance(value, int) and not isinstance(value, bool)
     return f"{value:,}" if counted else str(value)

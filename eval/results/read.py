@@ -21,15 +21,8 @@ from numpy.typing import NDArray
 from eval.errors import UsageError
 from eval.images.labels import CLASSES, examples, image_key
 from eval.measure.metrics import percent
+from eval.results.schema import SUMMARY_COLUMNS
 
-SUMMARY_COLUMNS: tuple[str, ...] = (  # in the contract's order and words
-    *("run_id", "started_at", "variant", "form", "backend", "device", "precision", "preprocess"),
-    *("images", "images_expected", "bad_images", "top1_correct", "top5_correct", "top1", "top5"),
-    *("top1_ci_low", "top1_ci_high", "reference_top1", "reference_top5", "reference_source"),
-    *("delta_top1", "delta_top5", "tolerance", "verdict", "nll", "max_abs_logit_diff"),
-    *("prediction_flips", "images_per_second", "seconds", "params", "macs", "weights"),
-    *("weights_sha256", "dataset_sha256", "torch", "torchvision", "timm", "git_commit", "command"),
-)
 SUMMARY = "summary.csv"
 PREDICTIONS = "predictions.csv"
 

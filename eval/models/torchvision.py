@@ -1,0 +1,215 @@
+"""``--model torchvision:NAME``: torchvision's classifiers with the weights that it publishes.
+
+A name is that of a model or of its weights: ``resnet50``, ``ResNet50_Weights.IMAGENET1K_V1``. The
+weights entry gives the preprocessing and the published accuracy (torchvision/models/_api.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.config import IMAGENET_VAL_IMAGES, Reference, VariantConfig
+from eval.errors import ModelError, UsageError
+from eval.measure.progress import Event, Observer
+from eval.models import RequestedImages, Subject, counts, identify
+from eval.request import Request
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from eval.images.preprocess import Crop, Preprocess
+
+PREFIX = "torchvision:"
+SET = "ImageNet-1K"  # torchvision's name of the validation set in a weights entry
+
+
+class TorchvisionSource(RequestedImages):
+    """A model of torchvision's and an entry of its weights enum."""
+
+    preprocess = "torchvision-weights"
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        assert request.library_model is not None
+        if request.forms and tuple(request.forms) != ("unfused",):
+            raise UsageError(
+                f"--forms {','.join(request.forms)}: torchvision has no reparameterized forms. "
+                "Use --forms unfused."
+            )
+        self.model, self.entry = find_weights(request.library_model.removeprefix(PREFIX))
+        self.name = f"{self.model}.{self.entry.name}"
+        self.published = request.published or published(self.name, self.model, self.entry)
+
+    def load(self, classes: int, observer: Observer) -> Subject:
+        """See `eval.models.Source.load`."""
+        from eval.images.preprocess import PREPROCESS
+
+        path = self._checkpoint(observer)
+        files = identify([path])
+        model = load_model(self.model, path, classes)
+        own = preprocess_of(self.entry)
+        asked = self.request.preprocess
+        forms = {"unfused": model}
+        subject = Subject(
+            name=self.name,
+            title=f"torchvision's {self.model}",
+            weights=str(path),
+            layout="torchvision",
+            files=files,
+            forms=forms,
+            preprocess=PREPROCESS[asked] if asked else own,
+            published=self.published,
+            **counts(forms, own.size),
+        )
+        subject.check_unchanged()
+        return subject
+
+    def _checkpoint(self, observer: Observer) -> Path:
+        if self.request.weights != "auto":
+            return Path(self.request.weights)
+        import torch
+
+        observer(Event(message=f"{self.name}: {self.entry.url}"))
+        try:
+            self.entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except Exception as error:  # the network's errors, the disk's, and a wrong hash
+            raise ModelError(
+                f"{self.entry.url} could not be downloaded ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:120]}).\nName a file with --weights."
+            ) from error
+        return Path(torch.hub.get_dir()) / "checkpoints" / Path(self.entry.url).name
+
+
+def find_weights(name: str) -> tuple[str, Any]:
+    """The model's name and the entry of its weights.
+
+    Args:
+        name: of a model, or of an entry of its weights (``ResNet50_Weights.DEFAULT``).
+
+    Raises:
+        UsageError: torchvision has no such classifier.
+    """
+    import torchvision
+    from torchvision import models
+
+    known = list(models.list_models(module=models))
+    model, _, tag = name.partition(".")
+    try:
+        if model in known:
+            entries = models.get_model_weights(model)
+            return model, entries[tag] if tag else entries.DEFAULT
+        entry = models.get_weight(name)
+        return next(n for n in known if models.get_model_weights(n) is type(entry)), entry
+    except (KeyError, ValueError, StopIteration):
+        close = difflib.get_close_matches(model.lower(), known, n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        if model in known:
+            hint = f" It has {', '.join(e.name for e in models.get_model_weights(model))}."
+        raise UsageError(
+            f"--model {PREFIX}{name}: torchvision {torchvision.__version__} has no such "
+            f"classifier.{hint}"
+        ) from None
+
+
+def published(name: str, model: str, entry: Any) -> VariantConfig:
+    """What torchvision reports about an entry of its weights: shown, not gated."""
+    metrics = entry.meta.get("_metrics", {}).get(SET, {})
+    reference = {}
+    if metrics:
+        source = f"torchvision, {type(entry).__name__}.{entry.name}"
+        reference[TorchvisionSource.preprocess] = Reference(
+            source, metrics.get("acc@1"), metrics.get("acc@5"), gated=False
+        )
+    return VariantConfig(name, f"{PREFIX}{model}", IMAGENET_VAL_IMAGES, reference, {})
+
+
+def load_model(name: str, path: Path, classes: int) -> nn.Module:
+    """A model with the tensors of a checkpoint, in evaluation mode; nothing in it is executed.
+
+    Raises:
+        ModelError: the checkpoint cannot be read, does not fit, or is not finite.
+    """
+    from torchvision import models
+
+    from eval.images.labels import examples
+    from pplcnet import WeightsError
+    from pplcnet._checkpoint import read_checkpoint
+
+    try:
+        tensors = read_checkpoint(path)
+    except WeightsError as error:
+        raise ModelError(str(error)) from error
+    bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:
+        raise ModelError(f"{path}: {examples(bad)}: NaN or infinite values.")
+    # Old checkpoints name the layers of DenseNet with a dot (torchvision/models/densenet.py).
+    options: dict[str, Any] = {"num_classes": classes}
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": True, "transform_input": True, "init_weights": False}
+    model: nn.Module = models.get_model(name, weights=None, **options)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise ModelError(
+            f"{path} does not fit torchvision's {name} with {classes} classes: {reason[:200]}.\n"
+            "Use a checkpoint of this model."
+        ) from error
+    return model.eval()
+
+
+def preprocess_of(entry: Any) -> Preprocess:
+    """The preprocessing of an entry of the weights enum, up to the uint8 crop.
+
+    Raises:
+        UsageError: its transform is not a resize, a centre crop and a normalisation.
+    """
+    from eval.images.preprocess import Preprocess, torchvision_table
+
+    transform = entry.transforms()
+    try:
+        (size,) = transform.crop_size
+        words = (
+            f"its own, by torchvision; PIL decode; Resize({transform.resize_size[0]}, "
+            f"{transform.interpolation.value}, antialias); CenterCrop({size}); /255; "
+            f"mean {_listed(transform.mean)}, std {_listed(transform.std)}"
+        )
+        table = torchvision_table(transform.mean, transform.std)
+    except (AttributeError, TypeError, ValueError):
+        raise UsageError(
+            f"--model: the transform of {entry} is not one of torchvision's image classification."
+        ) from None
+    return Preprocess(
+        TorchvisionSource.preprocess, words, _crop_with(transform, size), table, size=size
+    )
+
+
+def _listed(values: Any) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _crop_with(transform: Any, size: int) -> Callable[[bytes], Crop]:
+    """The first steps of ``transforms/_presets.py``, ImageClassification: those before floats."""
+    import numpy as np
+    from torchvision.transforms import functional
+
+    from eval.images.preprocess import open_rgb
+
+    def crop(data: bytes) -> Crop:
+        image = functional.resize(
+            open_rgb(data),
+            transform.resize_size,
+            interpolation=transform.interpolation,
+            antialias=transform.antialias,
+        )
+        return np.asarray(functional.center_crop(image, [size, size]))
+
+    return crop
+
+
+def open_source(request: Request) -> TorchvisionSource:
+    """See `eval.models.open_source`."""
+    return TorchvisionSource(request)

@@ -1,0 +1,106 @@
+"""Our own networks: PP-LCNetV2 from a checkpoint of Paddle's, timm's or this package's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval.errors import ModelError
+from eval.measure.progress import Event, Observer
+from eval.models import RequestedImages, Source, Subject, identify
+from eval.request import FORMS, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pplcnet import PPLCNetV2
+
+
+class VariantSource(RequestedImages):
+    """A configuration and its checkpoint."""
+
+    preprocess = "torchvision"
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        assert request.published is not None
+        self.published = request.published
+        self.name = self.published.name
+
+    def load(self, classes: int, observer: Observer) -> Subject:
+        """Read the checkpoint; see `eval.models.Source.load`."""
+        return load_network(self, self._checkpoint(observer), classes)
+
+    def _checkpoint(self, observer: Observer) -> Path:
+        if self.request.weights != "auto":
+            return Path(self.request.weights)
+        observer(Event(message=f"{self.name}: looking for the released weights"))
+        from pplcnet import WeightsError, fetch_weights
+
+        try:
+            return fetch_weights(self.name, progress=False)
+        except WeightsError as error:
+            raise ModelError(str(error)) from error
+
+
+def load_network(source: Source, path: Path, classes: int, caution: str = "") -> Subject:
+    """One of our networks, from a checkpoint.
+
+    Args:
+        source: what was asked for.
+        path: the checkpoint.
+        classes: width of its answer.
+        caution: see `Subject`.
+
+    Raises:
+        ModelError: the checkpoint is missing, damaged, refused or of another model.
+    """
+    from eval.images.preprocess import PREPROCESS
+    from pplcnet import count_macs, count_parameters
+
+    files = identify([path]) if path.is_file() else ()  # else the reader says what is wrong
+    request = source.request
+    forms, layout = load_forms(source.published.model, path, tuple(request.forms or FORMS), classes)
+    subject = Subject(
+        name=source.name,
+        title=f"PP-LCNetV2 {source.published.model}",
+        weights=str(path),
+        layout=layout,
+        files=files,
+        forms=forms,
+        preprocess=PREPROCESS[request.preprocess or source.preprocess],
+        published=source.published,
+        params={form: count_parameters(model) for form, model in forms.items()},
+        macs={form: count_macs(model) for form, model in forms.items()},
+        caution=caution,
+    )
+    subject.check_unchanged()  # what was hashed is what was read
+    return subject
+
+
+def load_forms(
+    model_name: str, path: Path, wanted: tuple[str, ...], classes: int
+) -> tuple[Mapping[str, PPLCNetV2], str]:
+    """The forms that are wanted, in evaluation mode, and the layout of the checkpoint.
+
+    Raises:
+        ModelError: the checkpoint is missing, damaged, refused or of another model.
+    """
+    import pplcnet
+
+    try:
+        weights = pplcnet.read_weights(path)
+        model = pplcnet.create_model(model_name, num_classes=classes)
+        if weights.reparameterized and wanted == ("reparameterized",):
+            model = pplcnet.reparameterize(model)
+        pplcnet.load_weights(model, weights)
+    except pplcnet.WeightsError as error:
+        raise ModelError(str(error)) from error
+    model.eval()
+    make = {"unfused": lambda: model, "reparameterized": lambda: pplcnet.reparameterize(model)}
+    return {form: make[form]() for form in wanted}, f"{weights.layout} layout"
+
+
+def open_source(request: Request) -> VariantSource:
+    """See `eval.models.open_source`."""
+    return VariantSource(request)

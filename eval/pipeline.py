@@ -1,0 +1,330 @@
+"""The whole path, from a request to a verdict.
+
+request   what is asked for                             eval/request.py
+source    finds the model, refuses wrong options        eval/models/
+images    opens the validation set, checks its labels   eval/images/valset.py
+subject   the model, its files and its preprocessing    eval/models/
+measure   every image decoded once, every form asked    eval/measure/engine.py
+judge     counts against the reported figures           eval/judge/verdict.py
+save      CSV, JSON and HTML reports                    eval/results/
+follow up the history, and the gate against a baseline  eval/history.py, eval/regression.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from eval.errors import DataError, EvalError, UsageError
+from eval.evaluation import Evaluation, LabelResult, Provenance, Setup, code_sha256, versions
+from eval.images.valset import ValSet, image_list_sha256, open_valset
+from eval.judge.verdict import judge
+from eval.measure.journal import Journal, NoJournal
+from eval.measure.processes import Group, process_group
+from eval.measure.progress import Event, Observer, ignore
+from eval.models import Source, Subject, open_source
+from eval.request import Request
+from eval.results.folder import OutputFolder
+
+if TYPE_CHECKING:
+    from eval.measure.engine import Measurement
+
+
+def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
+    """Measure a model on a validation set, and judge whether it has the reported accuracy.
+
+    Nothing is printed, no signal handler is installed, and every global setting is put back.
+
+    Args:
+        request: what is asked for.
+        progress: called with every `eval.measure.progress.Event`, in this thread.
+
+    Returns:
+        The evaluation, whatever its verdict. With ``request.output``, its reports are written.
+
+    Raises:
+        UsageError: options that do not go together, or a folder that cannot be written to.
+        DataError: the validation set is missing, mislabelled or unreadable.
+        ModelError: the checkpoint is missing, damaged, refused or of another model.
+        LogitsError: a prediction is not finite, or the same for every class.
+    """
+    started = datetime.now(UTC)
+    source = open_source(request)
+    check_follow_ups(request, source)
+    with (
+        process_group() as group,
+        OutputFolder(_path(request.output), is_first=group.is_first) as folder,
+        _workspace(folder.path) as workspace,
+    ):
+        if folder.note:
+            progress(Event(message=folder.note))
+        run = Run(request, source, group, folder, progress)
+        valset = _open_images(run, workspace)
+
+        from eval.measure.settings import exact_settings
+
+        with exact_settings() as settings:
+            subject = source.load(len(valset.classes), progress)
+            setup = _choose_setup(run, subject, valset, settings)
+            with _open_journal(run, subject, setup, valset) as journal:
+                measured, setup = _measure(run, subject, setup, valset, journal)
+                subject.check_unchanged()
+                evaluation = Evaluation(
+                    subject=subject,
+                    data=str(request.data or valset.root),
+                    setup=setup,
+                    provenance=_provenance(request, subject, started),
+                    measured=measured,
+                    judgement=judge(
+                        measured, subject.published, subject.preprocess.name, setup.precision
+                    ),
+                    by_other_labels=_by_other_labels(request, measured),
+                )
+                if folder.path is not None and group.is_first:
+                    evaluation.save(folder.path)
+                    journal.remove()
+        return follow_up(evaluation, request) if group.is_first else evaluation
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the steps of one evaluation have in common."""
+
+    request: Request
+    source: Source
+    group: Group
+    folder: OutputFolder
+    progress: Observer
+
+
+def check_follow_ups(request: Request, source: Source) -> None:
+    """Before hours are spent: can the history and the baseline be used at the end?
+
+    Raises:
+        UsageError: one of them cannot, or needs an output folder that was not named.
+    """
+    if request.history or request.baseline:
+        if request.output is None:
+            raise UsageError("--history and --baseline read the reports: name an --output folder.")
+        from eval.history import check_history
+        from eval.regression import check_baseline
+
+        if request.history:
+            check_history(Path(request.history))
+        if request.baseline:
+            if Path(request.baseline).resolve() == Path(request.output).resolve():
+                raise UsageError("--baseline and --output are the same folder: name another one.")
+            preprocess = request.preprocess or source.preprocess
+            check_baseline(request.baseline, source.name, preprocess)
+
+
+def follow_up(evaluation: Evaluation, request: Request) -> Evaluation:
+    """Add the summary to the history, and compare with the baseline.
+
+    What fails here does not change the verdict, and does not hide it: it is in `problems`.
+    """
+    comparisons, problems = evaluation.comparisons, list(evaluation.problems)
+    if request.history and request.output:
+        from eval.history import append_history
+
+        try:
+            append_history(Path(request.history), Path(request.output))
+        except EvalError as error:
+            problems.append(error)
+    if request.baseline and request.output:
+        from eval.judge.gate import Asked
+        from eval.regression import compare_results
+
+        forms = list(evaluation.measured.scores)
+        asked = Asked(form=forms[0]) if len(forms) == 1 else Asked()
+        output = Path(request.output)
+        try:
+            comparisons = tuple(compare_results(request.baseline, output, asked, output=output))
+        except EvalError as error:
+            problems.append(error)
+    return replace(evaluation, comparisons=comparisons, problems=tuple(problems))
+
+
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+@contextmanager
+def _workspace(output: Path | None) -> Iterator[Path]:
+    """Where files may be made that a run needs: the output folder, or one that is removed."""
+    if output is not None:
+        yield output
+        return
+    with TemporaryDirectory(prefix="pplcnet-eval-") as folder:
+        yield Path(folder)
+
+
+def _open_images(run: Run, workspace: Path) -> ValSet:
+    """The images to evaluate.
+
+    Raises:
+        DataError: there is no validation set, it cannot be what it should be, or it has more
+            images than the reported figures are of.
+    """
+    request, group = run.request, run.group
+    root = None
+    if group.is_first:
+        root = run.source.images(workspace, run.progress)
+    group.wait()
+    root = root or run.source.images(workspace, run.progress)  # made by the first process
+    valset = open_valset(root, _path(request.labels))
+    whole = len(valset.samples)
+    expected = run.source.published.images
+    if valset.image_set.is_judged and whole > expected:
+        raise DataError(
+            f"--data {root}: {whole:,} images, but the reported figures are of {expected:,}.\n"
+            "Were images copied twice, or is `images` in the configuration wrong?"
+        )
+    if request.real_labels:
+        from eval.images.real import labels_of
+
+        labels_of(valset)  # what is wrong with them is said before hours of work
+    return valset if request.limit is None else valset.limited(request.limit)
+
+
+def _choose_setup(run: Run, subject: Subject, valset: ValSet, settings: dict[str, Any]) -> Setup:
+    """How to compute: as asked, else as suits the machine."""
+    from eval.backends.device import choose_device
+    from eval.measure.engine import choose_batch_size, choose_workers
+
+    request = run.request
+    device = choose_device(request.device, run.group.local_number)
+    batch_size = request.batch_size or choose_batch_size(device)
+    return Setup(
+        backend=request.backend or run.source.backend,
+        device=str(device),
+        precision=subject.precision or request.precision,
+        batch_size=min(batch_size, len(valset.samples)),
+        workers=request.workers or choose_workers(),
+        processes=run.group.count,
+        settings=settings,
+    )
+
+
+def _open_journal(run: Run, subject: Subject, setup: Setup, valset: ValSet) -> Journal | NoJournal:
+    """What was measured before, if it is of exactly this run."""
+    forms = list(subject.forms)
+    if run.folder.path is None:
+        return NoJournal(forms)
+    run.folder.claim()
+    run.group.wait()
+    identity = {
+        "subject": subject.name,
+        "files": {file.path.name: file.sha256 for file in subject.files},
+        "forms": forms,
+        "preprocess": subject.preprocess.name,
+        "preprocess_description": subject.preprocess.description,
+        "backend": setup.backend,
+        "device": setup.device.partition(":")[0],
+        "precision": setup.precision,
+        "on_bad_image": run.request.on_bad_image,
+        "images": len(valset.samples),
+        "image_list_sha256": image_list_sha256(valset),
+        "classes": len(valset.classes),
+        "code_sha256": code_sha256(),
+        "versions": versions(),
+    }
+    return Journal(run.folder.path, identity, forms, run.group.number)
+
+
+def _measure(
+    run: Run, subject: Subject, setup: Setup, valset: ValSet, journal: Journal | NoJournal
+) -> tuple[Measurement, Setup]:
+    """Every image through every form."""
+    import torch
+
+    from eval.backends import create_predictor
+    from eval.images.cache import CropCache
+    from eval.measure import engine
+
+    request, group, preprocess = run.request, run.group, subject.preprocess
+    assert setup.batch_size is not None
+    assert setup.workers is not None
+    run.progress(Event(message=_headline(request, subject, setup, valset)))
+    predictor = create_predictor(
+        setup.backend,
+        subject.forms,
+        preprocess,
+        torch.device(setup.device),
+        request.precision,
+        batch_size=setup.batch_size,
+        workers=setup.workers,
+    )
+    plan = engine.Plan(
+        preprocess,
+        tuple(subject.forms),
+        setup.batch_size,
+        setup.workers,
+        share=(group.number, group.count),
+        record_bad=request.on_bad_image == "record",
+    )
+    counter = _Counter(run.progress, len(valset.samples) // group.count)
+    cache = _path(request.cache)
+    with CropCache(cache, valset, preprocess) if cache else nullcontext() as crops:
+        part = engine.measure(
+            valset,
+            engine.ShrinkOnOutOfMemory(predictor, counter.tell),
+            plan,
+            journal=journal,
+            cache=crops,
+            progress=counter.add,
+        )
+    setup = replace(setup, settings={**setup.settings, **getattr(predictor, "settings", {})})
+    return engine.assemble(valset, group.gather(part), plan.forms), setup
+
+
+class _Counter:
+    """Adds up batches for an observer."""
+
+    def __init__(self, observer: Observer, total: int) -> None:
+        self._observer, self._total = observer, total
+        self._done = self._correct = 0
+
+    def add(self, images: int, correct: int) -> None:
+        """A batch is done."""
+        self._done += images
+        self._correct += correct
+        self._observer(Event("evaluating", self._done, self._total, self._correct))
+
+    def tell(self, message: str) -> None:
+        """Something a person should know."""
+        self._observer(Event(message=message))
+
+
+def _headline(request: Request, subject: Subject, setup: Setup, valset: ValSet) -> str:
+    """What is about to be measured."""
+    return (
+        f"{request.data or valset.root}: {valset.layout}, {len(valset.samples):,} images\n"
+        f"{subject.preprocess.name}: {subject.preprocess.description}\n"
+        f"{subject.weights}: {subject.layout}\n"
+        f"{setup.backend} on {setup.device}: {setup.workers} workers, batches of {setup.batch_size}"
+    )
+
+
+def _by_other_labels(request: Request, measured: Measurement) -> tuple[LabelResult, ...]:
+    """The accuracy by the ReaL labels, where that was asked for."""
+    if not request.real_labels:
+        return ()
+    from eval.images.real import score_real
+
+    return tuple(
+        LabelResult(
+            form, "ReaL", row.images, row.top1, row.top5, row.top1_correct, row.top5_correct
+        )
+        for form, row in score_real(measured).items()
+    )
+
+
+def _provenance(request: Request, subject: Subject, started: datetime) -> Provenance:
+    command = request.command or f"evaluate({request!r})"
+    return Provenance.of(subject.name, started, command, request.as_dict())

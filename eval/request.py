@@ -1,0 +1,170 @@
+"""What is asked for: the options of ``python -m eval.imagenet``, by the same names.
+
+Precedence: what is named here, then the configuration file; there are no environment variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from eval.config import VariantConfig, load_config, load_variant
+from eval.errors import UsageError
+
+DEFAULT_VARIANT = "base_ssld"
+FORMS = ("unfused", "reparameterized")
+PREPROCESSES = ("torchvision", "paddle", "squash")
+PRECISIONS = ("fp32", "bf16", "fp16")
+ON_BAD_IMAGE = ("fail", "record")
+
+_PATHS = ("data", "config", "labels", "classes", "timm_results", "cache", "output", "history")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One evaluation. A None is chosen for the model or for the machine.
+
+    Attributes:
+        data: the validation set, in any layout; leave it out with `demo`.
+        demo: evaluate the embedded known-answer model on the images that belong to it.
+        variant: a built-in configuration; ``base_ssld`` unless another model is named.
+        config: a configuration file instead.
+        model: a classifier of a library instead: ``timm:NAME`` or ``torchvision:NAME``.
+        weights: a checkpoint or an exported file; ``auto``: the cache, else a download.
+        forms: ``unfused``, ``reparameterized`` or both (a list, or text with a comma).
+        preprocess: ``torchvision``, ``paddle`` or ``squash``; None: the model's own.
+        backend: what computes the logits; None: torch, or the exported file's own runtime.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        batch_size: images in a batch.
+        workers: threads.
+        limit: only the first N images of a fixed shuffled order.
+        classes: a file with one class per line, in index order, instead of ImageNet's 1000.
+        labels: a file of labels, for images that lie in no class folders.
+        on_bad_image: ``fail``, or ``record``: it counts as wrong and is listed.
+        real_labels: score against the ReaL labels as well.
+        timm_results: timm's table of results, to show its row.
+        cache: a folder for the decoded crops.
+        output: a folder for the reports; an interrupted run continues there. With None, nothing
+            is written: `eval.Evaluation.save` does it on demand.
+        history: a CSV file to which the summary is appended.
+        baseline: an earlier result to compare with at the end.
+        stop_early: end as soon as it is certain that the full set would FAIL.
+        latency: measure the time per image, too.
+        command: how this was asked for, for the reports.
+
+    Raises:
+        UsageError: options that do not go together, or a value that is not one of those listed.
+    """
+
+    data: Path | str | None = None
+    demo: bool = False
+    variant: str | None = None
+    config: Path | str | None = None
+    model: str | None = None
+    weights: Path | str = "auto"
+    forms: Sequence[str] | str | None = None
+    preprocess: str | None = None
+    backend: str | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+    batch_size: int | None = None
+    workers: int | None = None
+    limit: int | None = None
+    classes: Path | str | None = None
+    labels: Path | str | None = None
+    on_bad_image: str = "fail"
+    real_labels: bool = False
+    timm_results: Path | str | None = None
+    cache: Path | str | None = None
+    output: Path | str | None = None
+    history: Path | str | None = None
+    baseline: Path | str | None = None
+    stop_early: bool = False
+    latency: bool = False
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for name in _PATHS:
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, Path(value))
+        object.__setattr__(self, "forms", _forms(self.forms))
+        self._check_what()
+        self._check_values()
+
+    def _check_what(self) -> None:
+        """Exactly one model and one set of images."""
+        if self.demo == (self.data is not None):
+            raise UsageError("Name a validation set with --data PATH, or use --demo (not both).")
+        if self.demo and (self.variant or self.config or self.model or self.weights != "auto"):
+            raise UsageError(
+                "--demo has a model of its own: leave --variant, --config, --model and --weights "
+                "out."
+            )
+        if self.demo and (self.classes or self.labels):
+            raise UsageError("--demo has labels of its own: leave --classes and --labels out.")
+        if self.config and self.variant:
+            raise UsageError("--config and --variant both name a configuration: use one.")
+        if self.model and self.variant:
+            raise UsageError("--model and --variant both name a model: use one.")
+        if self.classes and self.real_labels:
+            raise UsageError("--real-labels are labels of ImageNet's 1000 classes: leave one out.")
+
+    def _check_values(self) -> None:
+        choices = {
+            "precision": PRECISIONS,
+            "on_bad_image": ON_BAD_IMAGE,
+            "preprocess": (None, *PREPROCESSES),
+        }
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in known:
+                listed = ", ".join(filter(None, known))
+                raise UsageError(f"--{name.replace('_', '-')} {value}: use one of {listed}.")
+        for name in ("batch_size", "workers", "limit"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or value < 1):
+                raise UsageError(f"--{name.replace('_', '-')} {value}: use a number from 1 on.")
+        if self.stop_early and self.limit is not None:
+            raise UsageError("--stop-early ends a run of the whole set: leave --limit out.")
+
+    @cached_property
+    def published(self) -> VariantConfig | None:
+        """The configuration that was named: what is reported about the model.
+
+        Raises:
+            UsageError: there is none of that name, or it cannot be read.
+        """
+        if self.config:
+            return load_config(Path(self.config))
+        if self.variant:
+            return load_variant(self.variant)
+        return None if self.model or self.demo else load_variant(DEFAULT_VARIANT)
+
+    @property
+    def library_model(self) -> str | None:
+        """``LIBRARY:NAME``, from the options or the configuration; None for our own networks."""
+        if self.model:
+            return self.model
+        if self.published and ":" in self.published.model:
+            return self.published.model
+        return None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The options as plain values, for ``run.json``."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def _forms(asked: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    """In their fixed order."""
+    if asked is None:
+        return None
+    forms = asked.split(",") if isinstance(asked, str) else list(asked)
+    if not forms or len(set(forms)) != len(forms) or not set(forms) <= set(FORMS):
+        raise UsageError(f"--forms {','.join(forms)}: use unfused, reparameterized, or both.")
+    return tuple(form for form in FORMS if form in forms)

@@ -1,0 +1,82 @@
+"""An evaluation as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from eval.judge.verdict import FormResult
+from eval.results.schema import TOP
+
+if TYPE_CHECKING:
+    from eval.evaluation import Evaluation
+
+_HEADER = f"{'':<16} {'top-1':>8} {'correct':>8} {'top-5':>8} {'correct':>8} {'NLL':>8}"
+
+
+def format_evaluation(evaluation: Evaluation) -> str:
+    """The figures, what they are compared with, and the verdict; without a trailing newline."""
+    subject, measured = evaluation.subject, evaluation.measured
+    first = evaluation.judgement.forms[0]
+    lines = [subject.caution] if subject.caution else []
+    lines += [
+        f"{subject.name}: {first.images:,} images of {evaluation.data} ({measured.valset.layout})",
+        f"{subject.preprocess.name}: {subject.preprocess.description}",
+        "",
+        _HEADER,
+        *_measured(evaluation),
+        *_published(evaluation, first),
+        "",
+        *_remarks(evaluation, first),
+        *(f"{r.verdict}  {r.form}: {r.reason}" for r in evaluation.judgement.forms),
+        *evaluation.judgement.warnings,
+    ]
+    if evaluation.judgement.disagreement:
+        lines.append(evaluation.judgement.disagreement)
+    return "\n".join(lines)
+
+
+def _measured(evaluation: Evaluation) -> Iterator[str]:
+    for result in evaluation.judgement.forms:
+        nll = evaluation.measured.scores[result.form].mean_nll
+        yield (
+            f"{result.form:<16} {result.accuracy(1):8.3f} {result.correct[1]:8,} "
+            f"{result.accuracy(TOP):8.3f} {result.correct[TOP]:8,} "
+            + ("" if nll is None else f"{nll:8.4f}")
+        )
+    for row in evaluation.by_other_labels:
+        yield (
+            f"{row.form:<16} {row.top1:8.3f} {row.top1_correct:8,} "
+            f"{row.top5:8.3f} {row.top5_correct:8,} {'':8}   {row.labels}, {row.images:,} images"
+        )
+
+
+def _published(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
+    published = evaluation.subject.published
+    if first.reference[1] is not None:
+        figures = _figures(published.reference_word, first.reference[1], first.reference[TOP])
+        yield f"{figures}   {first.reference_source}"
+    for other in published.others_on(evaluation.measured.valset.image_set):
+        yield f"{_figures(other.name, other.top1, other.top5)}   {other.source}"
+
+
+def _figures(name: str, top1: float, top5: float | None) -> str:
+    shown = "" if top5 is None else f"{top5:.3f}"
+    return f"{name:<16} {top1:8.3f} {'':8} {shown:>8} {'':8} {'':8}"
+
+
+def _remarks(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
+    measured = evaluation.measured
+    if measured.max_logit_diff is not None:
+        yield (
+            f"Both forms: largest logit difference {measured.max_logit_diff:.2g}, "
+            f"{len(measured.flips)} flipped predictions"
+        )
+    if measured.bad:
+        yield f"Bad images, counted as wrong: {len(measured.bad)} (bad_images.csv)"
+    low, high = first.interval()
+    rate = measured.images_per_second
+    yield (
+        f"95 % interval of {first.form} top-1: {low:.3f} to {high:.3f}"
+        + ("" if rate is None else f"; {rate:.1f} images/s")
+    )

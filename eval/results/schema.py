@@ -1,0 +1,399 @@
+"""The files of a result, column by column: what they mean, and where their values come from.
+
+Everything that writes, reads or documents a result file takes its columns from here;
+``python -m eval.results.schema`` prints ``docs/results.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # reading a result needs none of them
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from eval.evaluation import Evaluation
+    from eval.judge.verdict import FormResult
+
+SUMMARY_FILE = "summary.csv"
+PREDICTIONS_FILE = "predictions.csv"
+PER_CLASS_FILE = "per_class.csv"
+BAD_IMAGES_FILE = "bad_images.csv"
+RUN_FILE = "run.json"
+PAGE_FILE = "report.html"
+TOP = 5  # ranked classes that are kept of each image
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of ``summary.csv``.
+
+    Attributes:
+        name: as in the file.
+        meaning: for people; units included.
+        value: from an evaluation and one of its forms.
+        numeric: whether it holds a number, or nothing.
+    """
+
+    name: str
+    meaning: str
+    value: Callable[[Evaluation, FormResult], Any]
+    numeric: bool = False
+
+
+def _number(name: str, meaning: str, value: Callable[[Evaluation, FormResult], Any]) -> Column:
+    return Column(name, meaning, value, numeric=True)
+
+
+SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
+    Column("run_id", "name of the run", lambda e, _: e.provenance.run_id),
+    Column(
+        "started_at",
+        "UTC, ISO 8601",
+        lambda e, _: e.provenance.started_at.isoformat(timespec="seconds"),
+    ),
+    Column("variant", "what was evaluated", lambda e, _: e.subject.name),
+    Column(
+        "form",
+        "`unfused` (as trained), `reparameterized` (as deployed), `exported` (a file of another "
+        "runtime) or `scored` (predictions made elsewhere)",
+        lambda _, f: f.form,
+    ),
+    Column("backend", "what computed the logits", lambda e, _: e.setup.backend),
+    Column("device", "where they were computed", lambda e, _: e.setup.device),
+    Column("precision", "`fp32`, `bf16`, `fp16` or `int8`", lambda e, _: e.setup.precision),
+    Column("preprocess", "name of the preprocessing", lambda e, _: e.subject.preprocess.name),
+    _number("images", "images that were evaluated", lambda _, f: f.images),
+    _number("images_expected", "images of the whole set", lambda _, f: f.images_expected),
+    _number(
+        "bad_images",
+        "images that could not be decoded; they count as wrong",
+        lambda e, _: len(e.measured.bad),
+    ),
+    _number("top1_correct", "images whose label is the best class", lambda _, f: f.correct[1]),
+    _number(
+        "top5_correct", "images whose label is among the five best", lambda _, f: f.correct[TOP]
+    ),
+    _number("top1", "accuracy in percent: top1_correct / images", lambda _, f: f.accuracy(1)),
+    _number("top5", "accuracy in percent: top5_correct / images", lambda _, f: f.accuracy(TOP)),
+    _number(
+        "top1_ci_low", "95 % Wilson interval of top1, in percent", lambda _, f: f.interval()[0]
+    ),
+    _number("top1_ci_high", "its upper end", lambda _, f: f.interval()[1]),
+    _number(
+        "reference_top1",
+        "reported accuracy in percent; empty where there is none",
+        lambda _, f: f.reference[1],
+    ),
+    _number("reference_top5", "the same for top-5", lambda _, f: f.reference[TOP]),
+    Column("reference_source", "where it is reported", lambda _, f: f.reference_source),
+    _number("delta_top1", "measured minus reported, in percentage points", lambda _, f: f.delta(1)),
+    _number("delta_top5", "the same for top-5", lambda _, f: f.delta(TOP)),
+    _number(
+        "tolerance",
+        "images by which a count may differ from the reported one; empty where nothing is compared",
+        lambda _, f: f.tolerance,
+    ),
+    Column(
+        "verdict",
+        "`PASS`, `FAIL`, `PARTIAL`, `INCOMPLETE`, `NO_REFERENCE` or `DISAGREE`",
+        lambda _, f: f.verdict.value,
+    ),
+    _number(
+        "nll",
+        "mean negative log-likelihood of the label, in nats",
+        lambda e, f: e.measured.scores[f.form].mean_nll,
+    ),
+    _number(
+        "max_abs_logit_diff",
+        "largest difference of a logit between the two forms",
+        lambda e, _: e.measured.max_logit_diff,
+    ),
+    _number(
+        "prediction_flips",
+        "images whose best class differs between the two forms",
+        lambda e, _: len(e.measured.flips) if len(e.measured.scores) > 1 else None,
+    ),
+    _number(
+        "images_per_second",
+        "rate of the images that this run measured; empty where it measured none",
+        lambda e, _: e.measured.images_per_second,
+    ),
+    _number("seconds", "wall time of those images", lambda e, _: e.measured.seconds),
+    _number("params", "learned values of the form", lambda e, f: e.subject.params[f.form]),
+    _number("macs", "multiply-accumulates of one image", lambda e, f: e.subject.macs[f.form]),
+    Column("weights", "the checkpoint or exported file", lambda e, _: e.subject.weights),
+    Column(
+        "weights_sha256",
+        "SHA-256 of the file; of several files, that of the sorted list of their hashes and names",
+        lambda e, _: e.subject.sha256,
+    ),
+    Column(
+        "dataset_sha256",
+        "SHA-256 over the names, labels and contents of the images",
+        lambda e, _: e.measured.dataset_sha256,
+    ),
+    Column("torch", "version", lambda e, _: e.provenance.versions["torch"]),
+    Column("torchvision", "version", lambda e, _: e.provenance.versions["torchvision"]),
+    Column("timm", "version", lambda e, _: e.provenance.versions["timm"]),
+    Column(
+        "git_commit",
+        "commit of the code, with `+` if it was modified; empty outside of a checkout",
+        lambda e, _: e.provenance.git_commit,
+    ),
+    Column("command", "how the run was started", lambda e, _: e.provenance.command),
+)
+SUMMARY_COLUMNS: tuple[str, ...] = tuple(column.name for column in SUMMARY)
+
+# Name and meaning; `{form}` stands for each form of the run.
+PREDICTIONS: tuple[tuple[str, str], ...] = (
+    ("index", "position of the image in the set, sorted by path"),
+    ("path", "inside the validation set, with forward slashes"),
+    ("label", "index of its class"),
+    (
+        "{form}_rank",
+        (
+            "classes before the label: those with a greater logit, and equal ones with a lower "
+            "index; 0 is a correct prediction; empty for a bad image"
+        ),
+    ),
+    *((f"{{form}}_top{k}", f"class number {k} of the ranking") for k in range(1, TOP + 1)),
+    *((f"{{form}}_prob{k}", "its probability (softmax)") for k in range(1, TOP + 1)),
+)
+PER_CLASS: tuple[tuple[str, str], ...] = (
+    ("synset", "the class: its WordNet id, or the name of its folder"),
+    ("name", "what people call it"),
+    ("images", "images of the class"),
+    ("{form}_correct@1", "of those, images whose label is the best class"),
+    ("{form}_correct@5", "of those, images whose label is among the five best"),
+)
+BAD_IMAGES: tuple[tuple[str, str], ...] = (
+    ("index", "as in predictions.csv"),
+    ("path", "as in predictions.csv"),
+    ("label", "as in predictions.csv"),
+    ("reason", "why the image cannot be decoded"),
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of ``run.json``.
+
+    Attributes:
+        name: as in the file.
+        group: the heading that a person finds it under.
+        meaning: for people.
+        value: from an evaluation.
+        shown: whether the HTML page lists it; the others are shown there in words of their own.
+    """
+
+    name: str
+    group: str
+    meaning: str
+    value: Callable[[Evaluation], Any]
+    shown: bool = True
+
+
+RUN: tuple[Key, ...] = (
+    Key("run_id", "Run", "name of the run", lambda e: e.provenance.run_id),
+    Key("verdict", "Run", "of the whole run: the gravest of its forms", lambda e: e.verdict.value,
+        shown=False),
+    Key("exit_code", "Run", "of the command", lambda e: e.exit_code, shown=False),
+    Key("started_at", "Run", "UTC, ISO 8601",
+        lambda e: e.provenance.started_at.isoformat(timespec="seconds")),
+    Key("seconds", "Run", "wall time of the images that this run measured",
+        lambda e: e.measured.seconds),
+    Key("images_per_second", "Run", "their rate", lambda e: e.measured.images_per_second),
+    Key("images_measured_now", "Run", "how many they are; others were kept from an interrupted run",
+        lambda e: e.measured.measured_now),
+    Key("machine", "Run", "operating system and processor", lambda e: e.provenance.machine),
+    Key("command", "Run", "how the run was started", lambda e: e.provenance.command, shown=False),
+    Key("request", "Run", "all options", lambda e: e.provenance.request, shown=False),
+    Key("model", "Model", "what was evaluated", lambda e: e.subject.title),
+    Key("weights", "Model", "the checkpoint or exported file", lambda e: e.subject.weights),
+    Key("weights_layout", "Model", "how it is kept", lambda e: e.subject.layout),
+    Key("weights_sha256", "Model", "of all files of the model", lambda e: e.subject.sha256),
+    Key("files", "Model", "each file, with its size in bytes and its SHA-256",
+        lambda e: {str(f.path): f"{f.size:,} bytes, {f.sha256}" for f in e.subject.files}),
+    Key("params", "Model", "learned values of each form", lambda e: dict(e.subject.params)),
+    Key("macs", "Model", "multiply-accumulates of one image", lambda e: dict(e.subject.macs)),
+    Key("data", "Images", "the validation set", lambda e: e.data),
+    Key("layout", "Images", "how it is kept, and who gives the labels",
+        lambda e: e.measured.valset.layout),
+    Key("images", "Images", "images that were evaluated",
+        lambda e: len(e.measured.valset.samples)),
+    Key("bad_images", "Images", "those that could not be decoded", lambda e: len(e.measured.bad)),
+    Key("dataset_sha256", "Images", "SHA-256 over names, labels and contents",
+        lambda e: e.measured.dataset_sha256),
+    Key("preprocess", "Pipeline", "name of the preprocessing", lambda e: e.subject.preprocess.name),
+    Key("preprocess_description", "Pipeline", "the preprocessing in one line",
+        lambda e: e.subject.preprocess.description),
+    Key("backend", "Pipeline", "what computed the logits", lambda e: e.setup.backend),
+    Key("device", "Pipeline", "where", lambda e: e.setup.device),
+    Key("precision", "Pipeline", "in what", lambda e: e.setup.precision),
+    Key("batch_size", "Pipeline", "images in a batch", lambda e: e.setup.batch_size),
+    Key("workers", "Pipeline", "threads of a process", lambda e: e.setup.workers),
+    Key("processes", "Pipeline", "processes of the run", lambda e: e.setup.processes),
+    Key("settings", "Pipeline", "switches that results may depend on",
+        lambda e: dict(e.setup.settings)),
+    Key("versions", "Code", "of Python and the libraries", lambda e: dict(e.provenance.versions)),
+    Key("code_sha256", "Code", "of this project's own code", lambda e: e.provenance.code_sha256),
+    Key("git_commit", "Code", "of the checkout, with + if it was modified",
+        lambda e: e.provenance.git_commit),
+    Key("published", "Reference", "the reported figures, tolerances and third-party results",
+        lambda e: asdict(e.subject.published), shown=False),
+    Key("results", "Reference", "figures, verdict and reason of each form",
+        lambda e: [_result(f) for f in e.judgement.forms], shown=False),
+    Key("disagreement", "Reference", "how the two forms differ, where they do",
+        lambda e: e.judgement.disagreement, shown=False),
+    Key("by_other_labels", "Reference", "accuracies by other sets of labels, such as ReaL",
+        lambda e: [asdict(row) for row in e.by_other_labels], shown=False),
+    Key("largest_logit", "Forms", "largest absolute logit", lambda e: e.measured.largest_logit,
+        shown=False),
+    Key("max_abs_logit_diff", "Forms", "largest difference of a logit between the two forms",
+        lambda e: e.measured.max_logit_diff, shown=False),
+    Key("flips", "Forms", "images whose best class differs between the two forms",
+        lambda e: _flips(e), shown=False),
+)  # fmt: skip
+
+
+def _result(result: FormResult) -> dict[str, Any]:
+    return {**asdict(result), "top1": result.accuracy(1), "top5": result.accuracy(TOP)}
+
+
+def _flips(evaluation: Evaluation) -> list[dict[str, Any]]:
+    measured = evaluation.measured
+    if len(measured.scores) < 2:
+        return []
+    return [
+        {
+            "path": measured.valset.samples[index].path,
+            "label": measured.valset.samples[index].label,
+            **{form: int(scores.top[index, 0]) for form, scores in measured.scores.items()},
+        }
+        for index in measured.flips
+    ]
+
+
+def summary_table(evaluation: Evaluation) -> pd.DataFrame:
+    """One row per form."""
+    import pandas as pd
+
+    rows = [
+        {column.name: column.value(evaluation, result) for column in SUMMARY}
+        for result in evaluation.judgement.forms
+    ]
+    return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS), dtype=object)
+
+
+def predictions_table(evaluation: Evaluation) -> pd.DataFrame:
+    """One row per image; what a bad image has no value for is empty."""
+    import pandas as pd
+
+    measured = evaluation.measured
+    columns: dict[str, Any] = {
+        "index": range(len(measured.valset.samples)),
+        "path": [sample.path for sample in measured.valset.samples],
+        "label": measured.labels,
+    }
+    for form, scores in measured.scores.items():
+        columns[f"{form}_rank"] = _empty_if_negative(scores.rank)
+        for k in range(TOP):
+            columns[f"{form}_top{k + 1}"] = _empty_if_negative(scores.top[:, k])
+        for k in range(TOP):
+            columns[f"{form}_prob{k + 1}"] = scores.prob[:, k]
+    return pd.DataFrame(columns)
+
+
+def per_class_table(evaluation: Evaluation) -> pd.DataFrame:
+    """One row per class of the model."""
+    import numpy as np
+    import pandas as pd
+
+    measured = evaluation.measured
+    classes = measured.valset.classes
+    columns: dict[str, Any] = {
+        "synset": [row.folder for row in classes.rows],
+        "name": [row.title for row in classes.rows],
+        "images": np.bincount(measured.labels, minlength=len(classes)),
+    }
+    for form, scores in measured.scores.items():
+        for k in (1, TOP):
+            columns[f"{form}_correct@{k}"] = scores.correct_per_class(
+                measured.labels, k, len(classes)
+            )
+    return pd.DataFrame(columns)
+
+
+def bad_images_table(evaluation: Evaluation) -> pd.DataFrame:
+    """One row per image that could not be decoded."""
+    import pandas as pd
+
+    samples = evaluation.measured.valset.samples
+    rows = [
+        {"index": i, "path": samples[i].path, "label": samples[i].label, "reason": reason}
+        for i, reason in sorted(evaluation.measured.bad.items())
+    ]
+    return pd.DataFrame(rows, columns=[name for name, _ in BAD_IMAGES])
+
+
+def _empty_if_negative(values: NDArray[np.int64]) -> pd.Series[int]:
+    import pandas as pd
+
+    return pd.Series(values, dtype="Int64").mask(values < 0)
+
+
+def run_document(evaluation: Evaluation) -> dict[str, Any]:
+    """The content of ``run.json``."""
+    return {key.name: key.value(evaluation) for key in RUN}
+
+
+def shown_facts(evaluation: Evaluation) -> Mapping[str, Sequence[tuple[str, Any]]]:
+    """The keys of ``run.json`` that a person looks for, by heading: name in words, and value."""
+    groups: dict[str, list[tuple[str, Any]]] = {}
+    for key in RUN:
+        if key.shown:
+            words = key.name.replace("_", " ")
+            groups.setdefault(key.group, []).append((words, key.value(evaluation)))
+    return groups
+
+
+_INTRODUCTION = """\
+# The files of a result
+
+`python -m eval.imagenet --output DIR` writes them, and so does `Evaluation.save(DIR)`. This page is
+printed by `python -m eval.results.schema`.
+
+`summary.csv` is written last: where it stands, all other files of its run stand beside it. Files
+are UTF-8; percentages are unrounded numbers (`80.07`), counts are integers, and an empty cell is a
+value that does not exist. Cells are written as they are: a path that begins with `=`, `+`, `-` or
+`@` is not escaped, since escaping would change it. Import the columns as text before you open such
+a file in a spreadsheet program.
+"""
+
+
+def document() -> str:
+    """``docs/results.md``."""
+    per_form = "`{form}` stands for each form of the run."
+    run = [(key.name, f"{key.meaning} ({key.group.lower()})") for key in RUN]
+    sections = [
+        (SUMMARY_FILE, "One row per form.", [(c.name, c.meaning) for c in SUMMARY]),
+        (PREDICTIONS_FILE, f"One row per image. {per_form}", PREDICTIONS),
+        (PER_CLASS_FILE, f"One row per class. {per_form}", PER_CLASS),
+        (BAD_IMAGES_FILE, "One row per bad image; only where there are any.", BAD_IMAGES),
+        (RUN_FILE, "One object: the options, the environment, the results.", run),
+    ]
+    lines = [_INTRODUCTION]
+    for name, about, columns in sections:
+        kind = "key" if name == RUN_FILE else "column"
+        lines += [f"## {name}", "", about, "", f"| {kind} | meaning |", "|---|---|"]
+        lines += [f"| `{column}` | {meaning} |" for column, meaning in columns]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(document(), end="")
