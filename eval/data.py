@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from eval.config import IMAGENET_VAL_IMAGES
 from eval.errors import DataError, EvalError
 from eval.images.sets import VAL
 
@@ -91,7 +92,7 @@ class Survey:
     @property
     def expected(self) -> int:
         """Images of the whole set."""
-        return self.valset.image_set.images
+        return self.valset.image_set.images or len(self.looks)
 
     @property
     def complete(self) -> bool:
@@ -112,7 +113,7 @@ class Survey:
                 "copies; none may be left out."
             )
         surplus = sum(len(group) - 1 for group in self.duplicates)
-        if surplus > _OWN_DUPLICATES * images // VAL.images:
+        if surplus > _OWN_DUPLICATES * images // IMAGENET_VAL_IMAGES:
             found.append(
                 f"{surplus:,} images are copies of others: get those again under their own names."
             )

@@ -1,10 +1,9 @@
-"""``python -m eval.sweep``: several forms, backends, precisions and preprocessings, one table.
+"""``python -m eval.sweep``: several models, forms, backends and precisions in one table.
 
-Each combination is a run of ``python -m eval.imagenet`` in a process of its own, with its whole
-report in a folder of its own. All of them share one cache of crops, which is filled first, so that
-each image is decoded once for each preprocessing and the speeds are those of the models. A
-combination that a runtime does not offer is named and left out; one that fails is named, and the
-others go on.
+Each row is one evaluation, with its whole report in a folder of its own. All of them share one
+cache of crops, which is filled first, so that each image is decoded once for each preprocessing and
+the speeds are those of the models. A combination that a runtime does not offer is named and left
+out; one that fails is named, and the others go on.
 """
 
 from __future__ import annotations
@@ -13,54 +12,84 @@ import argparse
 import csv
 import io
 import itertools
-import subprocess
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from eval.backends import BACKENDS
-from eval.backends.exported import RUNTIMES, is_exported, precision_of, size_of
+from eval.backends.exported import FORM, RUNTIMES, is_exported, precision_of
+from eval.command import CRASHED, run_command
 from eval.config import VariantConfig, load_variant
 from eval.errors import EvalError, UsageError
-from eval.imagenet import CRASHED, FORMS, INTERRUPTED, PRECISIONS, PREPROCESSES
+from eval.imagenet import positive
 from eval.images.sets import VAL, ImageSet
+from eval.request import FORMS, ON_BAD_IMAGE, PRECISIONS, PREPROCESSES, Request
 from eval.results.files import write_atomically
+
+if TYPE_CHECKING:
+    from eval.evaluation import Evaluation
 
 COLUMNS = (
     *("name", "variant", "weights", "form", "backend", "precision", "preprocess", "images"),
     *("top1_correct", "top5_correct", "top1", "top5", "flips", "images_per_second", "megabytes"),
     *("verdict", "exit_code", "output"),
 )
+OWN = "own"  # the model's own preprocessing
 
 
 @dataclass(frozen=True)
 class Combination:
-    """One run: a model, its form, and how it is computed."""
+    """One row: a model, its form, and how it is computed.
 
-    model: str  # what to call the weights among those of the sweep
+    Attributes:
+        model: what to call the weights among those of the sweep.
+        variant: a built-in configuration, or ``LIBRARY:NAME``.
+        weights: a file, or ``auto``.
+        form: "" for an exported file.
+        backend, precision, preprocess: as on the command line.
+    """
+
+    model: str
     variant: str
     weights: str
-    form: str  # "" for an exported file
+    form: str
     backend: str
     precision: str
     preprocess: str
 
     @property
-    def name(self) -> str:
-        """Of its folder."""
+    def words(self) -> tuple[str, ...]:
+        """What tells it from others."""
         words = (self.model, self.form, self.backend, self.precision, self.preprocess)
-        return "-".join(word for word in words if word)
+        return tuple(word for word in words if word)
 
     @property
-    def words(self) -> list[str]:
-        """For the command line of ``eval.imagenet``."""
-        form = ["--forms", self.form] if self.form else []
-        precision = [] if is_exported(self.weights) else ["--precision", self.precision]
-        return [
-            *("--variant", self.variant, "--weights", self.weights, *form, *precision),
-            *("--backend", self.backend, "--preprocess", self.preprocess),
-        ]
+    def name(self) -> str:
+        """Of its folder."""
+        return "-".join(self.words).replace("/", "_").replace(":", "-")
+
+    def request(self, args: argparse.Namespace, output: Path) -> Request:
+        """The evaluation of this row."""
+        library = ":" in self.variant
+        return Request(
+            data=args.data,
+            variant=None if library else self.variant,
+            model=self.variant if library else None,
+            weights=self.weights,
+            forms=self.form or None,
+            backend=self.backend,
+            precision="fp32" if is_exported(self.weights) else self.precision,
+            preprocess=None if self.preprocess == OWN else self.preprocess,
+            limit=args.limit,
+            labels=args.labels,
+            on_bad_image=args.on_bad_image,
+            cache=args.cache,
+            output=output,
+            command=args.command,
+        )
 
 
 def combinations(args: argparse.Namespace) -> Iterator[Combination]:
@@ -99,99 +128,101 @@ def _model_name(args: argparse.Namespace, variant: str, weights: str) -> str:
     return "-".join(names)
 
 
-def fill_cache(args: argparse.Namespace) -> ImageSet:
+def fill_cache(requests: Sequence[Request], quiet: bool) -> ImageSet:
     """Decode each image once for each preprocessing; what is bad is left to the runs.
 
     Returns:
         Which set the images are of.
     """
     from eval.images.cache import CropCache
-    from eval.images.preprocess import PREPROCESS
     from eval.images.valset import open_valset
     from eval.measure.engine import choose_workers
-    from eval.measure.progress import Progress
+    from eval.measure.progress import Event, ProgressBar
+    from eval.measure.settings import exact_settings
+    from eval.models import choose_preprocess, open_source
 
-    valset = open_valset(args.data, args.labels)
-    if args.limit is not None:
-        valset = valset.limited(args.limit)
-    for name in args.preprocess:
-        with (
-            CropCache(args.cache, valset, PREPROCESS[name]) as cache,
-            Progress(len(valset.samples), args.quiet) as progress,
-        ):
-            progress.describe(f"decoding, {name}")
-            cache.fill(choose_workers(), lambda: progress.add(1))
+    first = requests[0]
+    assert first.data is not None
+    valset = open_valset(Path(first.data), Path(first.labels) if first.labels else None)
+    if first.limit is not None:
+        valset = valset.limited(first.limit)
+    pipelines = {}
+    for request in requests:
+        preprocess = choose_preprocess(open_source(request))
+        pipelines[preprocess.name, preprocess.description] = preprocess
+    total = len(valset.samples)
+    with exact_settings(), ProgressBar(quiet) as bar:
+        for preprocess in pipelines.values():
+            done = itertools.count(1)
+            stage = f"decoding, {preprocess.name}"
+            with CropCache(Path(str(first.cache)), valset, preprocess) as cache:
+                cache.fill(
+                    choose_workers(),
+                    lambda stage=stage, done=done: bar(Event(stage, next(done), total)),  # type: ignore[misc]
+                )
     return valset.image_set
 
 
-def run_one(combination: Combination, args: argparse.Namespace) -> tuple[int, Path]:
-    """Run a combination; its exit code and folder."""
-    output = args.output / combination.name
-    words = [*combination.words, "--data", str(args.data), "--cache", str(args.cache)]
-    words += ["--output", str(output), "--on-bad-image", args.on_bad_image]
-    if args.limit is not None:
-        words += ["--limit", str(args.limit)]
-    if args.labels:
-        words += ["--labels", str(args.labels)]
-    done = subprocess.run(
-        [sys.executable, "-m", "eval.imagenet", *words, "--quiet"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    write_atomically(output / "console.txt", done.stdout + done.stderr)
-    if done.returncode not in (0, 1):
-        print(f"{combination.name}: {done.stderr.strip()}", file=sys.stderr)
-    return done.returncode, output
+def row_of(combination: Combination, output: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """A row of the table."""
+    (result,) = evaluation.judgement.forms
+    return {
+        **_asked(combination, output),
+        "images": result.images,
+        "top1_correct": result.correct[1],
+        "top5_correct": result.correct[5],
+        "top1": result.accuracy(1),
+        "top5": result.accuracy(5),
+        "images_per_second": evaluation.measured.images_per_second,
+        "megabytes": sum(file.size for file in evaluation.subject.files) / 1e6,
+        "verdict": result.verdict.value,
+        "exit_code": evaluation.exit_code,
+    }
 
 
-def row_of(
-    combination: Combination, code: int, output: Path, first: list[str] | None
-) -> tuple[dict[str, object], list[str]]:
-    """A row of the table, and the best class of each image."""
-    row: dict[str, object] = {
+def _asked(combination: Combination, output: Path) -> dict[str, Any]:
+    return {
         "name": combination.name,
         "variant": combination.variant,
         "weights": combination.weights,
-        "form": combination.form or "exported",
+        "form": combination.form or FORM,
         "backend": combination.backend,
         "precision": combination.precision,
         "preprocess": combination.preprocess,
-        "exit_code": code,
         "output": str(output),
     }
-    if not (output / "summary.csv").is_file():
-        return row, []
-    with (output / "summary.csv").open(encoding="utf-8") as file:
-        summary = next(csv.DictReader(file))
-    with (output / "predictions.csv").open(encoding="utf-8") as file:
-        classes = [line[f"{row['form']}_top1"] for line in csv.DictReader(file)]
-    row |= {key: summary[key] for key in ("images", "top1_correct", "top5_correct", "top1", "top5")}
-    row |= {key: summary[key] for key in ("images_per_second", "verdict")}
-    row["flips"] = sum(a != b for a, b in zip(classes, first or classes, strict=True))
-    path = Path(summary["weights"])
-    row["megabytes"] = size_of(path) / 1e6 if path.is_file() else ""
-    return row, classes
 
 
-def table(rows: Sequence[dict[str, object]]) -> str:
-    """What a person reads."""
-    width = max(len(str(row["name"])) for row in rows)
-    heading = f"{'':{width}}  {'top-1':>7}  {'correct':>8}  {'top-5':>7}  {'correct':>8}"
-    lines = [f"{heading}  {'flips':>6}  {'images/s':>8}  {'MB':>6}  verdict"]
-    for row in rows:
+def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """What a person reads; `names` are short ones, for each row."""
+    width = max(len(name) for name in names)
+    header = f"{'':{width}} {'top-1':>7} {'right':>6} {'top-5':>7} {'right':>6} {'flips':>5} "
+    lines = [f"{header}{'img/s':>6} {'MB':>5} verdict"]
+    for name, row in zip(names, rows, strict=True):
         if "top1" not in row:
-            lines.append(f"{row['name']:{width}}  failed with exit code {row['exit_code']}")
+            lines.append(f"{name:{width}} failed with exit code {row['exit_code']}")
             continue
+        rate = "" if row["images_per_second"] is None else f"{row['images_per_second']:.1f}"
         lines.append(
-            f"{row['name']:{width}}  {float(str(row['top1'])):7.3f}  {row['top1_correct']:>8}"
-            f"  {float(str(row['top5'])):7.3f}  {row['top5_correct']:>8}  {row['flips']:>6}"
-            f"  {float(str(row['images_per_second'] or 'nan')):8.1f}"
-            f"  {float(str(row['megabytes'] or 'nan')):6.1f}  {row['verdict']}"
+            f"{name:{width}} {row['top1']:7.3f} {row['top1_correct']:6,} {row['top5']:7.3f} "
+            f"{row['top5_correct']:6,} {row['flips']:5,} {rate:>6} "
+            f"{row['megabytes']:5.1f} {row['verdict']}"
         )
     return "\n".join(lines)
 
 
+def short_names(planned: Sequence[Combination]) -> list[str]:
+    """The words in which the rows of a table differ."""
+    columns = [
+        [getattr(row, field) for row in planned]
+        for field in ("model", "form", "backend", "precision", "preprocess")
+    ]
+    differing = [column for column in columns if len(set(column)) > 1] or columns[:1]
+    return [" ".join(word for word in words if word) for words in zip(*differing, strict=True)]
+
+
 def reported(variant: VariantConfig, image_set: ImageSet) -> Iterator[str]:
-    """What was reported of a variant on a set, and what others got, on whatever device."""
+    """What was reported of a variant on a set, and third-party results."""
     reference = variant.reference_for("") if image_set is VAL else None
     rows = [(row.name, row.top1, row.top5, row.source) for row in variant.others_on(image_set)]
     if reference and reference.top1 is not None:
@@ -201,51 +232,67 @@ def reported(variant: VariantConfig, image_set: ImageSet) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; its exit code is the largest of the runs'."""
-    try:
-        args = parse(argv)
-        planned = list(combinations(args))
-        if not planned:
-            raise UsageError("Nothing is left to run: see what was left out above.")
-        names = [combination.name for combination in planned]
-        if len(set(names)) < len(names):
-            raise UsageError("--weights: two files have the same name. Rename one of them.")
-        image_set = fill_cache(args)
-        rows: list[dict[str, object]] = []
-        first: dict[tuple[str, str], list[str]] = {}
-        for combination in planned:
-            code, output = run_one(combination, args)
-            if code == INTERRUPTED:
-                raise KeyboardInterrupt
-            against = (combination.variant, combination.preprocess)
-            row, classes = row_of(combination, code, output, first.get(against))
-            if classes:
-                first.setdefault(against, classes)
-            rows.append(row)
-            if not args.quiet:
-                print(f"{combination.name}: exit code {code}", file=sys.stderr)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(args.output / "sweep.csv", text.getvalue())
-    except EvalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues", file=sys.stderr)
-        return INTERRUPTED
-    print(table(rows))
+    """Run a command line; its exit code is the largest of the evaluations'."""
+    return run_command(_main, argv, interrupted=lambda: "interrupted: the same command continues")
+
+
+def _main(arguments: Sequence[str]) -> int:
+    args = parse(arguments)
+    planned = list(combinations(args))
+    if not planned:
+        raise UsageError("Nothing is left to run: see what was left out above.")
+    names = [combination.name for combination in planned]
+    if len(set(names)) < len(names):
+        raise UsageError("--weights: two files have the same name. Rename one of them.")
+    requests = [row.request(args, args.output / row.name) for row in planned]
+    image_set = fill_cache(requests, args.quiet)
+    rows = list(_rows(planned, requests, args.quiet))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(args.output / "sweep.csv", text.getvalue())
+    print(table(rows, short_names(planned)))
     print("Flips: images whose best class is not that of the first row of the same pixels.")
     for variant in args.variant:
-        for line in reported(load_variant(variant), image_set):
-            print(line)
+        if ":" not in variant:
+            for line in reported(load_variant(variant), image_set):
+                print(line)
     print(f"Reports: {args.output}")
-    codes = [int(str(row["exit_code"])) for row in rows]
-    return CRASHED if any(code < 0 for code in codes) else max(codes)
+    return max(int(row["exit_code"]) for row in rows)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _rows(
+    planned: Sequence[Combination], requests: Sequence[Request], quiet: bool
+) -> Iterator[dict[str, Any]]:
+    """Evaluate each combination; one that fails does not end the others."""
+    from eval.pipeline import evaluate
+    from eval.results.console import format_evaluation
+
+    first: dict[tuple[str, str], Any] = {}
+    for number, (combination, request) in enumerate(zip(planned, requests, strict=True), 1):
+        output = Path(str(request.output))
+        if not quiet:
+            print(f"{number} of {len(planned)}: {combination.name}", file=sys.stderr)
+        try:
+            evaluation = evaluate(request)
+        except EvalError as error:
+            print(f"{combination.name}: {error}", file=sys.stderr)
+            yield {**_asked(combination, output), "exit_code": error.exit_code}
+            continue
+        except Exception as error:  # a runtime that crashes must not take the other rows along
+            print(f"{combination.name}: {type(error).__name__}: {error}", file=sys.stderr)
+            yield {**_asked(combination, output), "exit_code": CRASHED}
+            continue
+        write_atomically(output / "console.txt", format_evaluation(evaluation) + "\n")
+        (scores,) = evaluation.measured.scores.values()
+        best = scores.top[:, 0]
+        pixels = combination.variant, evaluation.subject.preprocess.description
+        flips = int((best != first.setdefault(pixels, best)).sum())
+        yield {**row_of(combination, output, evaluation), "flips": flips}
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line.
 
     Raises:
@@ -253,38 +300,47 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(
         prog="python -m eval.sweep",
-        description="Several forms, backends, precisions and preprocessings over one val set, "
-        "decoded once, in one table.",
-        epilog="Lists are separated by commas. The exit code is the largest of the runs'.",
+        description="Several models, forms, backends, precisions and preprocessings over one "
+        "validation set, decoded once, in one table.",
+        epilog="Lists are separated by commas. The exit code is the largest of the rows'.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="PATH")
-    add("--variant", default="base_ssld", metavar="LIST", help="default %(default)s")
+    add("--data", type=Path, required=True, metavar="PATH", help="the validation set")
+    add(
+        "--variant",
+        default="base_ssld",
+        metavar="LIST",
+        help="variants, timm:NAME or torchvision:NAME; default %(default)s",
+    )
     add(
         "--weights",
         nargs="+",
         default=["auto"],
         metavar="FILE",
-        help="weights and exported .onnx or .xml files, VARIANT=FILE for those of one variant; "
-        "default auto",
+        help="checkpoints and exported files; VARIANT=FILE for those of one variant; default auto",
     )
     add("--forms", default="reparameterized", metavar="LIST", help="default %(default)s")
     add("--backend", default="torch", metavar="LIST", help="default %(default)s")
     add("--precision", default="fp32", metavar="LIST", help="default %(default)s")
-    add("--preprocess", default="torchvision", metavar="LIST", help="default %(default)s")
-    add("--limit", type=int, metavar="N")
-    add("--labels", type=Path, metavar="FILE")
-    add("--on-bad-image", choices=("fail", "record"), default="fail")
+    add(
+        "--preprocess",
+        default=OWN,
+        metavar="LIST",
+        help="own (the model's own), torchvision, paddle, squash; default %(default)s",
+    )
+    add("--limit", type=positive, metavar="N", help="first N images of a fixed shuffled order")
+    add("--labels", type=Path, metavar="FILE", help="labels of flat files")
+    add("--on-bad-image", choices=ON_BAD_IMAGE, default=ON_BAD_IMAGE[0])
     add("--cache", type=Path, metavar="DIR", help="default: in --output")
     add("--output", type=Path, default=Path("results/sweep"), help="default %(default)s")
-    add("--quiet", action="store_true")
-    args = parser.parse_args(argv)
+    add("--quiet", action="store_true", help="print nothing on stderr but errors")
+    args = parser.parse_args(arguments)
     known = {
         "forms": FORMS,
         "backend": BACKENDS,
         "precision": PRECISIONS,
-        "preprocess": PREPROCESSES,
+        "preprocess": (OWN, *PREPROCESSES),
     }
     for option, names in known.items():
         chosen = getattr(args, option).split(",")
@@ -294,9 +350,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         setattr(args, option, chosen)
     args.variant = args.variant.split(",")
     for variant in args.variant:
-        load_variant(variant)
+        if ":" not in variant:
+            load_variant(variant)
     args.weights = [_owned(word, args.variant) for word in args.weights]
     args.cache = args.cache or args.output / "cache"
+    args.command = shlex.join(["python", "-m", "eval.sweep", *arguments])
     return args
 
 

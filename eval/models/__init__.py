@@ -119,6 +119,9 @@ class Source(Protocol):
     def images(self, folder: Path, observer: Observer) -> Path:
         """The validation set to evaluate on; `folder` is where one may be made."""
 
+    def own_preprocess(self) -> Preprocess:
+        """How the model's images are prepared unless another way is asked for."""
+
     def load(self, classes: int, observer: Observer) -> Subject:
         """Read the model.
 
@@ -191,6 +194,25 @@ class RequestedImages:
         """The validation set of the request."""
         assert self.request.data is not None
         return Path(self.request.data)
+
+
+def choose_preprocess(source: Source) -> Preprocess:
+    """The preprocessing that was asked for, or the model's own.
+
+    Raises:
+        UsageError: it gives images of another size than the model takes.
+    """
+    from eval.images.preprocess import PREPROCESS
+
+    own = source.own_preprocess()
+    asked = source.request.preprocess
+    chosen = own if asked is None else PREPROCESS[asked]
+    if chosen.size != own.size:
+        raise UsageError(
+            f"--preprocess {asked} gives {chosen.size} pixels, {source.name} takes {own.size}.\n"
+            "Leave --preprocess out: the model's own is used."
+        )
+    return chosen
 
 
 def identify(paths: Sequence[Path]) -> tuple[ModelFile, ...]:

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL
@@ -33,6 +34,9 @@ from eval.measure.progress import Event, Observer
 from eval.models import Subject
 from eval.models.variants import load_network
 from eval.request import Request
+
+if TYPE_CHECKING:
+    from eval.images.preprocess import Preprocess
 
 __all__ = [
     "DEMO_IMAGES",
@@ -320,6 +324,12 @@ class DemoSource:
             lambda done, total: observer(Event("making the demo", done, total)),
         )
         return data
+
+    def own_preprocess(self) -> Preprocess:
+        """See `eval.models.Source.own_preprocess`."""
+        from eval.images.preprocess import PREPROCESS
+
+        return PREPROCESS[self.preprocess]
 
     def load(self, classes: int, observer: Observer) -> Subject:  # noqa: ARG002
         """See `eval.models.Source.load`; the images are made before."""

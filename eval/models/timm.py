@@ -23,15 +23,9 @@ from timm.utils.model import reparameterize_model
 from eval.config import IMAGENET_VAL_IMAGES, OtherResult, VariantConfig
 from eval.errors import ModelError, UsageError
 from eval.images.labels import examples, shown
-from eval.images.preprocess import (
-    PREPROCESS,
-    Crop,
-    Preprocess,
-    open_rgb,
-    torchvision_table,
-)
+from eval.images.preprocess import Crop, Preprocess, open_rgb, torchvision_table
 from eval.measure.progress import Event, Observer
-from eval.models import RequestedImages, Subject, counts, identify
+from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify
 from eval.request import Request
 from pplcnet import WeightsError
 from pplcnet._checkpoint import read_checkpoint
@@ -58,6 +52,10 @@ class TimmSource(RequestedImages):
         self.name = self.model = found.name
         self.published = request.published or found
 
+    def own_preprocess(self) -> Preprocess:
+        """See `eval.models.Source.own_preprocess`."""
+        return preprocess_of(self.model)
+
     def load(self, classes: int, observer: Observer) -> Subject:
         """See `eval.models.Source.load`."""
         if self.request.weights == "auto":
@@ -65,8 +63,7 @@ class TimmSource(RequestedImages):
         path = weights_path(self.model, str(self.request.weights))
         files = identify([path])
         model = load_model(self.model, path, classes)
-        own = preprocess_of(model)
-        asked = self.request.preprocess
+        preprocess = choose_preprocess(self)
         forms = forms_of(model, tuple(self.request.forms or ()), self.model)
         if len(forms) == 1 and not self.request.forms:
             observer(Event(message=f"{self.model}: timm has no reparameterized form of it"))
@@ -77,9 +74,9 @@ class TimmSource(RequestedImages):
             layout="timm",
             files=files,
             forms=forms,
-            preprocess=PREPROCESS[asked] if asked else own,
+            preprocess=preprocess,
             published=self.published,
-            **counts(forms, own.size),
+            **counts(forms, preprocess.size),
         )
         subject.check_unchanged()  # what was hashed is what was read
         return subject
@@ -247,13 +244,20 @@ def forms_of(model: nn.Module, asked: tuple[str, ...], name: str) -> dict[str, n
     return {form: forms[form] for form in asked or forms}
 
 
-def preprocess_of(model: nn.Module) -> Preprocess:
+def preprocess_of(model: nn.Module | str) -> Preprocess:
     """The preprocessing that timm evaluates a model with.
+
+    Args:
+        model: the model, or its name.
 
     Raises:
         UsageError: its input is not a square image of three channels.
     """
-    config = timm.data.resolve_data_config({}, model=model)
+    if isinstance(model, str):
+        cfg = get_pretrained_cfg(model)
+        config = timm.data.resolve_data_config({}, pretrained_cfg=cfg.to_dict() if cfg else {})
+    else:
+        config = timm.data.resolve_data_config({}, model=model)
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
         raise UsageError(f"--model: an input of {config['input_size']} is not supported.")

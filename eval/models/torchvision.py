@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from eval.config import IMAGENET_VAL_IMAGES, Reference, VariantConfig
 from eval.errors import ModelError, UsageError
 from eval.measure.progress import Event, Observer
-from eval.models import RequestedImages, Subject, counts, identify
+from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify
 from eval.request import Request
 
 if TYPE_CHECKING:
@@ -43,15 +43,16 @@ class TorchvisionSource(RequestedImages):
         self.name = f"{self.model}.{self.entry.name}"
         self.published = request.published or published(self.name, self.model, self.entry)
 
+    def own_preprocess(self) -> Preprocess:
+        """See `eval.models.Source.own_preprocess`."""
+        return preprocess_of(self.entry)
+
     def load(self, classes: int, observer: Observer) -> Subject:
         """See `eval.models.Source.load`."""
-        from eval.images.preprocess import PREPROCESS
-
         path = self._checkpoint(observer)
         files = identify([path])
         model = load_model(self.model, path, classes)
-        own = preprocess_of(self.entry)
-        asked = self.request.preprocess
+        preprocess = choose_preprocess(self)
         forms = {"unfused": model}
         subject = Subject(
             name=self.name,
@@ -60,9 +61,9 @@ class TorchvisionSource(RequestedImages):
             layout="torchvision",
             files=files,
             forms=forms,
-            preprocess=PREPROCESS[asked] if asked else own,
+            preprocess=preprocess,
             published=self.published,
-            **counts(forms, own.size),
+            **counts(forms, preprocess.size),
         )
         subject.check_unchanged()
         return subject

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from eval.errors import ModelError
 from eval.measure.progress import Event, Observer
-from eval.models import RequestedImages, Source, Subject, identify
+from eval.models import RequestedImages, Source, Subject, choose_preprocess, identify
 from eval.request import FORMS, Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from eval.images.preprocess import Preprocess
     from pplcnet import PPLCNetV2
 
 
@@ -26,6 +27,12 @@ class VariantSource(RequestedImages):
         assert request.published is not None
         self.published = request.published
         self.name = self.published.name
+
+    def own_preprocess(self) -> Preprocess:
+        """See `eval.models.Source.own_preprocess`."""
+        from eval.images.preprocess import PREPROCESS
+
+        return PREPROCESS[self.preprocess]
 
     def load(self, classes: int, observer: Observer) -> Subject:
         """Read the checkpoint; see `eval.models.Source.load`."""
@@ -55,7 +62,6 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
     Raises:
         ModelError: the checkpoint is missing, damaged, refused or of another model.
     """
-    from eval.images.preprocess import PREPROCESS
     from pplcnet import count_macs, count_parameters
 
     files = identify([path]) if path.is_file() else ()  # else the reader says what is wrong
@@ -68,7 +74,7 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
         layout=layout,
         files=files,
         forms=forms,
-        preprocess=PREPROCESS[request.preprocess or source.preprocess],
+        preprocess=choose_preprocess(source),
         published=source.published,
         params={form: count_parameters(model) for form, model in forms.items()},
         macs={form: count_macs(model) for form, model in forms.items()},
