@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.backends.exported import FORM, RUNTIMES, companions, precision_of
-from eval.errors import UsageError
+from eval.errors import ModelError, UsageError
 from eval.measure.progress import Observer
 from eval.models import RequestedImages, Subject, choose_preprocess, identify
 from eval.models import open_source as open_source_of
@@ -53,6 +53,12 @@ class ExportedSource(RequestedImages):
         """See `eval.models.Source.load`; the runtime itself checks the classes."""
         path = Path(self.request.weights)
         precision = precision_of(path)
+        missing = [beside for beside in companions(path) if not beside.is_file()]
+        if missing:
+            raise ModelError(
+                f"{path} keeps its weights in {missing[0].name}, which is not beside it.\n"
+                "Copy all files of the model into one folder."
+            )
         return Subject(
             name=self.name,
             title=f"{path.name}, as {self.name}",

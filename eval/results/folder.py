@@ -46,8 +46,9 @@ class OutputFolder:
         traceback: TracebackType | None,
     ) -> None:
         if self._lock is not None and self.path is not None:
-            with contextlib.suppress(OSError):
-                (self.path / _OWNER).unlink(missing_ok=True)
+            for name in (_OWNER, _LOCK):
+                with contextlib.suppress(OSError):
+                    (self.path / name).unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
 
