@@ -1,0 +1,283 @@
+"""When is the outcome of a run certain before every image has been measured?
+
+Images are measured in a shuffled order, so that those measured so far are a sample drawn without
+replacement from a finite set. The test is the prior-posterior ratio of Waudby-Smith and Ramdas
+("Confidence sequences for sampling without replacement", NeurIPS 2020, arXiv:2006.04347): with a
+uniform prior over how many of the N images are right, K of N is rejected after s of t images as
+soon as
+
+    log betabinom.pmf(s; t, 1, 1) - log hypergeom.pmf(s; N, K, t) >= log(1 / alpha).
+
+The chance that the true K is ever rejected is at most alpha, however often one looks: the test may
+be asked after every batch. Everything here is pure; counts may come from several processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.config import VariantConfig
+from eval.judge.gate import Limits
+
+ALPHA = 0.001  # error probability of a whole run
+CONFIDENCE = 0.95  # of the intervals that are shown
+
+
+class Figure(NamedTuple):
+    """One of the counts of a run: images of a form whose label is among the k best."""
+
+    form: str
+    k: int
+
+    def __str__(self) -> str:
+        return f"{self.form} top-{self.k}"
+
+
+def evidence_against(
+    total: NDArray[np.int64] | int, right: int, images: int, population: int
+) -> NDArray[np.float64]:
+    """Natural logarithm of the prior-posterior ratio; K is rejected from log(1 / alpha) on.
+
+    Args:
+        total: K, how many of the whole set would be right; a number or an array.
+        right: s, how many of the measured images are.
+        images: t, how many were measured.
+        population: N, images of the whole set.
+
+    Returns:
+        One value for each K; infinite where s of t is impossible.
+    """
+    from scipy.stats import hypergeom
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        likelihood = hypergeom.logpmf(right, population, np.asarray(total), images)
+    # The beta-binomial with the uniform prior Beta(1, 1) gives every s the same probability.
+    result: NDArray[np.float64] = -math.log1p(images) - np.asarray(likelihood)
+    return result
+
+
+def possible_totals(
+    right: int, images: int, population: int, confidence: float = CONFIDENCE
+) -> tuple[int, int]:
+    """How many of the whole set may be right: the least and the greatest K that is not rejected.
+
+    The probability that the true K is ever outside, at any number of images, is at most
+    ``1 - confidence``. The likelihood of K has a single peak, so that what is not rejected is one
+    interval.
+    """
+    totals = np.arange(right, population - images + right + 1)
+    evidence = evidence_against(totals, right, images, population)
+    kept = totals[evidence < -math.log(1 - confidence)]
+    if not len(kept):  # so few images that even the likeliest K has no large likelihood
+        kept = totals[[int(np.argmin(evidence))]]
+    return int(kept[0]), int(kept[-1])
+
+
+def anytime_interval(
+    right: int, images: int, population: int, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Where the accuracy on the whole set lies, in percent, whenever one looks.
+
+    Unlike Wilson's interval it stays valid if the measurement ends when the figure looks good, and
+    it shrinks to a point when every image has been measured.
+    """
+    lowest, highest = possible_totals(right, images, population, confidence)
+    return 100 * lowest / population, 100 * highest / population
+
+
+def hardest_to_reject(lowest: int, highest: int, right: int, images: int, population: int) -> int:
+    """Of all K in lowest..highest, the likeliest after `right` of `images`.
+
+    The likelihood of K rises up to floor(s (N + 1) / t) and falls from there on (the maximum
+    likelihood estimate of a hypergeometric count), so that the K nearest to it is the likeliest.
+    """
+    peak = right * (population + 1) // images
+    return min(max(peak, lowest), highest, population)
+
+
+def references(config: VariantConfig, preprocess: str, forms: tuple[str, ...]) -> dict[Figure, int]:
+    """The reported counts that a run of the whole set is compared with.
+
+    Args:
+        config: what is reported about the model.
+        preprocess: name of the preprocessing of the run.
+        forms: the forms that are measured.
+
+    Returns:
+        Empty where nothing is gated.
+    """
+    reference = config.reference_for(preprocess)
+    if reference is None or not reference.gated or preprocess not in config.tolerance:
+        return {}
+    reported = {1: reference.top1, 5: reference.top5}
+    return {
+        Figure(form, k): round(percent / 100 * config.images)
+        for form in forms
+        for k, percent in reported.items()
+        if percent is not None
+    }
+
+
+@dataclass
+class EarlyStop:
+    """Ends a run as soon as it is certain that the full set would not be within tolerance.
+
+    Args:
+        population: images of the whole set.
+        references: the count that each figure is compared with, see `references`.
+        tolerance: images that a count may differ.
+        alpha: error probability of the whole run, split over the figures.
+    """
+
+    population: int
+    references: Mapping[Figure, int]
+    tolerance: int
+    alpha: float = ALPHA
+    bound: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def update(self, counts: Mapping[Figure, int], images: int) -> str | None:
+        """Ask after a batch.
+
+        Args:
+            counts: images that are right so far, for every figure of `references`.
+            images: images measured so far, of all processes.
+
+        Returns:
+            Why the run is certain to fail, in words; None while it is not. `bound` then holds the
+            facts for ``run.json``.
+        """
+        if not self.references or not images:
+            return None
+        needed = math.log(len(self.references) / self.alpha)
+        for figure, reference in self.references.items():
+            right = counts[figure]
+            lowest, highest = max(0, reference - self.tolerance), reference + self.tolerance
+            total = hardest_to_reject(lowest, highest, right, images, self.population)
+            if float(evidence_against(total, right, images, self.population)) >= needed:
+                return self._certain(figure, right, images)
+        return None
+
+    def _certain(self, figure: Figure, right: int, images: int) -> str:
+        reference = self.references[figure]
+        share = self.alpha / len(self.references)
+        lowest, highest = possible_totals(right, images, self.population, 1 - share)
+        self.bound = {
+            "form": figure.form,
+            "top": figure.k,
+            "images": images,
+            "correct": right,
+            "population": self.population,
+            "reference_correct": reference,
+            "tolerance": self.tolerance,
+            "possible_correct": [lowest, highest],
+            "error_probability": self.alpha,
+        }
+        return (
+            f"{figure}: {right:,} of {images:,} images are right ({100 * right / images:.2f} %), "
+            f"the reference is {100 * reference / self.population:.2f} %. All "
+            f"{self.population:,} images could give {lowest:,} to {highest:,} right and not "
+            f"{reference:,} +- {self.tolerance} (error probability {self.alpha:g})"
+        )
+
+
+class Exchange(NamedTuple):
+    """What changed between a baseline and the images measured so far.
+
+    Attributes:
+        right_before: measured images that the baseline has right.
+        lost: those of them that are wrong now.
+        gained: images that the baseline has wrong and that are right now.
+    """
+
+    right_before: int
+    lost: int
+    gained: int
+
+    @classmethod
+    def of(cls, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Exchange:
+        """Count; both bool (images,), in the same order."""
+        return cls(int(before.sum()), int((before & ~after).sum()), int((after & ~before).sum()))
+
+
+@dataclass
+class BaselineStop:
+    """Ends a run as soon as it is certain that a limit of the regression gate is passed.
+
+    Flips that have been counted are certain by themselves. A drop is certain when the least number
+    of losses exceeds the greatest number of gains by more than the limit; the two are drawn from
+    the images that the baseline has right and wrong, each a set of known size.
+
+    Args:
+        population: images of the whole set.
+        right_before: what the baseline has right of it, for every figure.
+        limits: of the gate.
+        alpha: error probability of the whole run, split over the figures.
+    """
+
+    population: int
+    right_before: Mapping[Figure, int]
+    limits: Limits
+    alpha: float = ALPHA
+
+    def update(
+        self, exchanges: Mapping[Figure, Exchange], flips: Mapping[str, int], images: int
+    ) -> str | None:
+        """Ask after a batch.
+
+        Args:
+            exchanges: for every figure of `right_before`.
+            flips: form to the images whose best class changed, other than from wrong to right.
+            images: images measured so far, of all processes.
+
+        Returns:
+            Which limit is passed, in words; None while that is not certain.
+        """
+        for form, number in flips.items():
+            if self.limits.flips is not None and number > self.limits.flips:
+                return (
+                    f"{form}: the best class of {number:,} images changed, of {images:,} measured; "
+                    f"{self.limits.flips:,} of {self.population:,} may"
+                )
+        for figure, exchange in exchanges.items():
+            drop = self._certain_drop(figure, exchange, images)
+            limit = {1: self.limits.top1, 5: self.limits.top5}[figure.k]
+            if drop > limit.images(self.population):
+                return (
+                    f"{figure}: {exchange.lost:,} images lost and {exchange.gained:,} gained, of "
+                    f"{images:,} measured. All {self.population:,} would lose at least {drop:,} "
+                    f"more than they gain; {limit.shown(self.population)} may be lost "
+                    f"(error probability {self.alpha:g})"
+                )
+        return None
+
+    def _certain_drop(self, figure: Figure, exchange: Exchange, images: int) -> int:
+        """By how many images the count of the whole set drops at least."""
+        right = self.right_before[figure]
+        if exchange.lost <= exchange.gained:  # a drop is nowhere near certain: save the work
+            return exchange.lost - exchange.gained
+        confidence = 1 - self.alpha / len(self.right_before) / 2
+        wrong_seen = images - exchange.right_before
+        least, _ = possible_totals(exchange.lost, exchange.right_before, right, confidence)
+        _, most = possible_totals(exchange.gained, wrong_seen, self.population - right, confidence)
+        return least - most
+
+
+__all__ = [
+    "ALPHA",
+    "CONFIDENCE",
+    "BaselineStop",
+    "EarlyStop",
+    "Exchange",
+    "Figure",
+    "anytime_interval",
+    "evidence_against",
+    "hardest_to_reject",
+    "possible_totals",
+    "references",
+]
