@@ -112,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
         help="where the reports go (default results/<variant>-<time>); an interrupted run "
         "continues there",
     )
+    add(
+        "--stop-early",
+        action="store_true",
+        help="end as soon as it is certain that the whole set would FAIL",
+    )
     add("--history", type=Path, metavar="FILE", help="append the summary to this CSV file, too")
     add("--baseline", metavar="PATH", help="compare with an earlier result at the end")
     add("--quiet", action="store_true", help="print nothing on stderr but errors")

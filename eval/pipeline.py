@@ -32,6 +32,7 @@ from eval.request import Request
 from eval.results.folder import OutputFolder
 
 if TYPE_CHECKING:
+    from eval.measure.early import Stopper
     from eval.measure.engine import Measurement
 
 
@@ -136,7 +137,7 @@ def follow_up(evaluation: Evaluation, request: Request) -> Evaluation:
             append_history(Path(request.history), Path(request.output))
         except EvalError as error:
             problems.append(error)
-    if request.baseline and request.output:
+    if request.baseline and request.output and not evaluation.measured.stopped:
         from eval.judge.gate import Asked
         from eval.regression import compare_results
 
@@ -228,6 +229,7 @@ def _open_journal(run: Run, subject: Subject, setup: Setup, valset: ValSet) -> J
         "device": setup.device.partition(":")[0],
         "precision": setup.precision,
         "on_bad_image": run.request.on_bad_image,
+        "order": "shuffled" if run.request.stop_early else "as it is",
         "images": len(valset.samples),
         "image_list_sha256": image_list_sha256(valset),
         "classes": len(valset.classes),
@@ -269,6 +271,9 @@ def _measure(
         record_bad=request.on_bad_image == "record",
     )
     counter = _Counter(run.progress, len(valset.samples) // group.count)
+    stopper = _stopper(run, subject, valset, setup)
+    if stopper:
+        plan = replace(plan, order=valset.shuffled_indices())
     cache = _path(request.cache)
     with CropCache(cache, valset, preprocess) if cache else nullcontext() as crops:
         part = engine.measure(
@@ -278,9 +283,22 @@ def _measure(
             journal=journal,
             cache=crops,
             progress=counter.add,
+            stopper=stopper,
         )
     setup = replace(setup, settings={**setup.settings, **getattr(predictor, "settings", {})})
-    return engine.assemble(valset, group.gather(part), plan.forms), setup
+    stopped, bound = (stopper.reason, stopper.bound) if stopper else ("", {})
+    return engine.assemble(valset, group.gather(part), plan.forms, stopped, bound), setup
+
+
+def _stopper(run: Run, subject: Subject, valset: ValSet, setup: Setup) -> Stopper | None:
+    """What ends the run early, if that was asked for."""
+    if not run.request.stop_early:
+        return None
+    from eval.measure.early import stopper_for
+    from eval.results.read import read_result
+
+    baseline = read_result(run.request.baseline) if run.request.baseline else None
+    return stopper_for(run.group, subject, valset, baseline, setup.precision)
 
 
 class _Counter:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from eval.config import Reference, Tolerance, VariantConfig
 from eval.images.sets import VAL
+from eval.judge.sequential import anytime_interval
 from eval.measure.metrics import TOP, percent, wilson_interval
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class FormResult:
         reason: the answer in words.
         expected: k to the number of correct predictions that was reported; empty where the
             images are not all of those that the reported figure is of.
+        anytime: where the top-1 accuracy of the whole set lies, in percent (95 %, valid whenever
+            the run ended); None for the whole set itself.
     """
 
     form: str
@@ -74,6 +77,7 @@ class FormResult:
     verdict: Verdict
     reason: str
     expected: Mapping[int, int] = field(default_factory=dict)
+    anytime: tuple[float, float] | None = None
 
     def accuracy(self, k: int) -> float:
         """Top-k accuracy in percent, unrounded."""
@@ -123,7 +127,6 @@ def judge(
     published: VariantConfig,
     preprocess: str,
     precision: str,
-    stopped: str = "",
 ) -> Judgement:
     """Compare a measurement with what was reported.
 
@@ -132,10 +135,9 @@ def judge(
         published: the reported figures and their tolerances.
         preprocess: the name of the preprocessing.
         precision: what was computed in.
-        stopped: why it is certain that the whole set would fail, where a run ended early.
     """
     disagreement = forms_disagree(measured, precision)
-    case = _Case(measured, published, preprocess, precision, stopped, disagreement)
+    case = _Case(measured, published, preprocess, precision, disagreement)
     forms = tuple(_judge_form(case, form) for form in measured.scores)
     return Judgement(forms, disagreement, tuple(_warnings(forms)))
 
@@ -148,7 +150,6 @@ class _Case:
     published: VariantConfig
     preprocess: str
     precision: str
-    stopped: str
     disagreement: str
 
     @property
@@ -211,6 +212,7 @@ def _judge_form(case: _Case, form: str) -> FormResult:
         verdict=verdict,
         reason=reason,
         expected=expected if comparable else {},
+        anytime=anytime_interval(correct[1], images, whole) if images < whole else None,
     )
 
 
@@ -224,8 +226,8 @@ def _decide(case: _Case, gaps: Mapping[int, int], images: int) -> tuple[Verdict,
             f"{bad:,} of {images:,} images cannot be decoded and count as wrong: not compared "
             "with the reference"
         )
-    if case.stopped:
-        return Verdict.FAIL, case.stopped
+    if case.measured.stopped:
+        return Verdict.FAIL, f"ended early: {case.measured.stopped}"
     if images < whole:
         return Verdict.PARTIAL, f"{images:,} of {whole:,} images: a part of the set is not compared"
     if tolerance is None or case.precision != JUDGED_PRECISION or images > whole:

@@ -13,9 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class Measurement:
         seconds: wall time of the images measured now.
         measured_now: how many those are; the others were kept from an interrupted run.
         bad: index to reason of the images that could not be decoded.
+        stopped: why the run ended before its last image, if it did: the outcome is certain.
+        bound: the facts of that certainty, for ``run.json``.
     """
 
     valset: ValSet
@@ -57,6 +59,8 @@ class Measurement:
     seconds: float
     measured_now: int = 0
     bad: dict[int, str] = field(default_factory=dict)
+    stopped: str = ""
+    bound: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -96,6 +100,19 @@ class Measurement:
         return self.measured_now / self.seconds if self.measured_now and self.seconds else None
 
 
+class Stopper(Protocol):
+    """Ends a measurement as soon as its outcome is certain (eval/measure/early.py)."""
+
+    def begin(self, kept: Records, batches: int) -> bool:
+        """What was measured before, and how many batches are left; whether to stop at once."""
+
+    def after(self, records: Records) -> bool:
+        """A batch was measured; whether to stop."""
+
+    def finish(self) -> None:
+        """This process has no batches left; others may have."""
+
+
 class Part(NamedTuple):
     """What one process found out."""
 
@@ -115,6 +132,8 @@ class Plan:
         workers: threads.
         share: (number, count): every count-th batch, from number on, is this process's.
         record_bad: whether an image that cannot be decoded is recorded, or ends the run.
+        order: indices of the images in the order in which they are measured; by default, as
+            they are in the set.
     """
 
     preprocess: Preprocess
@@ -123,6 +142,7 @@ class Plan:
     workers: int
     share: tuple[int, int] = (0, 1)
     record_bad: bool = False
+    order: NDArray[np.int64] | None = None
 
 
 def measure(
@@ -133,8 +153,9 @@ def measure(
     journal: Journal | NoJournal,
     cache: CropCache | None = None,
     progress: Callable[[int, int], None] | None = None,
+    stopper: Stopper | None = None,
 ) -> Part:
-    """Evaluate what is left of a validation set, in batches of consecutive images.
+    """Evaluate what is left of a validation set, in batches.
 
     Args:
         valset: the images.
@@ -143,6 +164,7 @@ def measure(
         journal: gives what was measured before, and keeps each batch.
         cache: crops of earlier runs, and where new ones are kept.
         progress: called with the number of images done and how many the last form got right.
+        stopper: asked after each batch whether the outcome is certain.
 
     Raises:
         DataError: an image cannot be decoded, and bad images are not recorded.
@@ -156,7 +178,8 @@ def measure(
     done[kept["index"]] = True
     # A batch is all old or all new: part of one would be computed in other company.
     number, count = plan.share
-    batches = list(_batches(images, plan.batch_size))[number::count]
+    order = np.arange(images) if plan.order is None else plan.order
+    batches = list(_batches(order, plan.batch_size))[number::count]
     todo = [batch for batch in batches if not done[batch].all()]
     old = np.concatenate([np.empty(0, np.int64), *(b for b in batches if done[b].all())])
     results = [kept[np.isin(kept["index"], old)]]
@@ -169,12 +192,18 @@ def measure(
             if progress and len(old):
                 progress(len(old), _correct(results[0], last))
             started = time.perf_counter()
-            for records in pool.map(evaluate, todo):
+            certain = stopper.begin(results[0], len(todo)) if stopper else False
+            for records in pool.map(evaluate, [] if certain else todo):
                 journal.append(records)
                 results.append(records)
                 measured_now += len(records)
                 if progress:
                     progress(len(records), _correct(records, last))
+                if stopper and stopper.after(records):
+                    break
+            else:
+                if stopper and not certain:
+                    stopper.finish()
         finally:
             pool.shutdown(cancel_futures=True)
     return Part(np.concatenate(results), measured_now, time.perf_counter() - started)
@@ -239,14 +268,30 @@ class _BatchEvaluator:
             record["reason"] = reason.encode()[:REASON_BYTES]
 
 
-def assemble(valset: ValSet, parts: Sequence[Part], forms: Sequence[str]) -> Measurement:
+def assemble(
+    valset: ValSet,
+    parts: Sequence[Part],
+    forms: Sequence[str],
+    stopped: str = "",
+    bound: dict[str, Any] | None = None,
+) -> Measurement:
     """Put the shares together.
+
+    Args:
+        valset: the images.
+        parts: what each process found out.
+        forms: names of the forms.
+        stopped: why the run ended early; the measurement is then of the images that were measured.
+        bound: see `Measurement`.
 
     Raises:
         DataError: an image is missing or there twice.
     """
     records = np.concatenate([part.records for part in parts])
     records = records[np.argsort(records["index"], kind="stable")]
+    if stopped and len(np.unique(records["index"])) == len(records):
+        valset = replace(valset, samples=tuple(valset.samples[i] for i in records["index"]))
+        records["index"] = np.arange(len(records))
     if not np.array_equal(records["index"], np.arange(len(valset.samples))):
         counts = np.bincount(records["index"], minlength=len(valset.samples))
         raise DataError(
@@ -264,6 +309,8 @@ def assemble(valset: ValSet, parts: Sequence[Part], forms: Sequence[str]) -> Mea
         seconds=max(part.seconds for part in parts),
         measured_now=sum(part.measured_now for part in parts),
         bad={int(i): records["reason"][i].decode(errors="replace") for i in bad},
+        stopped=stopped,
+        bound=bound or {},
     )
 
 
@@ -286,9 +333,9 @@ def _check_unchanged(valset: ValSet, record: np.void) -> None:
         )
 
 
-def _batches(total: int, size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, total, size):
-        yield np.arange(start, min(start + size, total))
+def _batches(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def _store(records: Records, form: str, rows: NDArray[np.int64], scores: Scores) -> None:

@@ -80,3 +80,9 @@ def _remarks(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
         f"95 % interval of {first.form} top-1: {low:.3f} to {high:.3f}"
         + ("" if rate is None else f"; {rate:.1f} images/s")
     )
+    if first.anytime:
+        low, high = first.anytime
+        yield (
+            f"Top-1 of all {first.images_expected:,} images, whenever the run ended: "
+            f"{low:.3f} to {high:.3f} (95 %)"
+        )
