@@ -111,7 +111,7 @@ def test_shared_images(capsys, shared: Path):
     code, document = run_json(capsys, shared / "imagenet-val-4")
     assert code == 0
     assert (document["images"], document["classes"], document["oddities"]) == (4, 4, {})
-    assert "without the unofficial whl_demo.jpg" in document["layout"]
+    assert "without the unlabelled whl_demo.jpg" in document["layout"]
 
 
 def test_labels_option(tmp_path: Path, capsys):
@@ -129,8 +129,8 @@ def test_labels_option(tmp_path: Path, capsys):
     [
         (picture()[:-500], "image file is truncated"),
         (picture()[:200], "Truncated File Read"),
-        (b"", "no image that Pillow knows"),
-        (b"<html>not found</html>", "no image that Pillow knows"),
+        (b"", "not an image that Pillow knows"),
+        (b"<html>not found</html>", "not an image that Pillow knows"),
         (picture("PNG")[:-500], ""),
         (picture("PCX"), "OpenCV cannot decode it"),
     ],
@@ -222,7 +222,7 @@ def test_long_lists_are_cut_in_text(tmp_path: Path, capsys):
     code, out, _ = run(capsys, root)
     assert code == 3
     assert "unreadable   13\n" in out
-    assert out.count("no image that Pillow knows") == 10
+    assert out.count("not an image that Pillow knows") == 10
     assert "    ... and 3 more\n" in out
 
 
