@@ -195,9 +195,7 @@ class _LabelFile:
             if len(numbers) == VAL_IMAGES:
                 name = f"{self.path.name} ({_numbering(self.path, numbers)})"
                 return LabelList(name, dict(zip(keys, official_labels(), strict=True)))
-        return LabelList(
-            self.path.name, {key: self._label(*row) for key, row in code_of.items()}
-        )
+        return LabelList(self.path.name, {key: self._label(*row) for key, row in code_of.items()})
 
     def _read_solution(self, text: str) -> LabelList:
         """Kaggle's ``LOC_val_solution.csv``: the boxes of an image, each after its synset."""

@@ -30,7 +30,6 @@ STD = np.array([0.229, 0.224, 0.225], np.float32)
 Crop = NDArray[np.uint8]
 
 
-
 class BadImage(Exception):
     """The bytes cannot be decoded in full, or not be resized; the message says why."""
 

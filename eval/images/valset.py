@@ -118,9 +118,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def open_valset(
-    root: Path, labels: Path | None = None, classes: ClassList | None = None
-) -> ValSet:
+def open_valset(root: Path, labels: Path | None = None, classes: ClassList | None = None) -> ValSet:
     """Find the images and labels of a validation set.
 
     Args:
@@ -224,9 +222,7 @@ def _assemble(listing: Listing, labels: LabelList | None, classes: ClassList) ->
     _check_counts(root, samples, image_set, classes)
     words = [image_set.words] if image_set.words else []
     layout = ", ".join([*words, _layout(listing, labels, samples, nameless, classes)])
-    return ValSet(
-        root, layout, tuple(samples), listing.read, listing.file_of, image_set, classes
-    )
+    return ValSet(root, layout, tuple(samples), listing.read, listing.file_of, image_set, classes)
 
 
 def _claims(
@@ -238,7 +234,7 @@ def _claims(
     if labels and key in labels.label_of:
         claims[labels.name] = labels.label_of[key]
     synset = synset_in_name(path)
-    if synset in classes.index_of:
+    if synset is not None and synset in classes.index_of:
         claims["file name"] = classes.index_of[synset]
     official = _official_label(path, classes)
     if official is not None:
@@ -326,9 +322,7 @@ def _disagreement(
     for path, claims in disputed:
         *_, last = claims.values()
         wrong += [(who, label - last) for who, label in claims.items() if label != last]
-        said = (
-            f"{classes.rows[label].folder} ({label}) by {who}" for who, label in claims.items()
-        )
+        said = (f"{classes.rows[label].folder} ({label}) by {who}" for who, label in claims.items())
         rows.append(f"{shown(path)} is {', '.join(said)}")
     who = wrong[0][0]
     offsets = {offset for _, offset in wrong}

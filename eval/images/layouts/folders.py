@@ -32,9 +32,7 @@ def list_folder(folder: Path, classes: ClassList) -> Listing:
     entries = list(os.scandir(folder))
     folders = {entry.name for entry in entries if _is_folder(entry)}
     unknown = {
-        name
-        for name in folders - set(classes.index_of)
-        if classes.checked_folders.fullmatch(name)
+        name for name in folders - set(classes.index_of) if classes.checked_folders.fullmatch(name)
     }
     if unknown:
         raise unknown_folders(folder, unknown, classes)

@@ -153,7 +153,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
         if not last:
             raise DataError(
                 f"--data {path} is neither a tar nor a parquet file: {shown(str(error))}.\n"
-"Name the folder of the validation set, its tar, or its parquet shards."
+                "Name the folder of the validation set, its tar, or its parquet shards."
             ) from error
         raise DataError(
             f"--data {path} is damaged after {shown(last)}: {shown(str(error))}.\n{_DAMAGED}"
