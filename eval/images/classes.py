@@ -90,8 +90,10 @@ def read_classes(path: Path) -> ClassList:
         DataError: it cannot be read, is empty, or a line is not a class; with the line's number.
     """
     check_path("--classes", path)
-    lines = read_text(path, "file of classes", _ROWS).rstrip().split("\n")
-    if lines == [""]:
+    lines = read_text(path, "file of classes", _ROWS).split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
         raise DataError(f"{path} is empty.\n{_ROWS}")
     rows: list[ImageClass] = []
     line_of: dict[str, int] = {}
