@@ -3,6 +3,7 @@
     EvalError               2
     ├── UsageError          2   options or configuration
     ├── DataError           3   val set missing, mislabelled or unreadable
+    │   └── UnreadableImage 3   one image of it, which --on-bad-image record may record
     ├── ModelError          4   weights missing, damaged, refused or of another model
     └── LogitsError         5   non-finite or constant answers, or forms that disagree
 
@@ -26,6 +27,10 @@ class DataError(EvalError):
     """A val set that is missing, mislabelled or unreadable."""
 
     exit_code = 3
+
+
+class UnreadableImage(DataError):
+    """One image whose file cannot be read; the others may be fine."""
 
 
 class ModelError(EvalError):

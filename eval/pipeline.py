@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from eval.errors import DataError, EvalError, UsageError
 from eval.evaluation import Evaluation, LabelResult, Provenance, Setup, code_sha256, versions
+from eval.images.classes import read_classes
+from eval.images.labelset import real, score
 from eval.images.valset import ValSet, image_list_sha256, open_valset
 from eval.judge.verdict import judge
 from eval.measure.journal import Journal, NoJournal
@@ -178,7 +180,8 @@ def _open_images(run: Run, workspace: Path) -> ValSet:
         root = run.source.images(workspace, run.progress)
     group.wait()
     root = root or run.source.images(workspace, run.progress)  # made by the first process
-    valset = open_valset(root, _path(request.labels))
+    classes = read_classes(Path(request.classes)) if request.classes else None
+    valset = open_valset(root, _path(request.labels), classes)
     whole = len(valset.samples)
     expected = run.source.published.images
     if valset.image_set.is_judged and whole > expected:
@@ -187,9 +190,7 @@ def _open_images(run: Run, workspace: Path) -> ValSet:
             "Were images copied twice, or is `images` in the configuration wrong?"
         )
     if request.real_labels:
-        from eval.images.real import labels_of
-
-        labels_of(valset)  # what is wrong with them is said before hours of work
+        real(valset)  # what is wrong with them is said before hours of work
     return valset if request.limit is None else valset.limited(request.limit)
 
 
@@ -333,13 +334,13 @@ def _by_other_labels(request: Request, measured: Measurement) -> tuple[LabelResu
     """The accuracy by the ReaL labels, where that was asked for."""
     if not request.real_labels:
         return ()
-    from eval.images.real import score_real
-
+    labels = real(measured.valset)
+    rows = {form: score(labels, scores.top) for form, scores in measured.scores.items()}
     return tuple(
         LabelResult(
-            form, "ReaL", row.images, row.top1, row.top5, row.top1_correct, row.top5_correct
+            form, row.name, row.images, row.top1, row.top5, row.top1_correct, row.top5_correct
         )
-        for form, row in score_real(measured).items()
+        for form, row in rows.items()
     )
 
 

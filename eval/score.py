@@ -105,7 +105,7 @@ def score(args: argparse.Namespace, command: str) -> Evaluation:
             "ranked; predictions made elsewhere rank all 1000.\n"
             "Evaluate it with python -m eval.imagenet."
         )
-    answers = read_answers(args.predictions, args.names, args.array)
+    answers = read_answers(args.predictions, len(valset.classes), args.names, args.array)
     measured = _measure(args, valset, answers)
     # Whoever states a tolerance has said that the comparison is meant, at whatever precision.
     precision = "fp32" if args.tolerance is not None else args.precision

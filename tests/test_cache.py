@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import shutil
 import tarfile
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import jpeg
 from test_run import Fake, assert_same
 
-from eval.errors import UsageError
+from eval.errors import UnreadableImage, UsageError
 from eval.images.cache import RECORD, CropCache
 from eval.images.preprocess import PREPROCESS, BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, open_valset
@@ -48,18 +50,13 @@ def measured(
 ) -> engine.Measurement:
     forms = ("a", "b")
     with Journal(output, {}, forms) as journal, CropCache(folder, valset, preprocess) as cache:
-        part = engine.measure(
-            valset,
-            preprocess,
-            Fake(),
-            forms,
-            batch_size=4,
-            workers=2,
-            journal=journal,
-            cache=cache,
-            record_bad=record_bad,
-        )
+        plan = engine.Plan(preprocess, forms, 4, 2, record_bad=record_bad)
+        part = engine.measure(valset, Fake(), plan, journal=journal, cache=cache)
     return engine.assemble(valset, [part], forms)
+
+
+def digest(valset: ValSet, index: int) -> bytes:
+    return hashlib.sha256(valset.read(valset.samples[index].path)).digest()
 
 
 def decoded(valset: ValSet, folder: Path, output: Path) -> int:
@@ -82,25 +79,42 @@ def test_crops_are_kept_bit_for_bit(valset: ValSet, tmp_path: Path) -> None:
     measured(valset, tmp_path / "cache", tmp_path / "1", TORCHVISION)
     with CropCache(tmp_path / "cache", valset, TORCHVISION) as cache:
         for index, sample in enumerate(valset.samples):
-            cached = cache.get(index)
-            assert cached is not None
-            assert np.array_equal(cached.crop, TORCHVISION.crop(valset.read(sample.path)))
+            crop = cache.get(index, digest(valset, index))
+            assert crop is not None
+            assert np.array_equal(crop, TORCHVISION.crop(valset.read(sample.path)))
+            assert cache.get(index, bytes(32)) is None
         (folder,) = (tmp_path / "cache").iterdir()
         assert (folder / "crops.bin").stat().st_size == 11 * 224 * 224 * 3
 
 
 def test_an_image_that_changed_is_decoded_again(valset: ValSet, tmp_path: Path) -> None:
-    decoded(valset, tmp_path / "cache", tmp_path / "1")
-    path = valset.file_of(valset.samples[5].path)
-    path.write_bytes(valset.read(valset.samples[0].path))
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    assert decoded(valset, tmp_path / "cache", tmp_path / "2") == 1
+    """Though its size and times are those of before, as after ``cp --preserve`` or ``rsync -t``."""
+    before = measured(valset, tmp_path / "cache", tmp_path / "1", TORCHVISION)
+    path = valset.root / valset.samples[5].path
+    content, times = path.read_bytes(), path.stat()
+    noise = np.random.RandomState(5).randint(0, 256, (40, 48, 3), dtype=np.uint8)
+    other = jpeg(noise, quality=40)
+    path.write_bytes(other + bytes(len(content) - len(other)))  # decoders ignore what follows
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
+
+    after = measured(valset, tmp_path / "cache", tmp_path / "2", TORCHVISION)
+    assert after.digests[5] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert after.dataset_sha256 != before.dataset_sha256
     with CropCache(tmp_path / "cache", valset, TORCHVISION) as cache:
-        one, other = cache.get(0), cache.get(5)
-        assert one is not None
-        assert other is not None
-        assert np.array_equal(one.crop, other.crop)
-        assert one.sha256 == other.sha256
+        crop = cache.get(5, digest(valset, 5))
+        assert crop is not None
+        assert np.array_equal(crop, TORCHVISION.crop(path.read_bytes()))
+
+
+def test_only_the_image_that_changed_is_decoded_again(valset: ValSet, tmp_path: Path) -> None:
+    decoded(valset, tmp_path / "cache", tmp_path / "1")
+    path = valset.root / valset.samples[5].path
+    path.write_bytes(valset.read(valset.samples[0].path))
+    assert decoded(valset, tmp_path / "cache", tmp_path / "2") == 1
+    for sample in valset.samples:  # new times alone change nothing
+        os.utime(valset.root / sample.path, ns=(0, 7))
+    assert decoded(valset, tmp_path / "cache", tmp_path / "3") == 0
 
 
 @pytest.mark.parametrize(
@@ -140,19 +154,25 @@ def test_other_preprocessing_and_other_images_have_caches_of_their_own(
     assert len(set(folders)) == 3
 
 
-def test_a_tar_is_cached_and_its_change_is_seen(valset: ValSet, tmp_path: Path) -> None:
+def test_a_tar_is_cached_and_a_changed_image_in_it_is_noticed(
+    valset: ValSet, tmp_path: Path
+) -> None:
     path = tmp_path / "val.tar"
     with tarfile.open(path, "w") as tar:
         tar.add(valset.root, arcname=".")
     packed = open_valset(path)
     assert decoded(packed, tmp_path / "cache", tmp_path / "1") == 11
     assert decoded(packed, tmp_path / "cache", tmp_path / "2") == 0
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    assert decoded(packed, tmp_path / "cache", tmp_path / "3") == 11
+    times = path.stat()
+    data = bytearray(path.read_bytes())
+    data[data.index(valset.read(valset.samples[4].path)) + 700] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert decoded(packed, tmp_path / "cache", tmp_path / "3") == 1
 
 
 def test_a_bad_image_is_never_cached(valset: ValSet, tmp_path: Path) -> None:
-    path = valset.file_of(valset.samples[2].path)
+    path = valset.root / valset.samples[2].path
     path.write_bytes(path.read_bytes()[:300])
     for output in ("1", "2"):
         found = measured(
@@ -162,6 +182,31 @@ def test_a_bad_image_is_never_cached(valset: ValSet, tmp_path: Path) -> None:
         assert found.digests[2] != "0" * 64
     with pytest.raises(BadImage):
         TORCHVISION.crop(path.read_bytes())
+
+
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_an_image_that_cannot_be_read_is_recorded(
+    valset: ValSet, tmp_path: Path, target: str
+) -> None:
+    path = valset.root / valset.samples[2].path
+    path.unlink()
+    path.symlink_to(path.name if target == "itself" else target)
+    opened = open_valset(valset.root)
+    assert len(opened.samples) == 11
+    found = measured(opened, tmp_path / "cache", tmp_path / "1", TORCHVISION, record_bad=True)
+    assert list(found.bad) == [2]
+    assert "cannot be read: " in found.bad[2]
+    with pytest.raises(UnreadableImage, match="cannot be read: "):
+        measured(opened, tmp_path / "cache", tmp_path / "2", TORCHVISION)
+
+
+def test_filling_skips_what_cannot_be_read_or_decoded(valset: ValSet, tmp_path: Path) -> None:
+    (valset.root / valset.samples[2].path).unlink()
+    (valset.root / valset.samples[3].path).write_bytes(b"x")
+    with CropCache(tmp_path / "cache", valset, TORCHVISION) as cache:
+        cache.fill(2)
+        kept = [cache.get(i, digest(valset, i)) is not None for i in range(11) if i != 2]
+    assert kept == [True, True, False, *[True] * 7]
 
 
 def test_too_little_room_is_said_before_the_run(

@@ -16,14 +16,15 @@ import small_valsets as small
 from PIL import Image
 from small_valsets import IMAGES, LAYOUTS, jpeg, name, synset
 
-from eval import data
-from eval.data import Look, Survey, look_at, main, to_text
+from eval.data import main
+from eval.images import survey
 from eval.images.labels import official_labels
+from eval.images.survey import Look, Survey, look_at, to_text
 from eval.images.valset import Sample, ValSet
 
 ROOT = Path(__file__).parents[1]
 PARTIAL_ADVICE = (
-    "A sound partial set, 6 of 50,000 images: python -m eval.imagenet runs on it, with the "
+    "Ready to evaluate as a partial set, 6 of 50,000 images: python -m eval.imagenet gives the "
     "verdict PARTIAL."
 )
 
@@ -62,7 +63,7 @@ def test_text_of_a_clean_partial_set(tmp_path: Path, capsys):
     assert out.splitlines() == [
         "layout       6 synset folders, checked with the official labels",
         "images       6 of 50,000",
-        "classes      6 of 1,000, images of a class: 1",
+        "classes      6 of 1,000, images per class: 1",
         "unreadable   none",
         "duplicates   none",
         "unusual      6 short side under 256",
@@ -111,7 +112,7 @@ def test_shared_images(capsys, shared: Path):
     code, document = run_json(capsys, shared / "imagenet-val-4")
     assert code == 0
     assert (document["images"], document["classes"], document["oddities"]) == (4, 4, {})
-    assert "without the unofficial whl_demo.jpg" in document["layout"]
+    assert "without the unlabelled whl_demo.jpg" in document["layout"]
 
 
 def test_labels_option(tmp_path: Path, capsys):
@@ -129,8 +130,8 @@ def test_labels_option(tmp_path: Path, capsys):
     [
         (picture()[:-500], "image file is truncated"),
         (picture()[:200], "Truncated File Read"),
-        (b"", "no image that Pillow knows"),
-        (b"<html>not found</html>", "no image that Pillow knows"),
+        (b"", "not an image that Pillow knows"),
+        (b"<html>not found</html>", "not an image that Pillow knows"),
         (picture("PNG")[:-500], ""),
         (picture("PCX"), "OpenCV cannot decode it"),
     ],
@@ -146,12 +147,12 @@ def test_unreadable_image(tmp_path: Path, capsys, content: bytes, reason: str):
     assert reason in bad["reason"]
     assert document["dataset_sha256"]  # of its bytes, as in a run that records bad images
     assert document["problems"] == [
-        "1 images cannot be decoded: replace them with intact copies; none may be left out."
+        "1 image cannot be decoded: replace with intact copies; no image may be left out."
     ]
     code, out, _ = run(capsys, root)
     assert code == 3
     assert f"unreadable   1\n    {name(2)}: {bad['reason']}\n" in out
-    assert out.endswith("none may be left out.\n")
+    assert out.endswith("no image may be left out.\n")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -180,38 +181,38 @@ def test_copies(tmp_path: Path, capsys):
     code, document = run_json(capsys, root)
     assert code == 3
     assert document["duplicates"] == [[name(2), name(7)]]
-    assert document["problems"][0].startswith("1 images are copies of others")
+    assert document["problems"][0].startswith("1 image duplicated under another name")
     assert f"duplicates   1\n    {name(2)} = {name(7)}\n" in run(capsys, root)[1]
 
 
 @pytest.mark.parametrize(("copies", "ok"), [(60, True), (61, False)])
 def test_the_set_has_copies_of_its_own(copies: int, ok: bool):
-    survey = seen(50_000, copies=copies)
-    assert survey.complete
-    assert (survey.problems == []) == ok
+    found = seen(50_000, copies=copies)
+    assert found.complete
+    assert (found.problems == []) == ok
 
 
 @pytest.mark.parametrize(
     ("images", "ok", "advice"),
     [
-        (50_000, True, "This is the whole validation set, fit for python -m eval.imagenet."),
-        (49_999, False, "Not fit for a run: 1 images are missing: complete the copy."),
-        (45_000, False, "Not fit for a run: 5,000 images are missing: complete the copy."),
-        (44_999, True, "A sound partial set, 44,999 of 50,000 images: "),
+        (50_000, True, "Ready to evaluate: the whole validation set, with python -m eval.imagenet."),
+        (49_999, False, "Not ready to evaluate: 1 image missing: complete the copy."),
+        (45_000, False, "Not ready to evaluate: 5,000 images missing: complete the copy."),
+        (44_999, True, "Ready to evaluate as a partial set, 44,999 of 50,000 images: "),
     ],
 )
 def test_missing_images(images: int, ok: bool, advice: str):
-    survey = seen(images)
-    assert survey.complete == (images == 50_000)
-    assert (survey.problems == []) == ok
-    assert survey.advice.startswith(advice)
+    found = seen(images)
+    assert found.complete == (images == 50_000)
+    assert (found.problems == []) == ok
+    assert found.advice.startswith(advice)
 
 
 def test_text_of_the_whole_set():
     lines = to_text(seen(50_000)).splitlines()
     assert lines[1] == "images       50,000 of 50,000"
-    assert lines[2] == "classes      1,000 of 1,000, images of a class: 50"
-    assert re.search(r"images of a class: 3\d to 50", to_text(seen(45_000)))
+    assert lines[2] == "classes      1,000 of 1,000, images per class: 50"
+    assert re.search(r"images per class: 3\d to 50", to_text(seen(45_000)))
 
 
 def test_long_lists_are_cut_in_text(tmp_path: Path, capsys):
@@ -222,7 +223,7 @@ def test_long_lists_are_cut_in_text(tmp_path: Path, capsys):
     code, out, _ = run(capsys, root)
     assert code == 3
     assert "unreadable   13\n" in out
-    assert out.count("no image that Pillow knows") == 10
+    assert out.count("not an image that Pillow knows") == 10
     assert "    ... and 3 more\n" in out
 
 
@@ -295,10 +296,10 @@ def test_interrupted(tmp_path: Path, capsys, monkeypatch):
     def interrupt(_: bytes) -> Look:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "look_at", interrupt)
+    monkeypatch.setattr(survey, "look_at", interrupt)
     code, out, err = run(capsys, small.flat(tmp_path / "set"))
     assert (code, out) == (130, "")
-    assert err == "interrupted: the val set was not looked over to its end\n"
+    assert err == "interrupted: not all images were checked\n"
 
 
 def test_workers_do_not_change_the_result(tmp_path: Path, capsys):
@@ -328,5 +329,5 @@ def test_help_needs_nothing_heavy():
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert "Exit codes: 0 fit for a run" in ran.stdout
+    assert "Exit codes: 0 ready to evaluate" in ran.stdout
     assert ran.stdout.endswith("set()\n")

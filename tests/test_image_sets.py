@@ -65,7 +65,7 @@ def test_folders_of_imagenet_v2_are_numbers(tmp_path: Path) -> None:
 
 
 def test_some_numbered_folders_may_be_anything(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="ImageNetV2 is a folder that has all of 0 to 999"):
+    with pytest.raises(DataError, match="ImageNetV2 has all the folders 0 to 999"):
         open_valset(numbered(tmp_path / "some", range(999)))
     with pytest.raises(DataError, match="has numbered folders"):
         open_valset(numbered(tmp_path / "ids", range(1, 1001)))
@@ -85,7 +85,7 @@ def test_subsets_are_known_by_their_classes(tmp_path: Path, letter: str, name: s
     assert valset.image_set.name == name
     assert valset.image_set.classes is not None
     assert list(valset.image_set.classes) == labels
-    assert valset.layout == f"{name}, answers among its 200 classes, 200 synset folders"
+    assert valset.layout == f"{name}, predictions restricted to its 200 classes, 200 synset folders"
 
 
 def test_the_same_classes_of_the_val_set_are_the_val_set() -> None:
@@ -162,7 +162,7 @@ def test_a_run_over_imagenet_a_scores_as_timm_does(
         *("--data", str(root), "--variant", "small", "--weights", str(weights), "--quiet"),
         *("--forms", "unfused", "--output", str(output), "--limit", "60"),
     ]) == 0  # fmt: skip
-    assert "ImageNet-A, answers among its 200 classes" in capsys.readouterr().out
+    assert "ImageNet-A, predictions restricted to its 200 classes" in capsys.readouterr().out
 
     pipeline = transforms.Compose([
         transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),

@@ -138,13 +138,13 @@ def test_ground_truth_with_a_wrong_line(read):
     assert "contradicts the official labels: image 7 has " in message
     assert f"has {ids[6]} (elsewhere " in message
     assert f"shows {imagenet_classes()[official_labels()[6]].synset}" in message
-    assert "damaged or was edited; leave --labels out" in message
+    assert "damaged or was edited; omit --labels" in message
 
 
 def test_ground_truth_in_another_order(read):
     """Of the images sorted by class, for instance."""
     message = refusal(read, "\n".join(sorted(ilsvrc_ids())))
-    assert "another order than the images, or of another set" in message
+    assert "another order than the images, or belong to another set" in message
 
 
 def test_two_classes_with_one_number(read):
@@ -160,13 +160,13 @@ def test_one_class_with_two_numbers(read):
 
 def test_ground_truth_of_another_length(read):
     message = refusal(read, "\n".join(OFFICIAL[:-1]))
-    assert "one word a line and 49,999 lines" in message
+    assert "one word per line and 49,999 lines" in message
     assert "ILSVRC2012_validation_ground_truth.txt" in message
 
 
 def test_ground_truth_with_a_long_line(read):
     message = refusal(read, "\n".join([*OFFICIAL[:-1], "1 2 three"]))
-    assert "line 50000 is no image name with a class: 1 2 three" in message
+    assert "line 50000 is not an image name and a class: 1 2 three" in message
 
 
 def test_name_list_in_any_order_with_folders_and_without_suffix(read):
@@ -201,21 +201,21 @@ def test_name_list_of_a_part_cannot_be_in_ids(read):
 def test_list_that_numbers_the_images(read):
     """Kaggle's ImageSets/CLS-LOC/val.txt."""
     rows = "".join(f"{image_key(name(i))} {i}\n" for i in range(998, 1003))
-    assert "line 3 numbers the images instead of naming their classes" in refusal(read, rows)
+    assert "line 3 numbers the images instead of their classes" in refusal(read, rows)
 
 
 def test_name_listed_twice(read):
     assert read("a.jpg 1\na.jpg 1\n").label_of == {"a": 1}
     message = refusal(read, "x/a.jpg 1\ny/a.jpg 2\n")
-    assert "a is named twice, as 1 in line 1 and as 2 in line 2" in message
+    assert "a is listed twice, as 1 in line 1 and as 2 in line 2" in message
 
 
 def test_unknown_synset(read):
-    assert "n99999999, which is none of the 1000" in refusal(read, "a.jpg n99999999\n")
+    assert "n99999999, which is not one of the 1000" in refusal(read, "a.jpg n99999999\n")
 
 
 def test_line_without_a_class(read):
-    assert "line 2 is no image name with a class: b.jpg" in refusal(read, "a.jpg 1\nb.jpg\n")
+    assert "line 2 is not an image name and a class: b.jpg" in refusal(read, "a.jpg 1\nb.jpg\n")
 
 
 def test_line_of_a_number_alone(read):
@@ -237,11 +237,11 @@ def test_solution(read, tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ImageId,PredictionString\n", "names no images"),
-        ("ImageId,PredictionString\nILSVRC2012_val_00000001,\n", "line 2 is no image name"),
-        ("ImageId,PredictionString\nILSVRC2012_val_00000001\n", "line 2 is no image name"),
-        ("ImageId,Other\nILSVRC2012_val_00000001,n01440764\n", "line 2 is no image name"),
-        ("ImageId,PredictionString\na,n01440765 1\n", "n01440765, which is none of the 1000"),
+        ("ImageId,PredictionString\n", "lists no images"),
+        ("ImageId,PredictionString\nILSVRC2012_val_00000001,\n", "line 2 is not an image name"),
+        ("ImageId,PredictionString\nILSVRC2012_val_00000001\n", "line 2 is not an image name"),
+        ("ImageId,Other\nILSVRC2012_val_00000001,n01440764\n", "line 2 is not an image name"),
+        ("ImageId,PredictionString\na,n01440765 1\n", "n01440765, which is not one of the 1000"),
         ('ImageId,PredictionString\na,"' + "x" * 200_000, "field larger than field limit"),
     ],
 )
@@ -252,7 +252,7 @@ def test_damaged_solution(read, text: str, message: str):
 @pytest.mark.parametrize("text", [b"\xff\xd8\xff\xe0 not text", b"PK\x03\x04\x9c\xff"])
 def test_file_that_is_no_text(read, text: bytes):
     message = refusal(read, text)
-    assert "is no text file" in message
+    assert "is not a UTF-8 text file" in message
     assert "ILSVRC2012_validation_ground_truth.txt" in message
 
 

@@ -1,28 +1,25 @@
-"""ReaL labels: found by the official name, with a denominator of their own."""
+"""Label sets: a set's own labels and the ReaL labels, with a denominator of their own."""
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import jpeg
-from safetensors.torch import save_file
 from timm.data.real_labels import RealLabelsImagenet
 
-import pplcnet
 from eval.errors import DataError
 from eval.imagenet import main
-from eval.images.real import labels_of, real_labels, score_real
+from eval.images.labelset import LabelScore, LabelSet, real, real_labels, score, single
 from eval.images.valset import ValSet, open_valset
-from eval.measure import engine
-from eval.measure.metrics import Scores
 
 MakeVal = Callable[..., Path]
 NUMBERS = (1, 2, 3, 20, 41, 50000)
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -34,18 +31,34 @@ def valset(tmp_path: Path) -> ValSet:
     return open_valset(tmp_path / "val")
 
 
-def answered(valset: ValSet, tops: np.ndarray) -> engine.Measurement:
-    """A measurement of given best five."""
-    count = len(tops)
-    scores = Scores(np.zeros(count, np.int64), tops, np.zeros((count, 5)), np.zeros(count))
-    return engine.Measurement(
-        valset, {"a": scores}, np.full(count, np.nan), None, [""] * count, 1.0
-    )
+def test_counts_by_hand() -> None:
+    labels = LabelSet("mine", (frozenset({3}), frozenset({1, 4}), frozenset(), frozenset({0})))
+    top = np.array([[3, 0, 1, 2, 5], [2, 0, 4, 1, 9], [7, 8, 9, 1, 2], [-1, -1, -1, -1, -1]])
+    assert score(labels, top) == LabelScore("mine", images=3, top1_correct=1, top5_correct=2)
+    assert score(labels, top).top1 == 100 / 3
+    assert score(labels, top).top5 == 200 / 3
+
+
+def test_images_and_predictions_must_be_as_many() -> None:
+    with pytest.raises(ValueError, match="argument 2"):
+        score(LabelSet("mine", (frozenset({3}),)), np.zeros((2, 5), np.int64))
+    with pytest.raises(ValueError, match="No image has a label of none"):
+        score(LabelSet("none", (frozenset(),)), np.zeros((1, 5), np.int64))
+
+
+def test_the_sets_own_labels(valset: ValSet) -> None:
+    labels = single(valset)
+    assert labels.accepted == tuple(frozenset({sample.label}) for sample in valset.samples)
+    top = np.array([[sample.label, -1, -1, -1, -1] for sample in valset.samples])
+    top[2] = np.roll(top[2], 3)
+    found = score(labels, top)
+    assert (found.images, found.top1_correct, found.top5_correct) == (6, 5, 6)
 
 
 def test_labels_are_those_of_the_file_names(valset: ValSet) -> None:
-    found = labels_of(valset)
-    assert found == [real_labels()[number - 1] for number in NUMBERS]
+    found = real(valset)
+    assert found.name == "ReaL"
+    assert found.accepted == tuple(real_labels()[number - 1] for number in NUMBERS)
     assert len(real_labels()) == 50_000
 
 
@@ -67,35 +80,49 @@ def test_scores_are_timms(valset: ValSet) -> None:
         images += bool(known)
         for k in hits:
             hits[k] += any(answer in known for answer in top[:k])
-    score = score_real(answered(valset, tops))["a"]
-    assert (score.images, score.top1_correct, score.top5_correct) == (images, hits[1], hits[5])
-    assert score.top1_correct < score.top5_correct
-    assert score.top1 == 100 * hits[1] / images
+    found = score(real(valset), tops)
+    assert (found.images, found.top1_correct, found.top5_correct) == (images, hits[1], hits[5])
+    assert found.top1_correct < found.top5_correct
+    assert found.top1 == 100 * hits[1] / images
 
 
 def test_a_bad_image_counts_as_wrong(valset: ValSet) -> None:
-    tops = np.full((len(NUMBERS), 5), -1)
-    score = score_real(answered(valset, tops))["a"]
-    assert score.images > 0
-    assert score.top5_correct == 0
+    found = score(real(valset), np.full((len(NUMBERS), 5), -1))
+    assert found.images > 0
+    assert found.top5_correct == 0
 
 
 def test_names_that_are_not_official_are_refused(val_folder: MakeVal) -> None:
     with pytest.raises(DataError, match=r"a\.JPEG has no official name"):
-        labels_of(open_valset(val_folder({"n01440764": ["a.JPEG"]})))
+        real(open_valset(val_folder({"n01440764": ["a.JPEG"]})))
+
+
+def test_images_without_any_label_are_refused(tmp_path: Path) -> None:
+    number = next(number for number, labels in enumerate(real_labels(), 1) if not labels)
+    (tmp_path / f"ILSVRC2012_val_{number:08}.JPEG").write_bytes(b"x")
+    with pytest.raises(DataError, match="none of the 1 images has a ReaL label"):
+        real(open_valset(tmp_path))
+
+
+def test_label_sets_need_nothing_of_the_measurement() -> None:
+    code = (
+        "import sys, eval.images.labelset;"
+        "print([name for name in sys.modules if name.startswith(('eval.measure', 'torch', 'cv2'))])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "[]\n"
 
 
 def test_a_run_shows_them_beside_the_official_ones(
-    valset: ValSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    valset: ValSet, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.manual_seed(6)
-    save_file(pplcnet.create_model("small").state_dict(), tmp_path / "w.safetensors")
     output = tmp_path / "out"
     words = ["--data", str(valset.root), "--variant", "small", "--real-labels", "--quiet"]
-    words += ["--weights", str(tmp_path / "w.safetensors"), "--output", str(output)]
+    words += ["--weights", str(weights), "--output", str(output)]
     assert main([*words, "--forms", "reparameterized"]) == 0
-    images = sum(map(bool, labels_of(valset)))
+    images = real(valset).images
     assert f"ReaL, {images} images\n" in capsys.readouterr().out
-    (real,) = json.loads((output / "run.json").read_text())["real"].values()
-    assert real["images"] == images
-    assert "reparameterized, ReaL labels" in (output / "report.html").read_text()
+    page = (output / "report.html").read_text()
+    assert "reparameterized, ReaL labels" in page

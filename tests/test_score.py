@@ -19,12 +19,17 @@ from eval.errors import DataError, EvalError, LogitsError, UsageError
 from eval.images.classes import imagenet_classes
 from eval.images.valset import Sample
 from eval.measure.metrics import Scores
-from eval.results.predictions import Answers, Logits, Ranked, match, read_answers
+from eval.results import predictions
+from eval.results.predictions import Answers, Logits, Ranked, match
 
 LABELS = (0, 0, 134, 134, 517, 517, 999, 999)  # tench, both cranes, toilet tissue
 # Of each image, the place of its label among the answers.
 PLACES = (0, 3, 0, 7, 1, 0, 4, 5)
 TOP1, TOP5 = 3, 6
+
+
+def read_answers(path: Path, names: Path | None = None, array: str | None = None) -> Answers:
+    return predictions.read_answers(path, 1000, names, array)
 
 
 def image_name(i: int) -> str:
@@ -195,7 +200,7 @@ def test_one_of_several_arrays_is_named(tmp_path: Path) -> None:
     assert scored(read_answers(path, array="logits")).correct(1) == TOP1
     assert scored(read_answers(path, array="other")).correct(1) == 0
     for array in (None, "nothing"):
-        with pytest.raises(UsageError, match="holds the arrays logits, other, label: name"):
+        with pytest.raises(UsageError, match="contains the arrays logits, other, label: name"):
             read_answers(path, array=array)
 
 
@@ -252,9 +257,9 @@ def _pickled(save: Callable[..., None]) -> bytes:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (_written("x.csv", b""), DataError, "no CSV file with a header"),
-        (_written("x.csv", b"path,top1,top2,top3,top4,top5\n"), DataError, "holds no predictions"),
-        (_written("x.csv", b"\xff\xfe"), DataError, "is no text"),
+        (_written("x.csv", b""), DataError, "not a CSV file with a header"),
+        (_written("x.csv", b"path,top1,top2,top3,top4,top5\n"), DataError, "contains no predictions"),
+        (_written("x.csv", b"\xff\xfe"), DataError, "is not a UTF-8 text file"),
         (_written("x.csv", b"path,top1\na,1\n"), DataError, "1 ranked classes for a"),
         (_written("x.csv", b"image,top1\na,1\n"), DataError, "columns image, top1"),
         (_written("x.csv", b"path,label\na,1\n"), DataError, "Needed: path or name, and top1"),
@@ -263,20 +268,20 @@ def _pickled(save: Callable[..., None]) -> bytes:
         (_edited(as_csv, (",200,", ",-1,")), DataError, "class -1; classes"),
         (_edited(as_csv, (",200,", ",crane,")), DataError, "class crane; classes"),
         (_edited(as_csv, (",200,", ",201,")), DataError, "has a class twice: 0 201 201"),
-        (_edited(as_relay, ("top-1 id", "top-2 id")), DataError, "line 2: top-2 .* out of turn"),
-        (_edited(as_relay, ("0.25000000", "nan")), LogitsError, "answered with NaN or infinity"),
+        (_edited(as_relay, ("top-1 id", "top-2 id")), DataError, "line 2: top-2 .* out of order"),
+        (_edited(as_relay, ("0.25000000", "nan")), LogitsError, "is NaN or infinite"),
         (_edited(as_relay, ("0.25000000", "0.75")), DataError, "not best first"),
         (_edited(as_relay, ("0.25", "high")), DataError, "could not convert"),
-        (_edited(as_relay, ("\n", "\nDone in 3 s\n")), DataError, "line 2 is no prediction: Done"),
-        (_relay("a.JPEG: Relay top-1 id: 1, prob: 1, class name: x\n"), DataError, "out of turn"),
+        (_edited(as_relay, ("\n", "\nDone in 3 s\n")), DataError, "line 2 is not a prediction: Done"),
+        (_relay("a.JPEG: Relay top-1 id: 1, prob: 1, class name: x\n"), DataError, "out of order"),
         (_relay("a.JPEG: Relay top-0 id: 1, prob: 1, class name: x\n"), DataError, "1 ranked"),
         (lambda folder: _npz(folder, logits=logits()[:7]), DataError, "7 x 1000 for 8 names"),
-        (lambda folder: _npz(folder, logits=np.zeros((8, 1001))), UsageError, "holds the arrays"),
+        (lambda folder: _npz(folder, logits=np.zeros((8, 1001))), UsageError, "contains the arrays"),
         (lambda folder: _npz(folder, logits=np.zeros((8, 1000))), LogitsError, "same value"),
         (lambda folder: _npz(folder, logits=logits() * np.nan), LogitsError, "NaN or infinity"),
-        (lambda folder: _npz(folder, logits=logits() > 3), DataError, "bool, and no numbers"),
-        (lambda folder: _npz(folder, path=np.arange(8)), DataError, "no list of texts"),
-        (lambda folder: _npz(folder, path=np.array([b"\xff"] * 8)), DataError, "no UTF-8"),
+        (lambda folder: _npz(folder, logits=logits() > 3), DataError, "bool, not real numbers"),
+        (lambda folder: _npz(folder, path=np.arange(8)), DataError, "not a list of strings"),
+        (lambda folder: _npz(folder, path=np.array([b"\xff"] * 8)), DataError, "not valid UTF-8"),
         (_written("x.npz", b"PK\x03\x04 no zip"), DataError, "cannot be read as numbers"),
         (_written("x.npy", b"\x93NUMPY\x01\x00"), DataError, "cannot be read as numbers"),
         (_written("x.npy", _pickled(np.save)), DataError, "reading them could run code"),
@@ -298,7 +303,7 @@ def test_arrays_need_names_once(tmp_path: Path) -> None:
     path, names = _arrays(tmp_path)
     with pytest.raises(UsageError, match="does not say which row is which image"):
         read_answers(path)
-    with pytest.raises(UsageError, match="has names in it: leave --names out"):
+    with pytest.raises(UsageError, match="contains the names: omit --names"):
         read_answers(_npz(tmp_path), names)
     with pytest.raises(UsageError, match=r"--names .* no such file"):
         read_answers(path, tmp_path / "nothing.txt")
@@ -313,9 +318,10 @@ def test_arrays_need_names_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a.JPEG", "b.JPEG", "x/a.JPEG"], "Answered more than once: a"),
+        (["a.JPEG", "b.JPEG", "x/a.JPEG"], "Predicted more than once: a"),
         (["a.JPEG", "c.JPEG"], "Not in --data: c.JPEG"),
         (["a.JPEG", "b"], None),
+        (["C:\\photos\\a.JPEG", "x\\y/b.bin"], None),
         (["ILSVRC2012_val_00000001.JPEG"], "Not in --data"),
     ],
 )
@@ -326,6 +332,27 @@ def test_images_are_matched_by_name(names: list[str], message: str | None) -> No
         return
     with pytest.raises(DataError, match=message):
         match(names, samples)
+
+
+def test_a_backslash_in_the_name_of_an_image() -> None:
+    """Linux allows it; a name that another system has written separates folders with it."""
+    samples = [Sample("n0/a\\b.JPEG", 0), Sample("n1/b.JPEG", 1)]
+    assert match(["val/a\\b.JPEG", "n1\\b.JPEG"], samples) == {0: 0, 1: 1}
+    with pytest.raises(DataError, match="more than once"):
+        match(["a\\b.JPEG", "x/a\\b.jpg"], samples)
+
+
+def test_predictions_of_a_model_with_three_classes(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("path,top1,top2,top3,prob1,prob2,prob3\na,2,0,1,.7,.2,.1\nb,1,0,2,.5,.3,.2\n")
+    scores = predictions.read_answers(path, 3).scores(np.array([0, 1]), np.array([0, 1]))
+    assert scores.rank.tolist() == [1, 0]
+    assert scores.top.tolist() == [[2, 0, 1, -1, -1], [1, 0, 2, -1, -1]]
+    assert scores.prob[:, :3].tolist() == [[0.7, 0.2, 0.1], [0.5, 0.3, 0.2]]
+    with pytest.raises(DataError, match="class 2; classes are 0 to 1"):
+        predictions.read_answers(path, 2)
+    np.savez(tmp_path / "p.npz", logits=[[1.0, 2.0, 3.0]], path=["a"])
+    assert isinstance(predictions.read_answers(tmp_path / "p.npz", 3), Logits)
 
 
 def test_names_that_repeat_in_the_val_set_are_refused() -> None:
@@ -519,7 +546,7 @@ def test_a_file_that_was_appended_to_twice_is_refused(
     path.write_text(path.read_text() * 2)
     code, _, err = run(path)
     assert code == 3
-    assert "Answered more than once: photo_0, photo_1, photo_2, ... (8 in all)" in err
+    assert "Predicted more than once: photo_0, photo_1, photo_2, ... (8 in all)" in err
 
 
 def test_a_val_set_that_cannot_be_read_is_an_error(

@@ -131,7 +131,7 @@ def test_row_groups_are_dropped_for_others(tmp_path: Path, monkeypatch):
 
 def test_shared_images_in_the_flat_layout(shared: Path):
     valset = open_valset(shared / "imagenet-val-4")
-    assert valset.layout == "flat files, official labels, without the unofficial whl_demo.jpg"
+    assert valset.layout == "flat files, official labels, without the unlabelled whl_demo.jpg"
     assert [(sample.path, sample.name, sample.label) for sample in valset.samples] == [
         (f"ILSVRC2012_val_{n:08d}.jpeg", name(n), official_labels()[n - 1])
         for n in (10, 10010, 20010, 30010)
@@ -142,7 +142,7 @@ def test_shared_images_with_the_shared_list(shared: Path):
     valset = open_valset(shared / "imagenet-val-4", shared / "ILSVRC2012_val_labels.txt")
     assert valset.layout == (
         "flat files, labels of ILSVRC2012_val_labels.txt (sorted positions), checked with the "
-        "official labels, without the unofficial whl_demo.jpg"
+        "official labels, without the unlabelled whl_demo.jpg"
     )
     assert len(valset.samples) == 4
 
@@ -382,8 +382,8 @@ def test_image_in_the_wrong_folder(tmp_path: Path):
     assert refusal(root) == (
         f"--data {root}: labels disagree for 1 of 6 images: {synset(2)}/{name(1)} is "
         f"{synset(2)} (970) by folders, {synset(1)} (65) by the official labels.\n"
-        "Files were moved or renamed, or labels edited. The official labels are built in and need "
-        "no list."
+        "Files were moved or renamed, or labels edited. The official labels are built in: omit "
+        "--labels."
     )
 
 
@@ -394,13 +394,13 @@ def test_stray_folder_has_shifted_all(tmp_path: Path):
     assert "labels disagree for 6 of 6 images" in message
     assert "is n01753488 (66) by list.txt, n01751748 (65) by the official labels; " in message
     assert message.count("by list.txt") == 3
-    assert "All are off by +1: list.txt counts in another way" in message
+    assert "All are off by +1: list.txt has another numbering" in message
 
 
 def test_list_of_some_names_in_another_numbering(tmp_path: Path):
     rows = dict(zip(map(name, NUMBERS), (490, 361, 171, 822, 297, 482), strict=True))
     message = refusal(small.flat(tmp_path / "set"), listed(tmp_path / "list.txt", rows))
-    assert "Does list.txt number the classes in another way (ILSVRC ids)?" in message
+    assert "Does list.txt have another numbering (ILSVRC ids)?" in message
 
 
 def test_kaggle_labels_disagree(tmp_path: Path):
@@ -496,7 +496,7 @@ def test_training_set(tmp_path: Path):
     for number in range(51):
         (root / "n01440764" / f"n01440764_{number}.JPEG").touch()
     message = refusal(root)
-    assert "51 images of n01440764, 51 in all; the val set has 50 of each class" in message
+    assert "51 images of n01440764, 51 in all; the validation set has 50 of each class" in message
 
 
 def test_file_that_is_no_set(tmp_path: Path):
@@ -531,7 +531,7 @@ def test_tar_cut_anywhere(tmp_path: Path):
     for size in range(700, end + 511, 97):
         tar.write_bytes(data[:size])
         message = refusal(tar)
-        assert " is cut after ILSVRC2012_val_0000000" in message or "is damaged after" in message
+        assert " is truncated after ILSVRC2012_val_0000000" in message or "is damaged after" in message
         assert "29b22e2961454d5413ddabcf34fc5622" in message
     tar.write_bytes(data[: end + 512])
     assert len(open_valset(tar).samples) == IMAGES
@@ -549,7 +549,7 @@ def test_tar_cut_after_it_was_opened(tmp_path: Path):
     tar = small.tar(tmp_path / "val.tar")
     valset = open_valset(tar)
     os.truncate(tar, 1000)
-    with pytest.raises(DataError, match=r"was cut while it was read, at ILSVRC2012_val_00000001"):
+    with pytest.raises(DataError, match=r"was truncated while it was read, at ILSVRC2012_val_00000001"):
         valset.read(name(1))
 
 
@@ -567,7 +567,7 @@ def test_tar_with_symbolic_links(tmp_path: Path):
         link.type, link.linkname = tarfile.SYMTYPE, name(6)
         archive.addfile(link)
     message = refusal(tar)
-    assert f"{name(7)} is a link or no plain file" in message
+    assert f"{name(7)} is a link or not a regular file" in message
     assert "--dereference" in message
 
 
@@ -617,7 +617,7 @@ def test_name_that_is_no_utf8(tmp_path: Path):
     except OSError:
         pytest.skip("this file system has UTF-8 names only")
     labels = listed(tmp_path / "list.txt", {"n": 1})
-    assert "no UTF-8 names" in refusal(tmp_path, labels)
+    assert "not valid UTF-8" in refusal(tmp_path, labels)
 
 
 # Parquet
@@ -633,7 +633,7 @@ def test_shards_of_another_split(tmp_path: Path):
         path.rename(path.with_name(path.name.replace("validation", "train")))
     message = refusal(root)
     assert "and none of the validation split" in message
-    assert "Get data/validation-*.parquet" in message
+    assert "Download data/validation-*.parquet" in message
 
 
 def test_other_splits_beside(tmp_path: Path):
@@ -644,19 +644,19 @@ def test_other_splits_beside(tmp_path: Path):
 
 def test_test_split_has_no_labels(tmp_path: Path):
     root = small.parquet(tmp_path / "set", label=[-1, -1, -1])
-    assert "row 0: label -1 is none of 0..999.\nIs this the test split?" in refusal(root)
+    assert "row 0: label -1 is not in 0..999.\nIs this the test split?" in refusal(root)
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": [{"bytes": b"a", "path": None}] * 3}, "row 0: None is no name of a validation"),
-        ({"image": [{"bytes": b"a", "path": "a.jpg"}] * 3}, "row 0: a.jpg is no name"),
+        ({"image": [{"bytes": b"a", "path": None}] * 3}, "row 0: None is not the name of a validation"),
+        ({"image": [{"bytes": b"a", "path": "a.jpg"}] * 3}, "row 0: a.jpg is not the name"),
         ({"image": [{"bytes": b"a", "path": [1]}] * 3}, "cannot be read as parquet: "),
-        ({"image": [{"bytes": b"a", "path": 7}] * 3}, "row 0: 7 is no name"),
+        ({"image": [{"bytes": b"a", "path": 7}] * 3}, "row 0: 7 is not the name"),
         ({"image": [{"bytes": b"a"}] * 3}, "has no columns image.path and label"),
         ({"image": ["a", "b", "c"]}, "has no columns image.path and label"),
-        ({"label": [None, 1, 2]}, "row 0: label None is none of 0..999"),
+        ({"label": [None, 1, 2]}, "row 0: label None is not in 0..999"),
         ({"label": ["cat", "dog", "cow"]}, "cannot be read as parquet: "),
     ],
 )

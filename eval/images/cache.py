@@ -1,11 +1,13 @@
-"""``--cache``: the uint8 crops of a val set, kept on disk, so that later runs decode nothing.
+"""``--cache``: the uint8 crops of a validation set on disk, so that later runs decode nothing.
 
 ``<folder>/<preprocessing>-<key>/`` holds ``crops.bin``, one crop of size x size x 3 bytes after
 another in image order, and ``index.bin``, one record per image. The key stands for the list of
 images, the preprocessing and the versions of the libraries that decode: others get another folder.
-A crop counts only if its record is there, its checksum holds, and the file of the image has the
-size and time of change that it had. Files are read and written in place and never mapped, so that
-a run needs no memory for them; threads and processes may share a cache, each for its own images.
+A crop is used only if its record is there, its checksum holds, and it was made from the very bytes
+that the image has now: whoever asks for a crop has read the image and gives its SHA-256, so that
+every reported hash is one of bytes that were read in that run. Files are read and written in place
+and never mapped, so that a run needs no memory for them; threads and processes may share a cache,
+each for its own images.
 """
 
 from __future__ import annotations
@@ -22,32 +24,23 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
 import numpy as np
 
-from eval.errors import DataError, UsageError
-from eval.images.preprocess import BadImage, Crop, Preprocess
+from eval.errors import UnreadableImage, UsageError
+from eval.images.preprocess import BadImage, Crop, Preprocess, exact_opencv
 from eval.images.valset import ValSet, image_list_sha256
 from eval.results.files import write_atomically
 
 DECODERS = ("numpy", "opencv-python-headless", "pillow")
+FORMAT = 2  # of the records; others get another folder
 RECORD = np.dtype(
     [
-        ("size", "<i8"),  # of the file that holds the image, bytes
-        ("mtime_ns", "<i8"),
-        ("sha256", "u1", 32),  # of the image
+        ("sha256", "u1", 32),  # of the image file
         ("crop_crc32", "<u4"),
         ("crc32", "<u4"),  # of all before it
     ]
 )
-
-
-class Cached(NamedTuple):
-    """A crop, and which file it is of."""
-
-    crop: Crop
-    sha256: bytes
 
 
 class CropCache:
@@ -64,6 +57,7 @@ class CropCache:
 
     def __init__(self, folder: Path, valset: ValSet, preprocess: Preprocess) -> None:
         identity = {
+            "format": FORMAT,
             "preprocess": f"{preprocess.name}: {preprocess.description}",
             "size": preprocess.size,
             "images": len(valset.samples),
@@ -88,7 +82,7 @@ class CropCache:
         if (needed := missing * self._crop_bytes) > free:
             raise UsageError(
                 f"--cache {folder}: {missing:,} crops need {needed / 1e9:.1f} GB, "
-                f"{free / 1e9:.1f} GB are free.\nName a folder with more room, or leave it out."
+                f"{free / 1e9:.1f} GB are free.\nName a folder with more room, or omit --cache."
             )
         write_atomically(self.folder / "cache.json", text)
 
@@ -104,38 +98,45 @@ class CropCache:
         os.close(self._crops)
         os.close(self._index)
 
-    def get(self, index: int) -> Cached | None:
-        """The crop of an image, if it is there, whole, and that of the file as it is now.
+    def get(self, index: int, sha256: bytes) -> Crop | None:
+        """The crop of an image, if it is there, undamaged, and was made from the same bytes.
+
+        Args:
+            index: of the image.
+            sha256: of the bytes that were read for this image now.
 
         Raises:
-            DataError: the file of the image is not there.
+            UsageError: the cache cannot be read.
         """
         try:
             data = os.pread(self._index, RECORD.itemsize, index * RECORD.itemsize)
             if len(data) < RECORD.itemsize or not any(data) or _crc32(data) != _own_crc32(data):
                 return None
             record = np.frombuffer(data, RECORD)[0]
-            if (int(record["size"]), int(record["mtime_ns"])) != self._stamp(index):
+            if record["sha256"].tobytes() != sha256:
                 return None
             pixels = os.pread(self._crops, self._crop_bytes, index * self._crop_bytes)
         except OSError as error:
             raise UsageError(
                 f"{self.folder} cannot be read: {error.strerror or error}.\n"
-                "Delete it, or leave --cache out."
+                "Delete it, or omit --cache."
             ) from error
         if len(pixels) < self._crop_bytes or zlib.crc32(pixels) != record["crop_crc32"]:
             return None
-        crop = np.frombuffer(pixels, np.uint8).reshape(self._shape)
-        return Cached(crop, record["sha256"].tobytes())
+        return np.frombuffer(pixels, np.uint8).reshape(self._shape)
 
     def put(self, index: int, sha256: bytes, crop: Crop) -> None:
-        """Keep a crop. The record is written last: one that was interrupted does not count.
+        """Keep a crop. The record is written last, so that half a crop is never used.
+
+        Args:
+            index: of the image.
+            sha256: of the bytes that the crop was made from.
+            crop: uint8 (size, size, 3).
 
         Raises:
             UsageError: the disk is full.
         """
         record = np.zeros(1, RECORD)
-        record["size"], record["mtime_ns"] = self._stamp(index)
         record["sha256"] = np.frombuffer(sha256, np.uint8)
         pixels = crop.tobytes()
         record["crop_crc32"] = zlib.crc32(pixels)
@@ -147,7 +148,7 @@ class CropCache:
             raise self._unwritable(error) from error
 
     def fill(self, workers: int, done: Callable[[], None] = lambda: None) -> None:
-        """Put in every crop that is not there yet; an image that cannot be decoded is left out.
+        """Add every crop that is missing, except those of images that cannot be read or decoded.
 
         Args:
             workers: threads.
@@ -155,30 +156,21 @@ class CropCache:
         """
 
         def add(index: int) -> None:
-            if self.get(index) is None:
+            # The run that needs a bad image reports it.
+            with contextlib.suppress(BadImage, UnreadableImage):
                 data = self._valset.read(self._valset.samples[index].path)
-                with contextlib.suppress(BadImage):  # the run that needs it reports it
-                    self.put(index, hashlib.sha256(data).digest(), self._preprocess.crop(data))
+                digest = hashlib.sha256(data).digest()
+                if self.get(index, digest) is None:
+                    self.put(index, digest, self._preprocess.crop(data))
 
-        with ThreadPoolExecutor(workers) as pool:
+        with exact_opencv(), ThreadPoolExecutor(workers) as pool:
             for _ in pool.map(add, range(len(self._valset.samples))):
                 done()
-
-    def _stamp(self, index: int) -> tuple[int, int]:
-        """Size and time of change of the file that holds an image."""
-        path = self._valset.file_of(self._valset.samples[index].path)
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise DataError(
-                f"{path} cannot be read: {error.strerror}.\nIt was there when the run began."
-            ) from error
-        return stat.st_size, stat.st_mtime_ns
 
     def _unwritable(self, error: OSError) -> UsageError:
         return UsageError(
             f"--cache: {self.folder} cannot be written: {error.strerror or error}.\n"
-            "Name another folder, make room, or leave it out."
+            "Name another folder, make room, or omit --cache."
         )
 
 

@@ -4,12 +4,16 @@ Two steps: `Preprocess.crop` gives the uint8 centre crop of one image, `Preproce
 a batch of crops into float32. A crop value has 256 possible normalised values per channel, so
 normalisation is a table that is computed once, in the pipeline's own float32 arithmetic: the
 result has the bits of the original on every device.
+
+Whoever decodes many images does so inside of `exact_opencv`.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import cv2
@@ -19,19 +23,91 @@ from PIL import Image, UnidentifiedImageError
 
 RESIZE = 256
 CROP = 224
+LONGEST = 65_536  # pixels, of a side after the resize; 256 x 65,536 x 3 bytes are 50 MB
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, RGB
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 Crop = NDArray[np.uint8]
 
-# One image is one task of a worker; threads inside of it would only wait for each other.
-cv2.setNumThreads(1)
-# What cannot be decoded is reported with its path; lines of OpenCV's own would only come between.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
 
 class BadImage(Exception):
-    """The bytes cannot be decoded in full; the message says why."""
+    """The bytes cannot be decoded in full, or not be resized; the message says why."""
+
+
+class _OpenCV:
+    """OpenCV's global settings while any `exact_opencv` is active."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._active = 0
+        self._before = (0, 0)
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._active == 0:
+                logging = cv2.utils.logging
+                self._before = cv2.getNumThreads(), logging.getLogLevel()
+                cv2.setNumThreads(1)
+                logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+            self._active += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._active -= 1
+            if self._active == 0:
+                threads, level = self._before
+                cv2.setNumThreads(threads)
+                cv2.utils.logging.setLogLevel(level)
+
+
+_opencv = _OpenCV()
+
+
+@contextmanager
+def exact_opencv() -> Iterator[None]:
+    """One thread for OpenCV and no log of its own; both are as before afterwards.
+
+    One image is one task of one worker: threads inside of it would only wait for each other. What
+    cannot be decoded is reported with its path; OpenCV's own lines say less. The settings belong
+    to the process: of several evaluations at once, the last to end restores them.
+    """
+    _opencv.enter()
+    try:
+        yield
+    finally:
+        _opencv.leave()
+
+
+@contextmanager
+def bad_image_errors() -> Iterator[None]:
+    """What libraries raise for an image that they cannot decode or resize becomes `BadImage`."""
+    try:
+        yield
+    except MemoryError as error:
+        raise BadImage("decoding or resizing it needs too much memory") from error
+    except cv2.error as error:
+        raise BadImage(f"OpenCV: {error.err}") from error
+    except UnidentifiedImageError as error:  # its message contains a memory address
+        raise BadImage("not an image that Pillow knows (damaged at its start, or empty)") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise BadImage(str(error) or type(error).__name__) from error
+
+
+def check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
+    """Refuse an image whose resized form would need gigabytes or minutes.
+
+    Args:
+        size: width and height of the image, in pixels.
+        resized: the same, of what it would be resized to.
+
+    Raises:
+        BadImage: a side of it would be longer than `LONGEST`.
+    """
+    if max(resized) > LONGEST:
+        before, after = (f"{width:,} x {height:,}" for width, height in (size, resized))
+        raise BadImage(
+            f"{before} pixels would be resized to {after}; the limit is {LONGEST:,} a side"
+        )
 
 
 @dataclass(frozen=True)
@@ -59,25 +135,21 @@ class Preprocess:
 
 
 def open_rgb(data: bytes) -> Image.Image:
-    """Decode with Pillow, as ``torchvision.datasets.folder.pil_loader`` does: no EXIF rotation."""
-    try:
+    """Decode with Pillow, as ``torchvision.datasets.folder.pil_loader`` does: no EXIF rotation.
+
+    Raises:
+        BadImage: Pillow cannot decode it.
+    """
+    with bad_image_errors():
         return Image.open(io.BytesIO(data)).convert("RGB")
-    except UnidentifiedImageError as error:  # its message has an address of memory, never the same
-        raise BadImage("no image that Pillow knows (damaged from its start, or empty)") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise BadImage(str(error) or type(error).__name__) from error
-    except Image.DecompressionBombError as error:
-        raise BadImage(str(error)) from error
 
 
 def _decode_bgr(data: bytes) -> Crop:
     """Decode with OpenCV, as PaddleClas does: EXIF rotation applied, grey and CMYK made colour."""
-    try:
+    with bad_image_errors():
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    except cv2.error as error:
-        raise BadImage(f"OpenCV: {error.err}") from error
     if image is None:
-        raise BadImage("OpenCV cannot decode it (damaged, truncated or no image)")
+        raise BadImage("OpenCV cannot decode it (damaged, truncated or not an image)")
     return image  # type: ignore[return-value]
 
 
@@ -93,10 +165,12 @@ def crop_torchvision(data: bytes) -> Crop:
         size = (RESIZE, int(RESIZE * height / width))
     else:
         size = (int(RESIZE * width / height), RESIZE)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
+    check_resized(image.size, size)
     left, top = (int(round((side - CROP) / 2.0)) for side in size)
-    return np.asarray(image.crop((left, top, left + CROP, top + CROP)))
+    with bad_image_errors():
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(image.crop((left, top, left + CROP, top + CROP)))
 
 
 def crop_paddle(data: bytes) -> Crop:
@@ -109,13 +183,16 @@ def crop_paddle(data: bytes) -> Crop:
     height, width = image.shape[:2]
     percent = float(RESIZE) / min(width, height)
     size = (int(round(width * percent)), int(round(height * percent)))
-    return _crop_to_rgb(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
+    check_resized((width, height), size)
+    with bad_image_errors():
+        return _crop_to_rgb(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
 
 
 def crop_squash(data: bytes) -> Crop:
     """256x256 whatever the aspect, then the centre: what the Vast build of this model does."""
     image = _decode_bgr(data)
-    return _crop_to_rgb(cv2.resize(image, (RESIZE, RESIZE), interpolation=cv2.INTER_LINEAR))
+    with bad_image_errors():
+        return _crop_to_rgb(cv2.resize(image, (RESIZE, RESIZE), interpolation=cv2.INTER_LINEAR))
 
 
 def _crop_to_rgb(image: cv2.typing.MatLike) -> Crop:

@@ -1,13 +1,13 @@
-"""Sets of test images with ILSVRC2012's classes: the val set, and those that others made since.
+"""Sets of test images with ILSVRC2012's classes: the validation set, and those that others made.
 
     val       ILSVRC2012 validation: what the reported figures are of
     v2        ImageNetV2 (Recht et al., arXiv 1902.10811): folders 0 to 999 instead of synsets
     a         ImageNet-A (Hendrycks et al., arXiv 1907.07174): 200 of the classes
-    r         ImageNet-R (Hendrycks et al., arXiv 2006.16241): 200 others
+    r         ImageNet-R (Hendrycks et al., arXiv 2006.16241): 200 classes, 86 of them also in A
     sketch    ImageNet-Sketch (Wang et al., arXiv 1905.13549)
 
-A model's answers to A and R are taken among the 200 classes that the set has, as its authors and
-timm do. Sizes are those of timm's results/README.md.
+On A and R, predictions are restricted to the set's 200 classes, as its authors and timm do. The
+numbers of images are those of timm's results/README.md.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from eval.images.classes import label_of_synset
+from eval.images.classes import IMAGENET, ClassList
 from eval.images.labels import official_number
 
 _SKETCH = re.compile(r"sketch_[0-9]+\.JPEG")
+# A and R are recognised by their classes. More than they share, and more than chance would give:
+# 100 classes picked at random are all among 200 of the 1000 with a probability below 1e-80.
+_ENOUGH_CLASSES = range(100, 200 + 1)
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class ImageSet:
 
     Attributes:
         name: as its authors call it.
-        images: how many it has.
-        most: the most that it has of one class, where that is the same for all.
-        synsets: timm's list of its classes; None for all 1000.
+        images: how many images the whole set has; None if that is not known.
+        most: how many images the set has of each class, where that is the same for all.
+        synsets: timm's list of its classes; None for all classes.
         is_judged: whether reported figures are of this set.
     """
 
@@ -44,15 +47,19 @@ class ImageSet:
 
     @property
     def classes(self) -> tuple[int, ...] | None:
-        """The labels that answers are taken among, ascending; None for all."""
+        """The labels that predictions are restricted to, ascending; None for all."""
         return None if self.synsets is None else _labels(self.synsets)
 
     @property
     def words(self) -> str:
-        """For the layout's line; empty for the val set."""
-        if self is VAL:
+        """For the line that describes the layout; empty where the layout says it all."""
+        if self not in IMAGE_SETS[1:]:
             return ""
-        return self.name if self.synsets is None else f"{self.name}, answers among its 200 classes"
+        return (
+            self.name
+            if self.synsets is None
+            else f"{self.name}, predictions restricted to its 200 classes"
+        )
 
 
 VAL = ImageSet("ILSVRC2012 validation", 50_000, most=50, is_judged=True)
@@ -63,17 +70,28 @@ SKETCH = ImageSet("ImageNet-Sketch", 50_889)
 IMAGE_SETS = (VAL, V2, A, R, SKETCH)
 
 
-def recognise(paths: Iterable[str], labels: Collection[int], numbered: bool) -> ImageSet:
-    """Tell which set it is.
+def recognise(
+    paths: Iterable[str],
+    labels: Collection[int],
+    *,
+    numbered: bool = False,
+    classes: ClassList = IMAGENET,
+) -> ImageSet:
+    """Tell which set the images are, or are part of.
 
-    ImageNetV2 is known by its folders, Sketch by its file names, A and R by having exactly their
-    classes and no official file names. All else is the val set, or part of it.
+    Images of other classes than ImageNet's are a set of their own. ImageNetV2 is recognised by
+    its folders, Sketch by its file names, A and R by their classes: all or most of them and no
+    others, without a single official file name. Everything else is the validation set, or part
+    of it.
 
     Args:
         paths: of the images.
         labels: that they have.
         numbered: whether the folders are 0 to 999.
+        classes: what the labels are indices of.
     """
+    if classes != IMAGENET:
+        return ImageSet(classes.name, images=None)
     names = [path.rpartition("/")[2] for path in paths]
     if any(official_number(name) for name in names):
         return VAL
@@ -83,7 +101,7 @@ def recognise(paths: Iterable[str], labels: Collection[int], numbered: bool) -> 
         return SKETCH
     found = set(labels)
     for each in (A, R):
-        if each.classes is not None and found == set(each.classes):
+        if len(found) in _ENOUGH_CLASSES and found <= set(each.classes or ()):
             return each
     return VAL
 
@@ -91,4 +109,4 @@ def recognise(paths: Iterable[str], labels: Collection[int], numbered: bool) -> 
 @functools.cache
 def _labels(file: str) -> tuple[int, ...]:
     text = (importlib.resources.files("timm.data") / "_info" / file).read_text(encoding="utf-8")
-    return tuple(sorted(label_of_synset()[synset] for synset in text.split()))
+    return tuple(sorted(IMAGENET.index_of[synset] for synset in text.split()))

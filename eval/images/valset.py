@@ -1,8 +1,8 @@
-"""A val set: which images there are, what they show, and how to get their bytes.
+"""A validation set: which images there are, what they show, and how to read them.
 
-`open_valset` sees which layout it has (layouts/), then compares all that is said about each
-image: by its folder, by lists, by its official name. Whoever disagrees with the official labels
-is an error, so that a label here is never the opinion of a stray folder or of another numbering.
+`open_valset` recognises the layout (layouts/), then compares everything that gives an image a
+label: its folder, a list, its official name. Any disagreement is an error, so that a label never
+comes from a misplaced file or another numbering.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.errors import DataError
-from eval.images.classes import ClassList, imagenet, imagenet_classes, label_of_synset
+from eval.images.classes import IMAGENET, ClassList
 from eval.images.labels import (
     LabelList,
     examples,
@@ -28,11 +28,12 @@ from eval.images.labels import (
     shown,
     synset_in_name,
 )
-from eval.images.layouts import Listing, unreadable
+from eval.images.layouts import Listing, check_regular, unreadable
 from eval.images.layouts.folders import is_val_folder, list_folder
 from eval.images.layouts.parquet import find_shards, list_parquet
 from eval.images.layouts.tar import list_tar
 from eval.images.sets import VAL, ImageSet, recognise
+from eval.images.text import check_path, is_utf8
 
 _OFFICIAL_TAR = "ILSVRC2012_img_val.tar"
 _KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val")
@@ -45,8 +46,8 @@ _OFFICIAL = "the official labels"
 class Sample:
     """One image."""
 
-    path: str  # inside the val set, with forward slashes
-    label: int  # 0..999
+    path: str  # inside the validation set, with forward slashes
+    label: int  # index in the set's classes
 
     @property
     def name(self) -> str:
@@ -64,10 +65,10 @@ class ValSet:
         layout: how it is kept and where the labels are from, in words.
         samples: the images; an image's index is its position here.
         read: gives the bytes of a file, by the `path` of its sample, in any thread; raises
-            `DataError` where the system does not.
+            `UnreadableImage`.
         file_of: gives the file on disk that holds an image, by the same `path`.
         image_set: which set of images it is, or is part of.
-        classes: the classes that its labels are indices of.
+        classes: what a label is an index of.
     """
 
     root: Path
@@ -76,20 +77,25 @@ class ValSet:
     read: Callable[[str], bytes]
     file_of: Callable[[str], Path]
     image_set: ImageSet = VAL
-    classes: ClassList = field(default_factory=imagenet)
+    classes: ClassList = IMAGENET
+
+    @property
+    def among(self) -> tuple[int, ...] | None:
+        """The labels that predictions are restricted to, ascending; None for all classes."""
+        return self.image_set.classes
 
     def limited(self, n: int) -> ValSet:
         """The first n images of a fixed shuffled order, sorted again.
 
         The order is that of the SHA-256 of the file names: the same on every machine and in every
-        layout, and a larger limit holds the smaller one.
+        layout. A larger limit contains the images of a smaller one.
         """
         shuffled = sorted(self.samples, key=lambda sample: _sha256(sample.name.encode()))
         return replace(self, samples=tuple(sorted(shuffled[:n], key=lambda s: s.path)))
 
 
 def fingerprint(samples: Iterable[Sample], digests: Iterable[str]) -> str:
-    """SHA-256 of a set of images: their names, labels and contents, whatever layout they are in.
+    """SHA-256 of a set of images: their names, labels and contents, the same in every layout.
 
     Args:
         samples: the images.
@@ -103,7 +109,7 @@ def fingerprint(samples: Iterable[Sample], digests: Iterable[str]) -> str:
 
 
 def image_list_sha256(valset: ValSet) -> str:
-    """SHA-256 of which images there are, and of their labels; not of their contents."""
+    """SHA-256 of the paths and labels of the images; not of their contents."""
     lines = (f"{sample.path} {sample.label}\n" for sample in valset.samples)
     return _sha256("".join(lines).encode())
 
@@ -112,66 +118,73 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def open_valset(root: Path, labels: Path | None = None) -> ValSet:
-    """Find the images and labels of a val set.
+def open_valset(root: Path, labels: Path | None = None, classes: ClassList | None = None) -> ValSet:
+    """Find the images and labels of a validation set.
 
     Args:
-        root: synset folders, a folder of files with official names, a tar of either, parquet
-            shards, the root of Kaggle's tree, or a folder with one of these in ``val``.
-        labels: a `name index` list or a ground-truth file (`eval.images.labels.read_labels`).
+        root: class folders, a folder of files, a tar of either, parquet shards, the root of
+            Kaggle's tree, or a folder with one of these in ``val``.
+        labels: a `name index` list or a ground-truth file (`eval.images.labels.read_labels`);
+            needed for files that lie in no class folders and have no official names.
+        classes: what the folders are named after and the labels are indices of; ImageNet's 1000
+            if None.
 
     Raises:
-        DataError: there is no val set, or it cannot be that of ILSVRC2012, or its labels are
-            missing or contradict each other.
+        DataError: there is no validation set, or it cannot be one of these classes, or labels are
+            missing or contradict each other, or a name is not valid UTF-8.
         UsageError: parquet shards need pyarrow.
     """
+    classes = classes or IMAGENET
+    check_path("--data", root)
     try:
-        listing = _find(root)
+        listing = _find(root, classes)
     except OSError as error:
         raise unreadable(Path(error.filename or root), error) from error
-    labels = labels or _kaggle_labels(listing)
-    return _assemble(listing, read_labels(labels) if labels else None)
+    if classes == IMAGENET:
+        labels = labels or _kaggle_labels(listing)
+    return _assemble(listing, read_labels(labels, classes) if labels else None, classes)
 
 
-def _find(root: Path) -> Listing:
-    """See which layout there is."""
+def _find(root: Path, classes: ClassList) -> Listing:
+    """Recognise the layout."""
     if not root.exists():
         raise DataError(f"--data {root}: there is no such file or folder.")
     if not root.is_dir():
+        check_regular(root, root.stat().st_mode)
         with root.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1"
-        return list_parquet(root, [root]) if is_parquet else list_tar(root)
+        return list_parquet(root, [root], classes) if is_parquet else list_tar(root, classes)
     for inner in ("", *_KAGGLE_FOLDERS, *_VAL_FOLDERS):
         folder = root / inner
         if folder.is_dir():
             where = f" in {inner}/" if inner else ""
-            if is_val_folder(folder):
-                listing = list_folder(folder)
+            if is_val_folder(folder, classes):
+                listing = list_folder(folder, classes)
                 return replace(listing, words=listing.words + where)
             if shards := find_shards(folder):
-                return list_parquet(folder, shards)
+                return list_parquet(folder, shards, classes)
     if (root / _OFFICIAL_TAR).is_file():
-        return list_tar(root / _OFFICIAL_TAR)
-    likely = list(_val_folders_below(root))
-    if 1 <= len(likely) <= 3:  # more of them are not val sets but classes
+        return list_tar(root / _OFFICIAL_TAR, classes)
+    likely = list(_val_folders_below(root, classes))
+    if 1 <= len(likely) <= 3:  # more of them are classes, not validation sets
         raise DataError(
-            f"--data {root} itself holds no val set.\n"
+            f"--data {root} itself is not a validation set.\n"
             f"Did you mean --data {' or '.join(shown(str(path)) for path in likely)}?"
         )
-    return list_folder(root)
+    return list_folder(root, classes)
 
 
-def _val_folders_below(root: Path) -> Iterator[Path]:
-    """Folders that may be meant, among the first thousand."""
+def _val_folders_below(root: Path, classes: ClassList) -> Iterator[Path]:
+    """Folders that the user may have meant, among the first thousand."""
     below = (path for pattern in ("*/", "*/*/") for path in root.glob(pattern))
     for folder in itertools.islice(below, 1000):
-        with contextlib.suppress(OSError):  # this is no more than a hint
-            if is_val_folder(folder):
+        with contextlib.suppress(OSError):  # this is only for a hint
+            if is_val_folder(folder, classes):
                 yield folder
 
 
 def _kaggle_labels(listing: Listing) -> Path | None:
-    """Kaggle's file of labels, which lies beside its ``ILSVRC`` folder, if this is its tree."""
+    """Kaggle's file of labels, beside its ``ILSVRC`` folder, if this is Kaggle's tree."""
     if any(official_number(path) for path in listing.label_of):
         folder = listing.root.absolute()
         for place in (folder, *folder.parents[:4]):
@@ -180,13 +193,13 @@ def _kaggle_labels(listing: Listing) -> Path | None:
     return None
 
 
-def _assemble(listing: Listing, labels: LabelList | None) -> ValSet:
-    """Give each image its label, once all who know it agree."""
+def _assemble(listing: Listing, labels: LabelList | None, classes: ClassList) -> ValSet:
+    """Give each image its label, once all sources of labels agree."""
     samples: list[Sample] = []
     nameless: list[str] = []
     disputed: list[tuple[str, Mapping[str, int]]] = []
     for path, own in sorted(listing.label_of.items()):
-        claims = _claims(path, own, listing.labelled_by, labels)
+        claims = _claims(path, own, listing.labelled_by, labels, classes)
         if not claims:
             nameless.append(path)
             continue
@@ -194,86 +207,114 @@ def _assemble(listing: Listing, labels: LabelList | None) -> ValSet:
         if len(set(claims.values())) > 1:
             disputed.append((path, claims))
     root = listing.root
-    _check_names(root, samples, nameless, labels)
+    _check_names(root, listing.label_of)
+    _check_unlabelled(root, samples, nameless, labels, classes)
     if disputed:
-        raise _disagreement(root, disputed, len(samples))
+        raise _disagreement(root, disputed, len(samples), classes)
     if labels:
         _check_listed(root, samples, labels)
-    image_set = recognise((s.path for s in samples), {s.label for s in samples}, listing.numbered)
-    _check_counts(root, samples, image_set)
+    image_set = recognise(
+        (s.path for s in samples),
+        {s.label for s in samples},
+        numbered=listing.numbered,
+        classes=classes,
+    )
+    _check_counts(root, samples, image_set, classes)
     words = [image_set.words] if image_set.words else []
-    layout = ", ".join([*words, _layout(listing, labels, samples, nameless)])
-    return ValSet(root, layout, tuple(samples), listing.read, listing.file_of, image_set)
+    layout = ", ".join([*words, _layout(listing, labels, samples, nameless, classes)])
+    return ValSet(root, layout, tuple(samples), listing.read, listing.file_of, image_set, classes)
 
 
-def _claims(path: str, own: int | None, owner: str, labels: LabelList | None) -> dict[str, int]:
-    """Who says what about an image."""
+def _claims(
+    path: str, own: int | None, owner: str, labels: LabelList | None, classes: ClassList
+) -> dict[str, int]:
+    """Every source that gives an image a label, and the label; the last one weighs most."""
     claims = {} if own is None else {owner: own}
     key = image_key(path)
     if labels and key in labels.label_of:
         claims[labels.name] = labels.label_of[key]
     synset = synset_in_name(path)
-    if synset in label_of_synset():
-        claims["file name"] = label_of_synset()[synset]
-    number = official_number(path)
-    if number:
-        claims[_OFFICIAL] = official_labels()[number - 1]
+    if synset is not None and synset in classes.index_of:
+        claims["file name"] = classes.index_of[synset]
+    official = _official_label(path, classes)
+    if official is not None:
+        claims[_OFFICIAL] = official
     return claims
 
 
-def _check_names(
-    root: Path, samples: Sequence[Sample], nameless: Sequence[str], labels: LabelList | None
-) -> None:
-    """Official images are there once each, and no other file looks as if it were one."""
-    where = f"--data {root}"
-    undecodable = [path for path in [s.path for s in samples] + [*nameless] if not _is_utf8(path)]
+def _official_label(path: str, classes: ClassList) -> int | None:
+    """By the official labels, where the name is official and its synset is one of the classes."""
+    number = official_number(path)
+    if number is None:
+        return None
+    return classes.index_of.get(IMAGENET.rows[official_labels()[number - 1]].folder)
+
+
+def _check_names(root: Path, paths: Iterable[str]) -> None:
+    """Names can be written down, and each official image is there once."""
+    undecodable = [path for path in paths if not is_utf8(path)]
     if undecodable:
-        raise DataError(f"{where}: {examples(undecodable)}: no UTF-8 names.\nRename the files.")
-    paths: dict[int, str] = {}
-    for sample in samples:
-        number = official_number(sample.path)
-        if number and paths.setdefault(number, sample.path) != sample.path:
+        raise DataError(
+            f"--data {root}: {examples(undecodable)}: names that are not valid UTF-8.\n"
+            "Rename the files; if the names are correct, check the locale (LANG, LC_ALL)."
+        )
+    path_of: dict[int, str] = {}
+    for path in paths:
+        number = official_number(path)
+        if number and path_of.setdefault(number, path) != path:
             raise DataError(
-                f"{where} holds {official_key(number)} twice: {shown(paths[number])} and "
-                f"{shown(sample.path)}.\nRemove one of them; each image counts once."
+                f"--data {root} holds {official_key(number)} twice: {shown(path_of[number])} and "
+                f"{shown(path)}.\nRemove one of them; each image counts once."
             )
+
+
+def _check_unlabelled(
+    root: Path,
+    samples: Sequence[Sample],
+    nameless: Sequence[str],
+    labels: LabelList | None,
+    classes: ClassList,
+) -> None:
+    """Images without a label are few, unofficial, and beside ImageNet's own."""
+    where = f"--data {root}: {examples(nameless)}"
+    listed = f" nor in {labels.name}" if labels else ""
+    if nameless and classes != IMAGENET:
+        raise DataError(
+            f"{where}: neither in a class folder of {classes.name}{listed}, so that the labels are "
+            "not known.\nList them with --labels FILE (lines of `name index`), or sort them into "
+            "the class folders."
+        )
     like = [path for path in nameless if path.upper().startswith("ILSVRC2012_")]
     if like:
         raise DataError(
-            f"{where}: {examples(like)}: not among ILSVRC2012_val_00000001 to _00050000.\n"
+            f"--data {root}: {examples(like)}: not among ILSVRC2012_val_00000001 to _00050000.\n"
             "These are copies, renamed files, or images of another set, whose labels are not "
             "known: move them away."
         )
-    if len(nameless) > len(paths):
-        listed = f" nor in {labels.name}" if labels else ""
+    if len(nameless) > sum(official_number(sample.path) is not None for sample in samples):
         raise DataError(
-            f"{where}: {examples(nameless)}: neither official names (ILSVRC2012_val_00000001.JPEG) "
+            f"{where}: neither official names (ILSVRC2012_val_00000001.JPEG) "
             f"in synset folders{listed}, so that their labels are not known.\n"
-            "Name a list of them with --labels FILE (lines of `name index`), or sort them into "
+            "List them with --labels FILE (lines of `name index`), or sort them into "
             "synset folders (n01440764, ...)."
         )
 
 
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _check_listed(root: Path, samples: Sequence[Sample], labels: LabelList) -> None:
-    """A list names every image; images that are not there are no matter."""
+    """A list contains every image; it may contain more."""
     missing = [s.path for s in samples if image_key(s.path) not in labels.label_of]
     if missing:
         raise DataError(
             f"--data {root}: {examples(missing)}: not in {labels.name}.\n"
-            "Use the list that belongs to these images, or none where their names are official."
+            "Use the list that belongs to these images; omit --labels if their names are official."
         )
 
 
 def _disagreement(
-    root: Path, disputed: Sequence[tuple[str, Mapping[str, int]]], images: int
+    root: Path,
+    disputed: Sequence[tuple[str, Mapping[str, int]]],
+    images: int,
+    classes: ClassList,
 ) -> DataError:
     """Three examples, and what is likely to be wrong."""
     rows = []
@@ -281,35 +322,35 @@ def _disagreement(
     for path, claims in disputed:
         *_, last = claims.values()
         wrong += [(who, label - last) for who, label in claims.items() if label != last]
-        said = (
-            f"{imagenet_classes()[label].synset} ({label}) by {who}"
-            for who, label in claims.items()
-        )
+        said = (f"{classes.rows[label].folder} ({label}) by {who}" for who, label in claims.items())
         rows.append(f"{shown(path)} is {', '.join(said)}")
     who = wrong[0][0]
     offsets = {offset for _, offset in wrong}
     if len(wrong) > 3 and len(offsets) == 1:
-        reason = f"All are off by {offsets.pop():+d}: {who} counts in another way."
+        reason = f"All are off by {offsets.pop():+d}: {who} has another numbering."
     elif 2 * len(disputed) > images:
-        reason = f"Does {who} number the classes in another way (ILSVRC ids)?"
+        reason = f"Does {who} have another numbering (ILSVRC ids)?"
     else:
         reason = "Files were moved or renamed, or labels edited."
+    official = " The official labels are built in: omit --labels." if classes == IMAGENET else ""
     return DataError(
         f"--data {root}: labels disagree for {len(disputed):,} of {images:,} images: "
-        f"{'; '.join(rows[:3])}.\n{reason} The official labels are built in and need no list."
+        f"{'; '.join(rows[:3])}.\n{reason}{official}"
     )
 
 
-def _check_counts(root: Path, samples: Sequence[Sample], image_set: ImageSet) -> None:
+def _check_counts(
+    root: Path, samples: Sequence[Sample], image_set: ImageSet, classes: ClassList
+) -> None:
     """More images, or more of a class, than a set has cannot be that set."""
     counts = Counter(sample.label for sample in samples)
     label, most = counts.most_common(1)[0]
     if image_set.most and most > image_set.most:
-        name = "the val set" if image_set is VAL else image_set.name
+        name = "the validation set" if image_set is VAL else image_set.name
         raise DataError(
-            f"--data {root}: {most} images of {imagenet_classes()[label].synset}, "
-            f"{len(samples)} in all; {name} has {image_set.most} of each class.\n"
-            "Is this the training set, or were images copied twice?"
+            f"--data {root}: {most} images of {classes.rows[label].folder}, "
+            f"{len(samples):,} in all; {name} has {image_set.most} of each class.\n"
+            "Is this the training set, part of another set, or were images copied twice?"
         )
     if image_set.images is not None and len(samples) > image_set.images:
         raise DataError(
@@ -319,10 +360,14 @@ def _check_counts(root: Path, samples: Sequence[Sample], image_set: ImageSet) ->
 
 
 def _layout(
-    listing: Listing, labels: LabelList | None, samples: Sequence[Sample], nameless: Sequence[str]
+    listing: Listing,
+    labels: LabelList | None,
+    samples: Sequence[Sample],
+    nameless: Sequence[str],
+    classes: ClassList,
 ) -> str:
-    """How it is kept, who gives the labels, who agrees, and what is left out."""
-    official = all(official_number(sample.path) for sample in samples)
+    """How it is kept, what gives the labels, what confirms them, and what is left out."""
+    official = all(_official_label(sample.path, classes) is not None for sample in samples)
     owned = listing.label_of[samples[0].path] is not None
     checks = [labels.name] if labels and owned else []
     if official and (owned or labels):
@@ -333,5 +378,5 @@ def _layout(
     if checks:
         parts.append(f"checked with {' and '.join(checks)}")
     if nameless:
-        parts.append(f"without the unofficial {examples(nameless)}")
+        parts.append(f"without the unlabelled {examples(nameless)}")
     return ", ".join(parts)

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from eval.backends import Predictor
-from eval.errors import DataError, UsageError
+from eval.errors import DataError, UnreadableImage, UsageError
 from eval.images.cache import CropCache
 from eval.images.preprocess import BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, fingerprint
@@ -167,7 +167,7 @@ def measure(
         stopper: asked after each batch whether the outcome is certain.
 
     Raises:
-        DataError: an image cannot be decoded, and bad images are not recorded.
+        DataError: an image cannot be read or decoded, and bad images are not recorded.
         UsageError: an image that was measured before has changed since.
         LogitsError: an answer is not finite or constant.
     """
@@ -220,8 +220,7 @@ class _BatchEvaluator:
     ) -> None:
         self._valset, self._predictor, self._plan, self._cache = valset, predictor, plan, cache
         self._labels = np.array([sample.label for sample in valset.samples])
-        classes = valset.image_set.classes
-        self._among = None if classes is None else np.array(classes)
+        self._among = None if valset.among is None else np.array(valset.among)
         self._dtype = record_dtype(plan.forms)
 
     def __call__(self, indices: NDArray[np.int64]) -> Records:
@@ -251,17 +250,15 @@ class _BatchEvaluator:
         """Fill a crop (size, size, 3), and the hash of the file; or say why it is bad."""
         index, cache = record["index"], self._cache
         path = self._valset.samples[index].path
-        if cached := cache.get(index) if cache else None:
-            record["sha256"] = np.frombuffer(cached.sha256, np.uint8)
-            crop[:] = cached.crop
-            return
         try:
             data = self._valset.read(path)
-            record["sha256"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
-            crop[:] = self._plan.preprocess.crop(data)
-            if cache:
-                cache.put(index, record["sha256"].tobytes(), crop)
-        except (BadImage, DataError) as error:
+            digest = hashlib.sha256(data).digest()
+            record["sha256"] = np.frombuffer(digest, np.uint8)
+            cached = cache.get(index, digest) if cache else None
+            crop[:] = self._plan.preprocess.crop(data) if cached is None else cached
+            if cache and cached is None:
+                cache.put(index, digest, crop)
+        except (BadImage, UnreadableImage) as error:
             if not self._plan.record_bad:
                 raise _unusable(self._valset, path, error) from error
             reason = str(error).partition("\n")[0] or type(error).__name__
@@ -314,8 +311,8 @@ def assemble(
     )
 
 
-def _unusable(valset: ValSet, path: str, error: BadImage | DataError) -> DataError:
-    if isinstance(error, DataError):
+def _unusable(valset: ValSet, path: str, error: BadImage | UnreadableImage) -> DataError:
+    if isinstance(error, UnreadableImage):
         return error
     return DataError(
         f"{valset.root / path} cannot be decoded: {error}.\n"

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import cv2
 import torch
+
+from eval.images.preprocess import exact_opencv
 
 _CHATTY = ("torch.onnx", "nncf", "onnxscript")  # loggers of exporters and quantisers
 
@@ -25,25 +26,20 @@ def exact_settings() -> Iterator[dict[str, Any]]:
     """
     cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
-    threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
-    log_level = cv2.utils.logging.getLogLevel()
+    threads = torch.get_num_threads()
     levels = {name: logging.getLogger(name).level for name in _CHATTY}
     random = torch.get_rng_state()
     cuda.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
-    cv2.setNumThreads(1)
-    # An image that cannot be decoded is reported with its path; OpenCV's lines say no more.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        yield {
-            "cuda.matmul.allow_tf32": cuda.allow_tf32,
-            "cudnn.allow_tf32": cudnn.allow_tf32,
-            "cudnn.benchmark": cudnn.benchmark,
-        }
+        with exact_opencv():
+            yield {
+                "cuda.matmul.allow_tf32": cuda.allow_tf32,
+                "cudnn.allow_tf32": cudnn.allow_tf32,
+                "cudnn.benchmark": cudnn.benchmark,
+            }
     finally:
         cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
         torch.set_num_threads(threads)
-        cv2.setNumThreads(cv2_threads)
-        cv2.utils.logging.setLogLevel(log_level)
         torch.set_rng_state(random)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)

@@ -1,22 +1,31 @@
-"""Ways in which people keep the val set; each module lists the images of one of them.
+"""The layouts in which people keep a validation set; each module lists the images of one.
 
-    folders.py   synset folders, or all files in one folder
+    folders.py   class folders, or all files in one folder
     tar.py       a tar of either
     parquet.py   shards of Hugging Face's ILSVRC/imagenet-1k
 
-A listing says which images there are, what the layout itself says they show, and how to get
-their bytes. Names, lists and the official labels are compared in eval/images/valset.py.
+A listing says which images there are, what the layout itself says they show, and how to read
+them. Names, lists and the official labels are compared in eval/images/valset.py.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.errors import DataError
-from eval.images.classes import label_of_synset
-from eval.images.labels import SYNSET, examples, is_image, official_number, shown
+from eval.errors import DataError, UnreadableImage
+from eval.images.classes import IMAGENET, SYNSET, ClassList
+from eval.images.labels import examples, is_image, official_number, shown
+
+_KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISCHR, "a character device"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Listing:
         words: how they are kept.
         label_of: path, with forward slashes, to the label that the layout gives, if any.
         labelled_by: what gives those labels.
-        read: bytes of an image, from any thread; raises `DataError`.
+        read: bytes of an image, from any thread; raises `UnreadableImage`.
         file_of: the file on disk that holds an image.
         numbered: whether its folders are 0 to 999 instead of synsets.
     """
@@ -42,67 +51,94 @@ class Listing:
     numbered: bool = False
 
 
-def labels_by_folder(root: Path, paths: Iterable[str]) -> tuple[str, dict[str, int | None]]:
-    """Labels of images in synset folders, or None for each of those that are in no folder.
+def is_class_folder(name: str, classes: ClassList) -> bool:
+    """Whether a folder of this name shows that the classes lie here; any synset does."""
+    return name in classes.index_of or SYNSET.fullmatch(name) is not None
+
+
+def labels_by_folder(
+    root: Path, paths: Iterable[str], classes: ClassList
+) -> tuple[str, dict[str, int | None]]:
+    """Labels of images in class folders, or None for each of those that are in no folder.
 
     Args:
         root: for messages.
-        paths: of files, relative; those that are no images, or in other folders, do not count.
+        paths: of files, relative; those that are not images, or in other folders, do not count.
+        classes: the names of the folders.
 
     Returns:
         What the layout is called, and path to label.
 
     Raises:
-        DataError: there are no images, unknown synsets, or both layouts at once.
+        DataError: folders that are not in the list of classes, or both layouts at once.
     """
-    label_of = label_of_synset()
     foldered: dict[str, int | None] = {}
     flat: dict[str, int | None] = {}
     unknown: dict[str, None] = {}
-    synsets = set()
+    found = set()
     for path in filter(is_image, paths):
         folder, _, _ = path.rpartition("/")
         if not folder:
             flat[path] = None
-        elif folder in label_of:
-            synsets.add(folder)
-            foldered[path] = label_of[folder]
-        elif SYNSET.fullmatch(folder):
+        elif folder in classes.index_of:
+            found.add(folder)
+            foldered[path] = classes.index_of[folder]
+        elif classes.checked_folders.fullmatch(folder):
             unknown[folder] = None
     if unknown:
-        raise DataError(
-            f"--data {root}: {examples(sorted(unknown))}: not among the 1000 classes of "
-            "ILSVRC2012.\nThis is another set of classes, or stray folders: move them away."
-        )
+        raise unknown_folders(root, unknown, classes)
     if not foldered:
         return "flat files", flat
     loose = [path for path in flat if official_number(path)]
     if loose:
         raise DataError(
-            f"--data {root} has {len(foldered):,} images in synset folders and {len(loose):,} "
-            f"beside them ({examples(loose)}).\n"
+            f"--data {root} has {len(foldered):,} images in {classes.kind} folders and "
+            f"{len(loose):,} beside them ({examples(loose)}).\n"
             "Sorting them into folders was interrupted: finish it, or move all into one folder."
         )
-    return f"{len(synsets)} synset folders", foldered
+    return f"{len(found)} {classes.kind} folders", foldered
 
 
-def no_images(root: Path, seen: Iterable[str]) -> DataError:
+def unknown_folders(root: Path, folders: Iterable[str], classes: ClassList) -> DataError:
+    """The error where folders stand for no class of the list."""
+    listed = examples(sorted(folders))
+    if classes == IMAGENET:
+        return DataError(
+            f"--data {root}: {listed}: not among the {len(classes)} classes of {classes.name}.\n"
+            "These are other classes (list them with --classes FILE), or stray folders: move "
+            "them away."
+        )
+    return DataError(
+        f"--data {root}: {listed}: not among the {len(classes)} classes of {classes.name}.\n"
+        "Add the folders to the list, in index order, or move them away. Where a name contains "
+        "blanks, a tab must follow it in the list."
+    )
+
+
+def no_images(root: Path, seen: Iterable[str], classes: ClassList) -> DataError:
     """The error where a folder or tar holds nothing that is understood."""
     names = sorted(seen)
-    synsets = [name for name in names if SYNSET.fullmatch(name)]
-    if synsets:
+    folders = [name for name in names if is_class_folder(name, classes)]
+    if folders:
         return DataError(
-            f"--data {root}: its {len(synsets)} synset folders hold no images.\n"
-            "The images must lie in them directly, as n01440764/ILSVRC2012_val_00000293.JPEG does."
+            f"--data {root}: its {len(folders)} {classes.kind} folders hold no images.\n"
+            "The images must lie in them directly, as in "
+            f"{shown(folders[0])}/{'ILSVRC2012_val_00000293' if classes == IMAGENET else '1'}.JPEG."
         )
     if any(name.isdecimal() for name in names):
         return DataError(
             f"--data {root} has numbered folders ({examples(n for n in names if n.isdecimal())}): "
-            "in some copies that is the position of the class, in others its ILSVRC id.\n"
-            "Put the files, if their names are official, into one folder: the labels are built in; "
-            "or name the folders by synset. (ImageNetV2 is a folder that has all of 0 to 999.)"
+            "in some copies the number is the index of the class, in others its ILSVRC id.\n"
+            "If the file names are official, put the files into one folder: the labels are built "
+            "in; or rename the folders to synsets. (ImageNetV2 has all the folders 0 to 999.)"
         )
     held = ", ".join(shown(name) for name in names[:3]) or "nothing"
+    if classes != IMAGENET:
+        return DataError(
+            f"--data {root} has no images and none of the class folders of {classes.name} "
+            f"({examples(classes.index_of)}): it holds {held}.\n"
+            "Name the folder that contains the class folders, or their tar."
+        )
     return DataError(
         f"--data {root} has no synset folders (n01440764, ...) and no images: it holds {held}.\n"
         "Name the folder of the 1000 class folders or of the ILSVRC2012_val_*.JPEG files, their "
@@ -110,9 +146,40 @@ def no_images(root: Path, seen: Iterable[str]) -> DataError:
     )
 
 
-def unreadable(path: Path, error: OSError) -> DataError:
-    """The error where the system does not give us a file."""
-    return DataError(
+def unreadable(path: Path, error: OSError) -> UnreadableImage:
+    """The error where the system cannot read a file."""
+    return UnreadableImage(
         f"{shown(str(path))} cannot be read: {error.strerror or error}.\n"
         "Check its permissions and the disk, or replace it with an intact copy."
     )
+
+
+def check_regular(path: Path, mode: int) -> None:
+    """Refuse what would hang or never end when it is read as a file.
+
+    Args:
+        path: for the message.
+        mode: as `os.stat` gives it, of the file and not of a link to it.
+
+    Raises:
+        UnreadableImage: it is a FIFO, a socket or a device.
+    """
+    for is_kind, kind in _KINDS:
+        if is_kind(mode):
+            raise UnreadableImage(
+                f"{shown(str(path))} is {kind}, not a regular file.\nReplace it with an image, or "
+                "remove it."
+            )
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file, which must be a regular one.
+
+    Raises:
+        OSError: it cannot be read.
+        UnreadableImage: it is a FIFO, a socket or a device.
+    """
+    # Without O_NONBLOCK, opening a FIFO waits for a writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+        check_regular(path, os.fstat(file.fileno()).st_mode)
+        return file.read()

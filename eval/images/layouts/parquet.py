@@ -2,8 +2,8 @@
 
     data/validation-00000-of-00014.parquet    image: struct<bytes, path>, label: int64
 
-An image can only be read with its whole row group (100 rows there, 11 MB), so groups are kept for
-a while and samples are named by their place: what is measured one after the other lies together.
+An image can only be read with its whole row group (100 rows there, 11 MB). Groups are therefore
+kept for a while, and samples are named by their place, so that neighbours are measured together.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eval.errors import DataError, UsageError
-from eval.images.labels import CLASSES, examples, official_key, official_number, shown
-from eval.images.layouts import Listing
+from eval.errors import DataError, UnreadableImage, UsageError
+from eval.images.classes import IMAGENET, ClassList
+from eval.images.labels import examples, official_key, official_number, shown
+from eval.images.layouts import Listing, check_regular
 
 if TYPE_CHECKING:
     import pyarrow
@@ -35,7 +36,7 @@ class _Place(NamedTuple):
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """Shards of the validation split in a folder, or in its ``data``; none where there are none."""
+    """Shards of the validation split in a folder, or in its ``data``; empty if there are none."""
     for place in (folder, folder / "data"):
         shards = sorted(place.glob("*.parquet")) if place.is_dir() else []
         validation = [path for path in shards if path.name.startswith("val")]
@@ -43,39 +44,45 @@ def find_shards(folder: Path) -> list[Path]:
         if others and not validation:
             raise DataError(
                 f"--data {folder} has the parquet shards {examples(p.name for p in others)}, and "
-                "none of the validation split.\nGet data/validation-*.parquet."
+                "none of the validation split.\nDownload data/validation-*.parquet."
             )
         if shards:
             return validation or shards
     return []
 
 
-def list_parquet(root: Path, shards: Sequence[Path]) -> Listing:
+def list_parquet(root: Path, shards: Sequence[Path], classes: ClassList) -> Listing:
     """The images of parquet shards, under ``<shard>/<row>/<official name>``.
 
     Raises:
         DataError: a shard is damaged, has other columns, no official names or no labels.
-        UsageError: pyarrow is not installed.
+        UsageError: pyarrow is not installed, or the classes are not ImageNet's.
     """
+    if classes != IMAGENET:
+        raise UsageError(
+            f"--data {root}: parquet shards are read with ImageNet's classes only.\n"
+            "Use folders of images with --classes, or omit --classes."
+        )
     label_of: dict[str, int | None] = {}
     place_of: dict[str, _Place] = {}
     for shard in shards:
+        check_regular(shard, shard.stat().st_mode)
         for number, (place, name, label) in enumerate(_rows(shard)):
             official = official_number(name) if name else None
             if official is None:
                 raise DataError(
-                    f"{shard}, row {number}: {shown(str(name))} is no name of a validation image "
-                    "(column image.path).\nUse the shards of ILSVRC/imagenet-1k."
+                    f"{shard}, row {number}: {shown(str(name))} is not the name of a validation "
+                    "image (column image.path).\nUse the shards of ILSVRC/imagenet-1k."
                 )
-            if label is None or not 0 <= label < CLASSES:
+            if label is None or not 0 <= label < len(classes):
                 raise DataError(
-                    f"{shard}, row {number}: label {label} is none of 0..{CLASSES - 1}.\n"
+                    f"{shard}, row {number}: label {label} is not in 0..{len(classes) - 1}.\n"
                     "Is this the test split? Use the validation shards of ILSVRC/imagenet-1k."
                 )
             path = f"{shard.name}/{number:06d}/{official_key(official)}.JPEG"
             label_of[path], place_of[path] = label, place
     if not label_of:
-        raise DataError(f"--data {root}: its parquet shards have no rows.\nGet them again.")
+        raise DataError(f"--data {root}: its parquet shards have no rows.\nDownload them again.")
     return Listing(
         root,
         _words(shards),
@@ -112,9 +119,9 @@ def _rows(shard: Path) -> Iterator[tuple[_Place, str | None, int | None]]:
 
 
 class _RowGroups:
-    """Reads images; row groups stay in memory until others need their place.
+    """Reads images; row groups stay in memory until others need the space.
 
-    Threads that want the same group wait for one of them to load it. At most `_CACHE` bytes are
+    Threads that need the same group wait for one of them to load it. At most `_CACHE` bytes are
     kept, or two groups where they are larger.
     """
 
@@ -130,10 +137,13 @@ class _RowGroups:
         with self._lock:
             loading = self._loading.setdefault((shard, group), threading.Lock())
         with loading:
-            rows = self._get(shard, group)
+            try:
+                rows = self._get(shard, group)
+            except DataError as error:
+                raise UnreadableImage(str(error)) from error
         data = rows[row].as_py() if row < len(rows) else None
         if not isinstance(data, bytes):
-            raise DataError(f"{shard} has no bytes of {path}.\nGet the shard again.")
+            raise UnreadableImage(f"{shard} has no bytes of {path}.\nDownload the shard again.")
         return data
 
     def _get(self, shard: Path, group: int) -> Any:
@@ -153,7 +163,7 @@ class _RowGroups:
 
 @contextmanager
 def _parquet_errors(shard: Path) -> Iterator[Any]:
-    """pyarrow.parquet; what goes wrong in it becomes our error."""
+    """pyarrow.parquet; its errors become ours."""
     try:
         import pyarrow.parquet
     except ImportError:
@@ -163,5 +173,5 @@ def _parquet_errors(shard: Path) -> Iterator[Any]:
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise DataError(
             f"{shard} cannot be read as parquet: {shown(str(error).partition(chr(10))[0])}.\n"
-            "Get the shard again."
+            "Download the shard again."
         ) from error

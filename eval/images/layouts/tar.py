@@ -1,4 +1,4 @@
-"""A tar of the val set, read in place: one pass over its headers says where each image lies."""
+"""A tar of the validation set, read in place: one pass over its headers finds the images."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from eval.errors import DataError
-from eval.images.labels import SYNSET, examples, is_image, shown
-from eval.images.layouts import Listing, labels_by_folder, no_images, unreadable
+from eval.errors import DataError, UnreadableImage
+from eval.images.classes import ClassList
+from eval.images.labels import examples, is_image, shown
+from eval.images.layouts import (
+    Listing,
+    check_regular,
+    is_class_folder,
+    labels_by_folder,
+    no_images,
+    unreadable,
+)
 
 _BLOCK = 512  # bytes; headers and contents start at multiples of it
 _COMPRESSED = {
@@ -28,7 +36,7 @@ _TARFILE_ERRORS = (
     MemoryError,
     RecursionError,
 )
-_DAMAGED = "Get it again; the MD5 of the official tar is 29b22e2961454d5413ddabcf34fc5622."
+_DAMAGED = "Copy or download it again; the official tar's MD5 is 29b22e2961454d5413ddabcf34fc5622."
 
 
 class _Place(NamedTuple):
@@ -38,7 +46,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Reader:
-    """Random access. It opens the tar for each image: any thread and any process may call it."""
+    """Random access. It opens the tar for each image, so that any thread or process may call it."""
 
     tar: Path
     place_of: Mapping[str, _Place]
@@ -53,16 +61,19 @@ class _Reader:
         except OSError as error:
             raise unreadable(self.tar, error) from error
         if len(data) != size:
-            raise DataError(f"{self.tar} was cut while it was read, at {shown(path)}.\n{_DAMAGED}")
+            raise UnreadableImage(
+                f"{self.tar} was truncated while it was read, at {shown(path)}.\n{_DAMAGED}"
+            )
         return data
 
 
-def list_tar(tar: Path) -> Listing:
-    """The images of an uncompressed tar of synset folders, or of all files in one folder.
+def list_tar(tar: Path, classes: ClassList) -> Listing:
+    """The images of an uncompressed tar of class folders, or of all files in one folder.
 
     Raises:
-        DataError: it is compressed, cut, damaged, no tar at all, or holds no val set.
+        DataError: it is compressed, truncated, damaged, not a tar, or holds no validation set.
     """
+    check_regular(tar, tar.stat().st_mode)
     with tar.open("rb") as file:
         start = file.read(8)
     for magic, advice in _COMPRESSED.items():
@@ -73,29 +84,40 @@ def list_tar(tar: Path) -> Listing:
                 f"Decompress it first ({command}); JPEGs hardly shrink."
             )
     place_of, others = _images(tar)
-    prefix = _prefix(tar, place_of)
+    prefix = _prefix(tar, place_of, classes)
     inside = {
         path.removeprefix(prefix): place
         for path, place in place_of.items()
         if path.startswith(prefix)
     }
-    words, label_of = labels_by_folder(tar, inside)
+    words, label_of = labels_by_folder(tar, inside, classes)
     if not label_of:
-        raise no_images(tar, others)
+        raise no_images(tar, others, classes)
     return Listing(tar, f"tar of {words}", label_of, "folders", _Reader(tar, inside), lambda _: tar)
 
 
 def _images(tar: Path) -> tuple[dict[str, _Place], set[str]]:
-    """Where the images lie, by the name that the tar gives them, and what else there is on top."""
+    """Where the images lie, by their names in the tar, and the other names at its top."""
     place_of: dict[str, _Place] = {}
     others = set()
     for member in _members(tar):
         name = member.name.removeprefix("./")
-        if member.isdir() or not is_image(name) or "/." in name or name.startswith("."):
+        folders = name.split("/")[:-1]
+        if member.isdir() or not is_image(name):
             others.add(name.partition("/")[0])
             continue
+        if {".", ".."} & set(folders) or "" in folders[1:]:
+            raise DataError(
+                f"--data {tar}: {shown(member.name)} has '.', '..' or '//' in its path.\n"
+                "Create the tar again, from inside the folder of the validation set."
+            )
+        if any(folder.startswith(".") for folder in folders):
+            others.add(folders[0])
+            continue
         if name in place_of:
-            raise DataError(f"--data {tar} holds {shown(name)} twice.\nMake it anew, from files.")
+            raise DataError(
+                f"--data {tar} holds {shown(name)} twice.\nCreate it again, from the files."
+            )
         if member.islnk():  # tar's way to store a file that it has stored under another name
             target = place_of.get(member.linkname.removeprefix("./"))
         else:
@@ -103,8 +125,8 @@ def _images(tar: Path) -> tuple[dict[str, _Place], set[str]]:
             target = _Place(member.offset_data, member.size) if plain else None
         if target is None:
             raise DataError(
-                f"--data {tar}: {shown(name)} is a link or no plain file.\n"
-                "Make the tar with --dereference, or name the folder that it was made from."
+                f"--data {tar}: {shown(name)} is a link or not a regular file.\n"
+                "Create the tar with --dereference, or name the folder that it was made from."
             )
         place_of[name] = target
     return place_of, others
@@ -113,7 +135,7 @@ def _images(tar: Path) -> tuple[dict[str, _Place], set[str]]:
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     """All headers, after which the end mark of the archive is checked.
 
-    tarfile stops without a word at a header that it does not understand.
+    tarfile stops silently at a header that it does not understand.
     """
     size = path.stat().st_size
     last, end = "", 0
@@ -131,7 +153,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
         if not last:
             raise DataError(
                 f"--data {path} is neither a tar nor a parquet file: {shown(str(error))}.\n"
-                "Name the folder of the val set, its tar, or its parquet shards."
+                "Name the folder of the validation set, its tar, or its parquet shards."
             ) from error
         raise DataError(
             f"--data {path} is damaged after {shown(last)}: {shown(str(error))}.\n{_DAMAGED}"
@@ -140,27 +162,27 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
         file.seek(end)
         mark = file.read(_BLOCK)
     if mark != bytes(_BLOCK):
-        what = "is cut" if end + _BLOCK > size else "is damaged"
+        what = "is truncated" if end + _BLOCK > size else "is damaged"
         raise DataError(
             f"--data {path} {what} after {shown(last)}, {size / 1e9:.2f} GB.\n{_DAMAGED}"
         )
 
 
-def _prefix(tar: Path, names: Iterable[str]) -> str:
-    """The folder in a tar that holds the val set, with its slash; "" for the top."""
+def _prefix(tar: Path, names: Iterable[str], classes: ClassList) -> str:
+    """The folder in a tar that holds the validation set, with its slash; "" for the top."""
     folders = {name.rpartition("/")[0] for name in names}
-    synsets = {folder for folder in folders if SYNSET.fullmatch(folder.rpartition("/")[2])}
-    tops = {folder.rpartition("/")[0] for folder in synsets} or folders
+    found = {folder for folder in folders if is_class_folder(folder.rpartition("/")[2], classes)}
+    tops = {folder.rpartition("/")[0] for folder in found} or folders
     if len(tops) > 1:
         tops = {top for top in tops if top.rpartition("/")[2] in ("val", "validation")} or tops
     if len(tops) > 1:
         last = {top.rpartition("/")[2] for top in tops}
         if any(name.isdecimal() for name in last):
-            raise no_images(tar, last)
+            raise no_images(tar, last, classes)
         raise DataError(
             f"--data {tar} has images in several folders: "
             f"{examples(top or 'the top' for top in sorted(tops))}.\n"
-            "One val set is needed: unpack the tar and name its folder."
+            "It must hold a single validation set: unpack the tar and name that set's folder."
         )
     top = next(iter(tops), "")
     return f"{top}/" if top else ""
