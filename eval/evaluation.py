@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval.errors import EvalError
+from eval.images.labelset import LabelScore
 from eval.judge.verdict import Judgement, Verdict
 from eval.models import Subject
 
@@ -90,25 +91,11 @@ class Provenance:
         )
 
 
-@dataclass(frozen=True)
-class LabelResult:
-    """The accuracy of one form by another set of labels, such as ReaL.
-
-    Attributes:
-        form: of the model.
-        labels: name of the label set.
-        images: those with a label, which is the denominator.
-        top1, top5: accuracy in percent.
-        top1_correct, top5_correct: images with a right answer among the first one or five.
-    """
+class LabelResult(NamedTuple):
+    """The accuracy of one form by another set of labels, such as ReaL."""
 
     form: str
-    labels: str
-    images: int
-    top1: float
-    top5: float
-    top1_correct: int
-    top5_correct: int
+    score: LabelScore
 
 
 @dataclass(frozen=True)

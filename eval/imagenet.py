@@ -161,6 +161,13 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--labels", type=Path, metavar="FILE", help="labels of flat files: lines of `name index`")
     add(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="other classes than ImageNet's 1000: one per line, in index order, the name of its "
+        "folder first",
+    )
+    add(
         "--timm-results", type=Path, metavar="FILE", help="timm's table of results, to show its row"
     )
 

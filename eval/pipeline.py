@@ -244,6 +244,7 @@ def _measure(
     run: Run, subject: Subject, setup: Setup, valset: ValSet, journal: Journal | NoJournal
 ) -> tuple[Measurement, Setup]:
     """Every image through every form."""
+    import numpy as np
     import torch
 
     from eval.backends import create_predictor
@@ -274,7 +275,7 @@ def _measure(
     counter = _Counter(run.progress, len(valset.samples) // group.count)
     stopper = _stopper(run, subject, valset, setup)
     if stopper:
-        plan = replace(plan, order=valset.shuffled_indices())
+        plan = replace(plan, order=np.array(valset.shuffled()))
     cache = _path(request.cache)
     with CropCache(cache, valset, preprocess) if cache else nullcontext() as crops:
         part = engine.measure(
@@ -331,16 +332,14 @@ def _headline(request: Request, subject: Subject, setup: Setup, valset: ValSet) 
 
 
 def _by_other_labels(request: Request, measured: Measurement) -> tuple[LabelResult, ...]:
-    """The accuracy by the ReaL labels, where that was asked for."""
+    """The accuracies by other labels than the set's own, where they were asked for."""
     if not request.real_labels:
         return ()
-    labels = real(measured.valset)
-    rows = {form: score(labels, scores.top) for form, scores in measured.scores.items()}
+    from eval.images.labelset import real
+
+    label_set = real(measured.valset)
     return tuple(
-        LabelResult(
-            form, row.name, row.images, row.top1, row.top5, row.top1_correct, row.top5_correct
-        )
-        for form, row in rows.items()
+        LabelResult(form, score(label_set, scores.top)) for form, scores in measured.scores.items()
     )
 
 

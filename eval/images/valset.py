@@ -90,8 +90,13 @@ class ValSet:
         The order is that of the SHA-256 of the file names: the same on every machine and in every
         layout. A larger limit contains the images of a smaller one.
         """
-        shuffled = sorted(self.samples, key=lambda sample: _sha256(sample.name.encode()))
-        return replace(self, samples=tuple(sorted(shuffled[:n], key=lambda s: s.path)))
+        chosen = sorted(self.shuffled()[:n])
+        return replace(self, samples=tuple(self.samples[i] for i in chosen))
+
+    def shuffled(self) -> list[int]:
+        """Indices of all images in the fixed shuffled order of `limited`."""
+        keys = [_sha256(sample.name.encode()) for sample in self.samples]
+        return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def fingerprint(samples: Iterable[Sample], digests: Iterable[str]) -> str:

@@ -44,10 +44,11 @@ def _measured(evaluation: Evaluation) -> Iterator[str]:
             f"{result.accuracy(TOP):8.3f} {result.correct[TOP]:8,} "
             + ("" if nll is None else f"{nll:8.4f}")
         )
-    for row in evaluation.by_other_labels:
+    for form, score in evaluation.by_other_labels:
         yield (
-            f"{row.form:<16} {row.top1:8.3f} {row.top1_correct:8,} "
-            f"{row.top5:8.3f} {row.top5_correct:8,} {'':8}   {row.labels}, {row.images:,} images"
+            f"{form:<16} {score.top1:8.3f} {score.top1_correct:8,} "
+            f"{score.top5:8.3f} {score.top5_correct:8,} {'':8}   {score.name}, "
+            f"{score.images:,} images"
         )
 
 

@@ -274,14 +274,14 @@ def _figures(evaluation: Evaluation) -> list[_Figures]:
     ]
     rows += [
         _Figures(
-            name=f"{row.form}, {row.labels} labels",
+            name=f"{form}, {score.name} labels",
             kind="measured",
-            note=f"of {row.images:,} images that have some",
-            top1=row.top1,
-            top5=row.top5,
-            correct=(row.top1_correct, row.top5_correct),
+            note=f"of {score.images:,} images that have some",
+            top1=score.top1,
+            top5=score.top5,
+            correct=(score.top1_correct, score.top5_correct),
         )
-        for row in evaluation.by_other_labels
+        for form, score in evaluation.by_other_labels
     ]
     first = evaluation.judgement.forms[0]
     if first.reference[1] is not None:

@@ -254,7 +254,7 @@ RUN: tuple[Key, ...] = (
     Key("bound", "Reference", "the facts of that certainty", lambda e: e.measured.bound,
         shown=False),
     Key("by_other_labels", "Reference", "accuracies by other sets of labels, such as ReaL",
-        lambda e: [asdict(row) for row in e.by_other_labels], shown=False),
+        lambda e: [{"form": f, **asdict(score)} for f, score in e.by_other_labels], shown=False),
     Key("largest_logit", "Forms", "largest absolute logit", lambda e: e.measured.largest_logit,
         shown=False),
     Key("max_abs_logit_diff", "Forms", "largest difference of a logit between the two forms",
