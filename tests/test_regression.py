@@ -192,11 +192,11 @@ def test_unreadable_images_are_a_regression(
 ) -> None:
     rank = ranks(60)
     rank[-1] = -1
-    two(tmp_path, ranks(60), rank, bad_images=1)
+    two(tmp_path, ranks(60), rank, bad_images=1, verdict="INCOMPLETE")
     code, told = gate_run()
-    assert code == 1
+    assert code == 3
     assert "FAIL  unreadable images: 0 before, 1 now" in told
-    assert gate_run(baseline="b", candidate="a")[0] == 0
+    assert gate_run(baseline="b", candidate="a")[0] == 2
 
 
 def test_each_form_is_gated(tmp_path: Path, gate_run: Callable[..., tuple[int, str]]) -> None:
@@ -512,6 +512,7 @@ def test_reports_are_written_before_a_failing_exit(
     assert gate_run("--output", str(tmp_path / "out"))[0] == 1
 
     assert _cases(tmp_path / "out" / "junit.xml") == {
+        ("base, unfused", "verdict"): [],
         ("base, unfused", "top-1"): ["failure"],
         ("base, unfused", "top-5"): [],
         ("base, unfused", "flips"): ["failure"],
@@ -670,8 +671,8 @@ def test_an_accepted_result_is_compared_like_the_original(
 @pytest.mark.parametrize(
     ("candidate", "message"),
     [
-        ("bad", "has unreadable images"),
-        ("a", "needs a result folder"),
+        ("bad", "says INCOMPLETE (unfused): it cannot become a baseline"),
+        ("a", "are the same one"),
         ("a/summary.csv", "needs a result folder"),
         ("torn", "is cut off"),
     ],
@@ -680,7 +681,7 @@ def test_only_an_intact_result_is_accepted(
     tmp_path: Path, gate_run: Callable[..., tuple[int, str]], candidate: str, message: str
 ) -> None:
     kept = write_result(tmp_path / "a", ranks(60))
-    write_result(tmp_path / "bad", ranks(60), bad_images=1)
+    write_result(tmp_path / "bad", ranks(60), bad_images=1, verdict="INCOMPLETE", predictions=False)
     torn = write_result(tmp_path / "torn", ranks(60)) / "predictions.csv"
     torn.write_bytes(torn.read_bytes()[:-4])
     before = {path.name: path.read_bytes() for path in kept.iterdir()}

@@ -23,9 +23,11 @@ def test_reads_the_columns_that_are_written() -> None:
 
 
 def test_a_folder_gives_figures_and_predictions(tmp_path: Path) -> None:
-    rank = ranks(60)
-    rank[-1] = -1  # a bad image: its cells are empty
-    result = read_result(write_result(tmp_path / "r", {"unfused": rank, "fused": ranks(61)}))
+    rank, fused = ranks(60), ranks(61)
+    rank[-1] = fused[-1] = -1  # a bad image: its cells are empty
+    forms = {"unfused": rank, "fused": fused}
+    folder = write_result(tmp_path / "r", forms, bad_images=1, verdict="INCOMPLETE")
+    result = read_result(folder)
 
     assert list(result.rows) == [("base", "unfused"), ("base", "fused")]
     row = result.rows["base", "unfused"]
@@ -119,15 +121,15 @@ def _replace(old: str, new: str) -> Callable[[str], str]:
         (_replace(",macs,", ",params,"), "more than one column params"),
         (_replace("2026-01-02T03:04:05+00:00", "yesterday"), "started_at: 'yesterday'"),
         (_replace("05+00:00", "05"), "without its time zone"),
-        (_replace(",100,50000,", ",1e2,50000,"), "images: '1e2' is no whole number"),
-        (_replace(",100,50000,", ",-100,50000,"), "images: '-100' is no whole number"),
+        (_replace(",100,50000,", ",1e2,50000,"), "images: '1e2' is not a whole number"),
+        (_replace(",100,50000,", ",-100,50000,"), "images: '-100' is not a whole number"),
         (_replace(",60,70,60.0,70.0,", ",71,70,71.0,70.0,"), "71 and 70 of 100"),
         (_replace(",60,70,60.0,70.0,", ",60,170,60.0,170.0,"), "60 and 170 of 100"),
         (_replace(",60,70,60.0,70.0,", ",60,70,61.0,70.0,"), "top1: '61.0' is not what its"),
-        (_replace(",60,70,60.0,70.0,", ",60,70,60.0,,"), "top5: '' is not what its counts"),
-        (_replace(sha256("images"), "abc"), "dataset_sha256: 'abc' is no SHA-256"),
-        (_replace(sha256("images"), ""), "dataset_sha256: '' is no SHA-256"),
-        (_replace(sha256("weights"), "abc"), "weights_sha256: 'abc' is no SHA-256"),
+        (_replace(",60,70,60.0,70.0,", ",60,70,60.0,,"), "top5: '' is not a number from 0 to 100"),
+        (_replace(sha256("images"), "abc"), "dataset_sha256: 'abc' is not a SHA-256"),
+        (_replace(sha256("images"), ""), "dataset_sha256: '' is not a SHA-256"),
+        (_replace(sha256("weights"), "abc"), "weights_sha256: 'abc' is not a SHA-256"),
         (_replace("base-1", ""), "run_id: '' is empty"),
         (_replace('"a, b', '"a, "b'), "cannot be read|is cut off|columns"),
     ],
@@ -149,18 +151,20 @@ def test_a_damaged_summary_is_refused(
         (lambda text: "", "is empty"),
         (lambda text: text[:-3], "is cut off"),
         (lambda text: text.partition("\n")[0] + "\n", "it has no rows"),
-        (lambda text: "\n".join(text.split("\n")[:-2]) + "\n", "of 99 images right"),
+        (lambda text: "\n".join(text.split("\n")[:-2]) + "\n", "of 99 images correct"),
         (_replace("photo_00003", "photo_00002"), "more than once: n00000000/photo_00002"),
         (_replace("unfused_rank", "fused_rank"), "no column fused_top1"),
         (_replace("label", "lable"), "no column label"),
         (_replace("unfused_rank,unfused_top1", "a,b"), "it has no forms"),
-        (_replace("JPEG,0,0,0,", "JPEG,1000,0,1000,"), "label: '1000' is not below 1000"),
         (_replace("JPEG,0,0,0,", "JPEG,0,,0,"), "contradicts itself: n00000000/photo_00000"),
         (_replace("JPEG,0,0,0,", "JPEG,0,0,1,"), "contradicts itself"),
-        (_replace("JPEG,0,0,0,", "JPEG,0,3,700,"), "counts 59/70 of 100 images right"),
-        (_replace("JPEG,0,0,0,", "JPEG,0.0,0,0,"), "label: '0.0' is no whole number"),
-        (_replace("JPEG,0,0,0,", "JPEG,,0,0,"), "label: '' is no whole number"),
-        (_replace("JPEG,0,0,0,", "JPEG,0,-2,0,"), "unfused_rank: '-2' is no whole number"),
+        (_replace("JPEG,49,7,700,", "JPEG,49,7,,"), "contradicts itself"),
+        (_replace("JPEG,49,7,700,", "JPEG,49,,700,"), "contradicts itself"),
+        (_replace("JPEG,49,7,700,", "JPEG,49,,,"), "and 1 unreadable .*, its .* and 0"),
+        (_replace("JPEG,0,0,0,", "JPEG,0,3,700,"), "has 59/70 of 100 images correct"),
+        (_replace("JPEG,0,0,0,", "JPEG,0.0,0,0,"), "label: '0.0' is not a whole number"),
+        (_replace("JPEG,0,0,0,", "JPEG,,0,0,"), "label: '' is not a whole number"),
+        (_replace("JPEG,0,0,0,", "JPEG,0,-2,0,"), "unfused_rank: '-2' is not a whole number"),
         (_replace("photo_00003", "\udcff"), "cannot be read"),
     ],
 )
@@ -188,7 +192,7 @@ def test_predictions_of_another_run_are_refused(tmp_path: Path) -> None:
         ("nothing", "no such result"),
         ("nothing.csv#run", "no such result"),
         ("empty", "summary.csv: there is no such file"),
-        ("r/predictions.csv", "is no summary or history"),
+        ("r/predictions.csv", "is not a summary or history"),
         ("folder", "more than one run"),
     ],
 )
