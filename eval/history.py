@@ -58,8 +58,8 @@ def check_history(path: Path) -> None:
     """
     from eval.results.schema import SUMMARY_COLUMNS
 
-    _refuse_folder(path)
     try:
+        _refuse_folder(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with Path(f"{path}.lock").open("ab"):
             pass
@@ -97,9 +97,9 @@ def append_history(path: Path, result: Path) -> None:
     added = read_rows(result / SUMMARY if result.is_dir() else result)
     header = _csv([SUMMARY_COLUMNS])
     rows = _csv([row.cells[name] for name in SUMMARY_COLUMNS] for row in added)
-    _refuse_folder(path)
     later = f"python -m eval.history {path} --add {result}"
     try:
+        _refuse_folder(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path, f"Nothing was added. Later: {later}"):
             _append(path, header, rows)
@@ -311,7 +311,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE", help="the history, as --history of eval.imagenet wrote it")
+    add(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="the history",
+    )
     add("--add", type=Path, metavar="RESULT", help="first add a result folder or a summary.csv")
     add("--variant", metavar="V", help="only this variant")
     add("--form", metavar="F", help="only this form")

@@ -269,9 +269,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for regression.md, regression.csv, regression_flips.csv, regression_classes.csv "
         "and junit.xml",
     )
-    add(
-        "--accept", action="store_true", help="do not compare: make B the baseline, in folder A"
-    )
+    add("--accept", action="store_true", help="do not compare: make B the baseline, in folder A")
     return parser
 
 

@@ -337,9 +337,7 @@ def _verdict_check(before: str, after: str) -> Check:
     words = f"{after}, as the baseline: allowed" if allowed else f"{after}; {before} before"
     if after in FAILING:
         words = f"{words} ({_MEANING[after]})"
-    return Check(
-        "verdict", after not in FAILING or allowed, words, FAILING.get(after, REGRESSED)
-    )
+    return Check("verdict", after not in FAILING or allowed, words, FAILING.get(after, REGRESSED))
 
 
 def _same_weights(before: Row, after: Row) -> bool:

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
 
@@ -287,7 +287,9 @@ def _row(cells: dict[str, str], where: str) -> Row:
         raise _damaged(f"{where}, verdict", row.verdict, f"none of {', '.join(VERDICTS)}")
     contradiction = VERDICTS[row.verdict](row)
     if contradiction:
-        raise _damaged(f"{where}, verdict", row.verdict, f"not what its figures say: {contradiction}")
+        raise _damaged(
+            f"{where}, verdict", row.verdict, f"not what its figures say: {contradiction}"
+        )
     return row
 
 
