@@ -163,9 +163,6 @@ def check_baseline(
         check_baseline_verdict(result, row, allow_failed=allow_failed)
 
 
-ACCEPTED = ("PASS", "PARTIAL", "NO_REFERENCE")  # verdicts that a new baseline may have
-
-
 def accept(candidate: str | Path, folder: Path) -> None:
     """Make a result the baseline: keep what a comparison needs, fit to be committed.
 
@@ -173,11 +170,12 @@ def accept(candidate: str | Path, folder: Path) -> None:
     baseline shows which images it concerns.
 
     Raises:
-        UsageError: the candidate is not an intact result folder, or its verdict is not one of
-            `ACCEPTED`.
+        UsageError: the candidate is not an intact result folder, or its verdict is a failure.
     """
     import pandas as pd
 
+    from eval.judge.gate import FAILING
+    from eval.judge.verdict import Verdict
     from eval.results.files import remove, write_atomically
     from eval.results.read import PREDICTIONS, SUMMARY, printable, read_result
 
@@ -188,10 +186,11 @@ def accept(candidate: str | Path, folder: Path) -> None:
         raise UsageError(f"--accept needs two folders; {candidate} and {folder} are the same one.")
     result = read_result(source)
     for row in result.rows.values():
-        if row.verdict not in ACCEPTED:
+        if row.verdict in FAILING:
+            others = ", ".join(verdict for verdict in Verdict if verdict not in FAILING)
             raise UsageError(
                 f"{candidate} says {row.verdict} ({printable(row.form)}): it cannot become a "
-                f"baseline.\nOnly {', '.join(ACCEPTED[:-1])} and {ACCEPTED[-1]} can."
+                f"baseline.\nOnly results that say one of {others} can."
             )
     with (source / SUMMARY).open(encoding="utf-8", newline="") as file:
         summary = file.read()

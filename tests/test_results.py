@@ -24,9 +24,10 @@ from small_results import (
 )
 
 from eval.errors import UsageError
+from eval.judge.verdict import Verdict, expected_correct
 from eval.results.read import (
+    CONTRADICTIONS,
     SUMMARY_COLUMNS,
-    VERDICTS,
     _row,
     finished_length,
     printable,
@@ -295,7 +296,7 @@ def test_finished_length_is_the_last_end_of_a_row(
         (60, 10, {"verdict": "INCOMPLETE"}, "bad_images is 0"),
         (60, 10, {"verdict": "DISAGREE"}, "max_abs_logit_diff is empty"),
         (60, 10, {"verdict": "INCOMPLETE", "bad_images": 31}, "impossible as counts .* 31 unread"),
-        (60, 10, {"verdict": "Pass"}, "'Pass' is none of PASS, FAIL, PARTIAL"),
+        (60, 10, {"verdict": "Pass"}, "'Pass' is none of PASS, NO_REFERENCE, PARTIAL"),
         (60, 10, {"verdict": ""}, "'' is none of PASS"),
         (60, 10, {"verdict": "DEMO"}, "'DEMO' is none of PASS"),
     ],
@@ -315,9 +316,7 @@ def test_a_verdict_must_follow_from_its_figures(
 
 
 def test_every_verdict_of_a_run_can_be_read() -> None:
-    from eval.judge.verdict import Verdict
-
-    assert {verdict.value for verdict in Verdict} <= VERDICTS.keys()
+    assert set(Verdict) == set(CONTRADICTIONS)
 
 
 @given(st.integers(0, 100), st.integers(0, 10_000), st.integers(0, 30), st.booleans())
@@ -328,10 +327,10 @@ def test_what_the_judge_says_is_never_refused(
     figure = f"{reference / 100}"
     cells = {"reference_top1": "", "reference_top5": "", "tolerance": tolerance}
     cells["reference_top1" if top1 else "reference_top5"] = figure
-    expected = round(reference / 100 / 100 * 100)
-    verdict = "PASS" if abs(right - expected) <= tolerance else "FAIL"
-    row = summary_row(ranks(right, 0), **(WHOLE | cells | {"verdict": verdict}))
-    assert VERDICTS[verdict](_row({k: str(v) for k, v in row.items()}, "x")) == ""
+    expected = expected_correct(reference / 100, IMAGES)
+    verdict = Verdict.PASS if abs(right - expected) <= tolerance else Verdict.FAIL
+    row = summary_row(ranks(right, 0), **(WHOLE | cells | {"verdict": verdict.value}))
+    assert _row({name: str(cell) for name, cell in row.items()}, "x").verdict is verdict
 
 
 @pytest.mark.parametrize(
@@ -415,8 +414,9 @@ def test_the_classes_beside_the_predictions_bound_them(tmp_path: Path) -> None:
     folder = write_result(tmp_path / "r", ranks(60), wrong=50)
     _per_class(folder / "per_class.csv", [(f"c{i}", f"Class {i}, or so") for i in range(51)])
     result = read_result(folder)
+    assert result.classes is not None
     assert len(result.classes) == 51
-    assert result.classes[50] == ("c50", "Class 50, or so")
+    assert result.classes.rows[50] == ("c50", "Class 50, or so")
     _per_class(folder / "per_class.csv", [(f"c{i}", "x") for i in range(50)])
     with pytest.raises(UsageError, match="unfused_top1: '50' is not below 50"):
         read_result(folder)

@@ -19,9 +19,10 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.errors import DataError, LogitsError, UsageError
-from eval.images.classes import ImageNetClass
+from eval.errors import UsageError
+from eval.images.classes import ClassList
 from eval.images.labels import examples
+from eval.judge.verdict import Verdict
 from eval.results.read import Predictions, Result, Row, printable
 
 KS = (1, 5)
@@ -29,20 +30,14 @@ KS = (1, 5)
 NOTED = ("device", "backend", "precision", "torch", "torchvision", "timm", "git_commit")
 
 REGRESSED = 1
-FAILED = "FAIL"
-# Exit codes of the verdicts that fail the gate by themselves, whatever the figures say.
-FAILING: Mapping[str, int] = {
-    FAILED: REGRESSED,
-    "INCOMPLETE": DataError.exit_code,
-    "DISAGREE": LogitsError.exit_code,
+# Verdicts that fail the gate whatever the figures say, and why.
+FAILING: Mapping[Verdict, str] = {
+    Verdict.FAIL: "its accuracy is not the reported one",
+    Verdict.INCOMPLETE: "some of its images could not be read",
+    Verdict.DISAGREE: "its two forms give different predictions",
 }
-# Those that concern a whole run: what one form of it says holds for the others.
-OF_THE_RUN = ("DISAGREE", "INCOMPLETE")
-_MEANING = {
-    FAILED: "its accuracy is not the reported one",
-    "INCOMPLETE": "some of its images could not be read",
-    "DISAGREE": "its two forms give different answers",
-}
+# Those of a whole run, gravest first: what one form says holds for the others.
+OF_THE_RUN = (Verdict.DISAGREE, Verdict.INCOMPLETE)
 
 
 @dataclass(frozen=True)
@@ -213,7 +208,7 @@ class Comparison:
         paired: None where one of the results has no predictions.
         checks: all gates.
         notes: what else differs between the runs, in words.
-        classes: of the model, in index order; empty if neither result says which they are.
+        classes: of the model; None if neither result says which they are.
     """
 
     baseline: Row
@@ -221,7 +216,7 @@ class Comparison:
     paired: Paired | None
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
-    classes: tuple[ImageNetClass, ...] = ()
+    classes: ClassList | None = None
 
     @property
     def name(self) -> str:
@@ -295,7 +290,7 @@ def compare(baseline: Result, candidate: Result, asked: Asked = DEFAULTS) -> lis
     return comparisons
 
 
-def verdict_of(result: Result, row: Row) -> str:
+def verdict_of(result: Result, row: Row) -> Verdict:
     """The verdict of a row, or that of its whole run where any form of the run has one.
 
     Forms that disagree, for example, cannot be compared one at a time.
@@ -314,15 +309,15 @@ def check_baseline_verdict(baseline: Result, row: Row, *, allow_failed: bool = F
         UsageError: its verdict is one of `FAILING`.
     """
     verdict = verdict_of(baseline, row)
-    if verdict not in FAILING or (verdict == FAILED and allow_failed):
+    failed = verdict is Verdict.FAIL
+    if verdict not in FAILING or (failed and allow_failed):
         return
-    advice = "Name another result as the baseline."
-    if verdict == FAILED:
-        advice = "Name another result, or allow it on purpose with --allow-failed-baseline."
     raise _refusal(
         f"The baseline {baseline.source} ({row.variant}, {row.form}) says {verdict}: "
-        f"{_MEANING[verdict]}.",
-        advice,
+        f"{FAILING[verdict]}.",
+        "Name another result, or allow it on purpose with --allow-failed-baseline."
+        if failed
+        else "Name another result as the baseline.",
     )
 
 
@@ -331,13 +326,13 @@ def _refusal(problem: str, advice: str = "") -> UsageError:
     return UsageError("\n".join(printable(line) for line in (problem, advice) if line))
 
 
-def _verdict_check(before: str, after: str) -> Check:
-    """What the candidate says about itself; only a failure that the baseline shares passes."""
-    allowed = after == before == FAILED
+def _verdict_check(before: Verdict, after: Verdict) -> Check:
+    """What the candidate says about itself; only a FAIL that the baseline shares passes."""
+    allowed = after is before is Verdict.FAIL
     words = f"{after}, as the baseline: allowed" if allowed else f"{after}; {before} before"
     if after in FAILING:
-        words = f"{words} ({_MEANING[after]})"
-    return Check("verdict", after not in FAILING or allowed, words, FAILING.get(after, REGRESSED))
+        words = f"{words} ({FAILING[after]})"
+    return Check("verdict", after not in FAILING or allowed, words, after.exit_code)
 
 
 def _same_weights(before: Row, after: Row) -> bool:
@@ -410,7 +405,7 @@ def _check_comparable(
         problems.append(differs("weights_sha256", *hashes))
         if len(problems) == 1:
             advice = "To do so on purpose: python -m eval.regression --allow-other-weights."
-    if after.verdict == FAILED and before.images != after.images < after.images_expected:
+    if after.verdict is Verdict.FAIL and before.images != after.images < after.images_expected:
         advice = "The candidate was stopped early, with FAIL: only a whole run can be compared."
     if problems:
         raise _refusal(
@@ -418,18 +413,16 @@ def _check_comparable(
         )
 
 
-def _class_differences(
-    before: tuple[ImageNetClass, ...], after: tuple[ImageNetClass, ...]
-) -> list[str]:
+def _class_differences(before: ClassList | None, after: ClassList | None) -> list[str]:
     """What makes two lists of classes different, in words; their titles may be."""
-    if not before or not after:
+    if before is None or after is None:
         return []
     if len(before) != len(after):
         return [f"classes: {len(before)} in the baseline and {len(after)} in the candidate"]
     others = [
-        f"{label} is {first.synset} and {second.synset}"
-        for label, (first, second) in enumerate(zip(before, after, strict=True))
-        if first.synset != second.synset
+        f"{label} is {first.folder} and {second.folder}"
+        for label, (first, second) in enumerate(zip(before.rows, after.rows, strict=True))
+        if first.folder != second.folder
     ]
     return [f"classes differ (baseline and candidate): {examples(others)}"] if others else []
 
@@ -524,7 +517,7 @@ def _notes(before: Row, after: Row) -> tuple[str, ...]:
     notes = []
     if before.cells == after.cells:
         notes.append("both are the same run")
-    if before.verdict == FAILED:
+    if before.verdict is Verdict.FAIL:
         notes.append("the baseline says FAIL, which --allow-failed-baseline allows")
     if not _same_weights(before, after):
         notes.append("the weights differ or are unknown")

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import UsageError
-from eval.images.classes import ImageNetClass
+from eval.images.classes import Class, ClassList
 from eval.images.labels import examples, image_key
+from eval.judge.verdict import Verdict
 from eval.measure.metrics import percent
 from eval.results.schema import SUMMARY_COLUMNS
 
@@ -53,7 +54,7 @@ class Row:
     Attributes:
         started_at: with a time zone; 1970 or later.
         images, images_expected, bad_images, top1_correct, top5_correct: counts of images.
-        verdict: one of `VERDICTS`, and supported by the figures of the row.
+        verdict: supported by the figures of the row.
         weights_sha256: empty where the weights are unknown.
         cells: every column as it is written. A column of numbers holds a finite number or nothing.
     """
@@ -68,7 +69,7 @@ class Row:
     bad_images: int
     top1_correct: int
     top5_correct: int
-    verdict: str
+    verdict: Verdict
     weights_sha256: str
     dataset_sha256: str
     cells: Mapping[str, str]
@@ -114,13 +115,13 @@ class Result:
         source: as the user named it.
         rows: (variant, form) to its row.
         predictions: of all forms, where the folder has them.
-        classes: in index order, where the folder has a ``per_class.csv``; otherwise empty.
+        classes: of the model, where the folder has a ``per_class.csv``.
     """
 
     source: str
     rows: Mapping[tuple[str, str], Row]
     predictions: Predictions | None = None
-    classes: tuple[ImageNetClass, ...] = ()
+    classes: ClassList | None = None
 
 
 def read_result(source: str | Path, *, skip_runs: Iterable[str] = ()) -> Result:
@@ -183,8 +184,9 @@ def _read_folder(source: str, folder: Path) -> Result:
             "A history is named as a file: FILE, or FILE#RUN_ID for one of its runs."
         )
     path = folder / PREDICTIONS
-    classes = read_classes(folder / PER_CLASS) if (folder / PER_CLASS).exists() else ()
-    predictions = read_predictions(path, len(classes) or None) if path.exists() else None
+    classes = read_classes(folder / PER_CLASS) if (folder / PER_CLASS).exists() else None
+    number = None if classes is None else len(classes)
+    predictions = read_predictions(path, number) if path.exists() else None
     if predictions:
         for row in rows:
             _check_counts(path, row, predictions)
@@ -209,8 +211,8 @@ def _check_counts(path: Path, row: Row, predictions: Predictions) -> None:
     )
 
 
-def read_classes(path: Path) -> tuple[ImageNetClass, ...]:
-    """The classes of a ``per_class.csv``, in index order.
+def read_classes(path: Path) -> ClassList:
+    """The classes of a ``per_class.csv``.
 
     Raises:
         UsageError: it cannot be read, or is no such file, or is damaged.
@@ -221,7 +223,7 @@ def read_classes(path: Path) -> tuple[ImageNetClass, ...]:
         what = f"no column {examples(missing)}" if missing else "no rows"
         raise UsageError(f"{path} is not a per_class.csv of eval.imagenet: it has {what}.")
     places = header.index("synset"), header.index("name")
-    return tuple(ImageNetClass(row[places[0]], row[places[1]]) for row in rows)
+    return ClassList(str(path), tuple(Class(row[places[0]], row[places[1]]) for row in rows))
 
 
 def read_rows(path: Path, *, drop_unfinished: bool = False) -> list[Row]:
@@ -277,20 +279,24 @@ def _row(cells: dict[str, str], where: str) -> Row:
         bad_images=count("bad_images"),
         top1_correct=count("top1_correct"),
         top5_correct=count("top5_correct"),
-        verdict=cells["verdict"],
+        verdict=_verdict(cells["verdict"], f"{where}, verdict"),
         weights_sha256=cells["weights_sha256"],
         dataset_sha256=cells["dataset_sha256"],
         cells=cells,
     )
     _check_accuracy(row, where)
-    if row.verdict not in VERDICTS:
-        raise _damaged(f"{where}, verdict", row.verdict, f"none of {', '.join(VERDICTS)}")
-    contradiction = VERDICTS[row.verdict](row)
+    contradiction = CONTRADICTIONS[row.verdict](row)
     if contradiction:
-        raise _damaged(
-            f"{where}, verdict", row.verdict, f"not what its figures say: {contradiction}"
-        )
+        reason = f"not what its figures say: {contradiction}"
+        raise _damaged(f"{where}, verdict", row.verdict.value, reason)
     return row
+
+
+def _verdict(cell: str, where: str) -> Verdict:
+    try:
+        return Verdict(cell)
+    except ValueError:
+        raise _damaged(where, cell, f"none of {', '.join(Verdict)}") from None
 
 
 def _moment(cell: str, where: str) -> datetime:
@@ -386,14 +392,14 @@ def _why_not_disagree(row: Row) -> str:
     return "" if row.cells["max_abs_logit_diff"] else "max_abs_logit_diff is empty"
 
 
-# Each word that a verdict can be, with what speaks against it in a row; empty if nothing does.
-VERDICTS: Mapping[str, Callable[[Row], str]] = {
-    "PASS": _why_not_pass,
-    "FAIL": _why_not_fail,
-    "PARTIAL": _why_not_partial,
-    "INCOMPLETE": _why_not_incomplete,
-    "NO_REFERENCE": _why_not_without_bad_images,
-    "DISAGREE": _why_not_disagree,
+# What speaks against a verdict, in a row that has it; empty if nothing does.
+CONTRADICTIONS: Mapping[Verdict, Callable[[Row], str]] = {
+    Verdict.PASS: _why_not_pass,
+    Verdict.FAIL: _why_not_fail,
+    Verdict.PARTIAL: _why_not_partial,
+    Verdict.INCOMPLETE: _why_not_incomplete,
+    Verdict.NO_REFERENCE: _why_not_without_bad_images,
+    Verdict.DISAGREE: _why_not_disagree,
 }
 
 

@@ -9,7 +9,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 
-from eval.images.classes import ImageNetClass, imagenet_classes
+from eval.images.classes import Class, imagenet
 from eval.judge.gate import Check, ClassChange, Comparison, Flip, Paired
 from eval.measure.metrics import percent, wilson_interval
 from eval.results.read import Row, printable
@@ -94,10 +94,10 @@ class ClassNames:
         labels = [change.label for change in paired.classes] if paired else []
         for flip in paired.flips if paired else ():
             labels += [flip.label, flip.before, flip.after]
-        classes: Sequence[ImageNetClass] = comparison.classes
-        if not classes and max(labels, default=0) < len(imagenet_classes()):
-            classes = imagenet_classes()
-        self._classes = classes
+        classes = comparison.classes
+        if classes is None and max(labels, default=0) < len(imagenet()):
+            classes = imagenet()
+        self._classes: tuple[Class, ...] = classes.rows if classes else ()
 
     def __getitem__(self, label: int) -> str:
         """Number and first name: two classes of ImageNet are called "crane"."""
@@ -105,11 +105,11 @@ class ClassNames:
             return "not read"
         if label >= len(self._classes):
             return str(label)
-        return f"{label} {self._classes[label].name.partition(',')[0]}".rstrip()
+        return f"{label} {self._classes[label].title.partition(',')[0]}".rstrip()
 
     def with_folder(self, label: int) -> str:
         """The name of its folder, too."""
-        folder = self._classes[label].synset if label < len(self._classes) else ""
+        folder = self._classes[label].folder if label < len(self._classes) else ""
         return f"{folder} {self[label]}".lstrip()
 
 
