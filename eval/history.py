@@ -1,8 +1,8 @@
-"""``python -m eval.history FILE``: how accuracy and speed developed; and how a run is added.
+"""``python -m eval.history FILE``: accuracy and speed over time; and how a run is added.
 
-A history is a CSV file with the rows of many ``summary.csv``. Writers take turns by a lock beside
-it, which ends with the process that holds it, and add their rows in one write: no row is lost,
-mixed or half, and what a killed writer left unfinished is cut off by the next one.
+A history is a CSV file with the rows of many ``summary.csv``. Writers take turns with a lock file
+beside it, which is released when its holder ends. Each adds all its rows or none, so no row is
+lost, mixed or cut off; what a killed writer left unfinished is removed by the next one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import csv
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from eval.errors import EvalError, UsageError
+from eval.command import run_command
+from eval.errors import UsageError
 
 if TYPE_CHECKING:  # neither is needed for --help
     from matplotlib.axes import Axes
@@ -26,70 +29,119 @@ if TYPE_CHECKING:  # neither is needed for --help
 
 Series = dict[tuple[str, str], list["Row"]]  # (variant, form) to its rows, oldest first
 
+MOST_PANELS = 40  # variants in one plot
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and give its exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        if args.add:
-            append_history(args.file, args.add)
-        series = read_history(args.file, args.variant, args.form)
-        print(trend(series), flush=True)
-        if args.plot:
-            plot(series, args.plot)
-    except EvalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # | head: nobody reads on, and the interpreter's last flush must not
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return run_command(_run, argv)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    args = _parser().parse_args(arguments)
+    if args.add:
+        append_history(args.file, args.add)
+    series = read_history(args.file, args.variant, args.form)
+    print(trend(series), flush=True)
+    if args.plot:
+        plot(series, args.plot)
     return 0
 
 
 def check_history(path: Path) -> None:
-    """Before hours are spent on a run: can its summary be added to this file?
+    """Check, before a run is measured, that its rows can be added to a history.
+
+    Its folder and its lock file are made if they are not there; the history itself is not.
 
     Raises:
-        UsageError: it is a folder, or cannot be written to, or its folder cannot.
+        UsageError: it is a folder, has other columns, is damaged, or cannot be written to.
     """
-    place = path if path.exists() else path.parent
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if path.is_dir() or not os.access(place, os.W_OK):
-        kind = "is a folder" if path.is_dir() else "cannot be written"
-        raise UsageError(f"--history {path} {kind}.\nName a CSV file that can be written.")
+    from eval.results.schema import SUMMARY_COLUMNS
+
+    try:
+        _refuse_folder(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Path(f"{path}.lock").open("ab"):
+            pass
+        if path.exists():
+            with path.open("r+b") as file:
+                _end_of_rows(path, file.read(), _csv([SUMMARY_COLUMNS]))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "not a regular file"
+        raise UsageError(f"{path} cannot be written: it is {what}. Name a file for the history.")
 
 
 def append_history(path: Path, result: Path) -> None:
     """Add the rows of a result to a history, which is made if it is not there.
 
-    Any number of processes may do so at the same time.
+    Any number of processes may do so at the same time. If this fails or is interrupted, the
+    history has none of the rows, and stderr shows how to add them later.
 
     Args:
         path: the history.
         result: a result folder, or its ``summary.csv``.
 
     Raises:
-        UsageError: the file has other columns, is damaged, or cannot be written to.
+        UsageError: the file has other columns, is damaged, cannot be written to, or is locked by
+            somebody else all the time.
     """
-    from filelock import FileLock
-
+    from eval.results.files import locked
     from eval.results.read import SUMMARY, read_rows
     from eval.results.schema import SUMMARY_COLUMNS
 
     added = read_rows(result / SUMMARY if result.is_dir() else result)
     header = _csv([SUMMARY_COLUMNS])
     rows = _csv([row.cells[name] for name in SUMMARY_COLUMNS] for row in added)
+    later = f"python -m eval.history {path} --add {result}"
     try:
+        _refuse_folder(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"), path.open("a+b") as file:
+        with locked(path, f"Nothing was added. Later: {later}"):
+            _append(path, header, rows)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror or error}.\nAdd the result later: {later}"
+        ) from error
+    except KeyboardInterrupt:
+        print(f"The result was not added to {path}. Later: {later}", file=sys.stderr)
+        raise
+
+
+def _append(path: Path, header: bytes, rows: bytes) -> None:
+    """Add whole rows, under the lock: all of them, or none."""
+    from eval.results.files import sync_folder
+
+    new = not path.exists()
+    try:
+        with path.open("a+b", buffering=0) as file:  # nothing is left to be written at the end
             file.seek(0)
             end = _end_of_rows(path, file.read(), header)
-            file.truncate(end)
-            file.write(rows if end else header + rows)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+            try:
+                file.truncate(end)
+                _write_all(file, rows if end else header + rows)
+                os.fsync(file.fileno())
+                if new:
+                    sync_folder(path.parent)
+            except BaseException:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """An unbuffered write may stop anywhere, as on a disk that fills up."""
+    while data:
+        data = data[file.write(data) :]
 
 
 def _end_of_rows(path: Path, data: bytes, header: bytes) -> int:
@@ -104,8 +156,7 @@ def _end_of_rows(path: Path, data: bytes, header: bytes) -> int:
     first = data[: data.find(b"\n") + 1].replace(b"\r\n", b"\n").removeprefix(codecs.BOM_UTF8)
     if first != header if end else not header.startswith(rest):
         raise UsageError(
-            f"{path} has other columns than a history of eval.imagenet. "
-            "Name another file with --history."
+            f"{path} has other columns than a history of eval.imagenet. Name another file."
         )
     if b"\n" in rest:
         raise UsageError(f"{path} is damaged: a quotation mark is open from byte {end} on.")
@@ -129,7 +180,7 @@ def read_history(path: Path, variant: str | None = None, form: str | None = None
     Raises:
         UsageError: it cannot be read, or has no such rows.
     """
-    from eval.results.read import read_rows
+    from eval.results.read import printable, read_rows
 
     rows = read_rows(path, drop_unfinished=True)
     series: Series = {}
@@ -138,20 +189,22 @@ def read_history(path: Path, variant: str | None = None, form: str | None = None
             series.setdefault((row.variant, row.form), []).append(row)
     if not series:
         known = ", ".join(dict.fromkeys(f"{row.variant} {row.form}" for row in rows))
-        raise UsageError(f"{path} has no such runs. It has: {known}.")
+        raise UsageError(f"{path} has no such runs. It has: {printable(known)}.")
     return series
 
 
 def trend(series: Series) -> str:
     """The runs as tables, without a trailing newline.
 
-    The change is in images, from the run before it that was made on the same images with the same
-    preprocessing; a star says that the weights are others.
+    The change is in images, from the previous run on the same images with the same preprocessing;
+    a star marks other weights.
     """
+    from eval.results.read import printable
+
     tables = []
     for (variant, form), rows in series.items():
         runs = f"{len(rows)} runs" if len(rows) > 1 else "1 run"
-        lines = [f"{variant}, {form}: {runs}", _HEADER]
+        lines = [printable(f"{variant}, {form}: {runs}"), _HEADER]
         last: dict[tuple[str, str], Row] = {}
         for row in rows:
             kind = row.preprocess, row.dataset_sha256
@@ -171,6 +224,7 @@ def _line(row: Row, before: Row | None) -> str:
     from datetime import UTC
 
     from eval.measure.metrics import percent
+    from eval.results.read import printable
 
     figures = ""
     for k in (1, 5):
@@ -182,8 +236,8 @@ def _line(row: Row, before: Row | None) -> str:
     rate = row.cells["images_per_second"]
     speed = f"{float(rate):.1f}" if rate else ""
     return (
-        f"{row.started_at.astimezone(UTC):%Y-%m-%d %H:%M} {row.preprocess:<12}{row.images:>7,}"
-        f"{figures}{speed:>8}  {row.verdict:<13}{row.run_id}"
+        f"{row.started_at.astimezone(UTC):%Y-%m-%d %H:%M} {printable(row.preprocess):<12}"
+        f"{row.images:>7,}{figures}{speed:>8}  {row.verdict:<13}{printable(row.run_id)}"
     )
 
 
@@ -192,33 +246,41 @@ def plot(series: Series, path: Path) -> None:
 
     Args:
         series: what `read_history` gives.
-        path: where to, ``.png`` or ``.svg``.
+        path: the image to write, ``.png`` or ``.svg``.
 
     Raises:
-        UsageError: the format is unknown, or it cannot be written.
+        UsageError: the format is unknown, there are too many variants, or it cannot be written.
     """
     if path.suffix not in (".png", ".svg"):
         raise UsageError(f"--plot {path}: name a .png or .svg file.")
+    variants = list(dict.fromkeys(variant for variant, _ in series))
+    if len(variants) > MOST_PANELS:
+        raise UsageError(
+            f"--plot draws at most {MOST_PANELS} variants, and there are {len(variants)}. "
+            "Choose one with --variant."
+        )
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    variants = list(dict.fromkeys(variant for variant, _ in series))
-    figure = Figure(figsize=(9, 0.5 + 2.8 * len(variants)), layout="constrained")
-    panels = figure.subplots(len(variants), squeeze=False, sharex=True)[:, 0]
-    for variant, panel in zip(variants, panels, strict=True):
-        _draw(panel, variant, [row for (name, _), rows in series.items() for row in rows
-                               if name == variant])  # fmt: skip
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with rc_context({"svg.fonttype": "none"}):  # text stays text
+    # Text stays text, also if it holds a $ or a sign that the font does not have.
+    with rc_context({"svg.fonttype": "none", "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(9, 0.5 + 2.8 * len(variants)), layout="constrained")
+        panels = figure.subplots(len(variants), squeeze=False, sharex=True)[:, 0]
+        for variant, panel in zip(variants, panels, strict=True):
+            _draw(panel, variant, [row for (name, _), rows in series.items() for row in rows
+                                   if name == variant])  # fmt: skip
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def _draw(panel: Axes, variant: str, rows: Sequence[Row]) -> None:
     """Draw the runs of a variant, oldest first; those on other images are another line."""
     from eval.measure.metrics import percent
+    from eval.results.read import printable
 
     lines: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
@@ -229,12 +291,12 @@ def _draw(panel: Axes, variant: str, rows: Sequence[Row]) -> None:
             [percent(row.top1_correct, row.images) for row in line],
             marker="o",
             markersize=max(3, 8 - 2 * number),  # forms mostly agree: let each be seen
-            label=f"{form}, {preprocess}, {line[0].images:,} images",
+            label=printable(f"{form}, {preprocess}, {line[0].images:,} images"),
         )
     for reference in sorted({row.cells["reference_top1"] for row in rows} - {""}):
         panel.axhline(float(reference), linestyle="--", color="grey", label=f"reported {reference}")
     panel.xaxis_date()
-    panel.set(title=variant, ylabel="top-1, %")
+    panel.set(title=printable(variant), ylabel="top-1, %")
     panel.grid(alpha=0.3)
     panel.legend(fontsize="small")
 
@@ -242,14 +304,20 @@ def _draw(panel: Axes, variant: str, rows: Sequence[Row]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval.history",
-        description="The runs that --history collected, by variant and form.",
-        epilog="change: in images, from the run before it on the same images with the same "
-        "preprocessing; * marks other weights. Exit codes: 0, or 2 if it cannot be read.",
+        description="Show the runs of a history, by variant and form.",
+        epilog="change: in images, from the previous run on the same images with the same "
+        "preprocessing; * marks other weights. Exit codes: 0; 2 if the history or the result "
+        "cannot be read or written; 70 a crash; 130 interrupted.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE", help="the history")
-    add("--add", type=Path, metavar="RESULT", help="first add a result folder or summary.csv")
+    add(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="the history",
+    )
+    add("--add", type=Path, metavar="RESULT", help="first add a result folder or a summary.csv")
     add("--variant", metavar="V", help="only this variant")
     add("--form", metavar="F", help="only this form")
     add("--plot", type=Path, metavar="IMAGE", help="also draw top-1 over time: .png or .svg")

@@ -1,7 +1,7 @@
 """``python -m eval.regression``: is this result worse than that one? The gate for CI.
 
-`check_regression` is the whole path: read, compare, print, write, exit code. What is compared is
-in `eval.judge.gate`, how it is told in `eval.results.regression_report`.
+`check_regression` is the whole path: read, compare, print, write, exit code. `eval.judge.gate`
+compares, and `eval.results.regression_report` puts the result into words.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ import argparse
 import os
 import re
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.errors import EvalError, UsageError
+from eval.command import run_command
+from eval.errors import UsageError
 
 if TYPE_CHECKING:  # numpy is needed to compare, and --help does without
     from eval.judge.gate import Asked, Comparison, Limit
-
-REGRESSED = 1
-CRASHED = 70  # EX_SOFTWARE of sysexits.h
 
 EPILOG = """
 A and B are each one of:
@@ -31,9 +28,14 @@ A and B are each one of:
                  (a history leaves the candidate's own run out)
   FILE#RUN_ID    one run of a history; python -m eval.history FILE lists them
 
-Refused (exit 2), because no figure could mean anything: another variant, preprocessing, number
-of images, or dataset_sha256 (names, labels and contents of the images); and other or unknown
-weights, unless --allow-other-weights.
+Not comparable (exit 2): another variant, preprocessing, list of classes, number of images, or
+dataset_sha256 (names, labels and contents of the images); and other or unknown weights, unless
+--allow-other-weights.
+
+Verdicts count. A baseline that says DISAGREE or INCOMPLETE is refused (exit 2), and so is one that
+says FAIL, unless --allow-failed-baseline. A candidate that says one of them is compared, and fails:
+exit 5, 3 or 1. Only a FAIL that the baseline shares passes. A verdict that contradicts the figures
+beside it is refused.
 
 Limits are in images (5) or points (0.05pp). An improvement is never a failure.
   default             same weights   other weights
@@ -44,33 +46,32 @@ With the same weights only float rounding and the JPEG decoder's build are left 
 move single images. Other weights answer thousands of images differently; trainings that differ
 in the seed alone scatter by 0.1 points.
 
-Exit codes: 0 not worse; 1 regressed; 2 not comparable, damaged, or wrong options; 70 a crash.
+Exit codes: 0 not worse; 1 regressed, or the candidate says FAIL; 2 not comparable, damaged, or
+wrong options; 3 the candidate says INCOMPLETE; 5 it says DISAGREE; 70 a crash; 130 interrupted.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and give its exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        if args.accept:
-            accept(args.candidate, Path(args.baseline))
-            return 0
-        from eval.judge.gate import Asked
+    return run_command(_run, argv)
 
-        asked = Asked(
-            form=args.form,
-            top1=_limit("--max-drop-top1", args.max_drop_top1),
-            top5=_limit("--max-drop-top5", args.max_drop_top5),
-            flips=args.max_flips,
-            allow_other_weights=args.allow_other_weights,
-        )
-        return check_regression(args.baseline, args.candidate, asked, output=args.output)
-    except EvalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except Exception:  # a crash must not look like exit code 1, a regression
-        traceback.print_exc()
-        return CRASHED
+
+def _run(arguments: Sequence[str]) -> int:
+    args = _parser().parse_args(arguments)
+    if args.accept:
+        accept(args.candidate, Path(args.baseline))
+        return 0
+    from eval.judge.gate import Asked
+
+    asked = Asked(
+        form=args.form,
+        top1=_limit("--max-drop-top1", args.max_drop_top1),
+        top5=_limit("--max-drop-top5", args.max_drop_top5),
+        flips=args.max_flips,
+        allow_other_weights=args.allow_other_weights,
+        allow_failed_baseline=args.allow_failed_baseline,
+    )
+    return check_regression(args.baseline, args.candidate, asked, output=args.output)
 
 
 def check_regression(
@@ -80,7 +81,10 @@ def check_regression(
     *,
     output: Path | None = None,
 ) -> int:
-    """Compare two results, print what differs, and give the exit code: 1 if it is worse.
+    """Compare two results, print what differs, and give the exit code.
+
+    That is 0 if the candidate is not worse, 1 if it is or says FAIL, 3 if it says INCOMPLETE and
+    5 if it says DISAGREE.
 
     Raises:
         UsageError: as of `compare_results`.
@@ -89,7 +93,7 @@ def check_regression(
 
     comparisons = compare_results(baseline, candidate, asked, output=output)
     print(text(comparisons, (str(baseline), str(candidate))))
-    return REGRESSED if any(row.regressed for row in comparisons) else 0
+    return max(row.exit_code for row in comparisons)
 
 
 def compare_results(
@@ -108,8 +112,8 @@ def compare_results(
         output: where ``regression.md``, ``regression*.csv`` and ``junit.xml`` go, if anywhere.
 
     Raises:
-        UsageError: the two cannot be compared, or a file cannot be read or written. What could
-            not be compared is an error in ``junit.xml`` and in the step summary as well.
+        UsageError: the two cannot be compared, or a file cannot be read or written. If they
+            cannot be compared, ``junit.xml`` and the step summary show that error as well.
     """
     from eval.judge.gate import DEFAULTS, compare
     from eval.results.read import read_result
@@ -121,8 +125,11 @@ def compare_results(
         own = {row.run_id for row in after.rows.values()}
         comparisons = compare(read_result(baseline, skip_runs=own), after, asked or DEFAULTS)
     except UsageError as error:
-        _write(output, {"junit.xml": junit([], error)})
-        _append_step_summary(f"## Accuracy: not compared\n\n```text\n{error}\n```\n")
+        try:
+            _write(output, {"junit.xml": junit([], error)})
+            _append_step_summary(f"## Accuracy: not compared\n\n```text\n{error}\n```\n")
+        except UsageError as other:  # must not hide why nothing was compared
+            raise UsageError(f"{error}\n{other}") from error
         raise
     report = markdown(comparisons, sources)
     _write(
@@ -133,21 +140,27 @@ def compare_results(
     return comparisons
 
 
-def check_baseline(baseline: str | Path, variant: str, preprocess: str) -> None:
-    """Before hours are spent on a run: can it be compared with this baseline at all?
+def check_baseline(
+    baseline: str | Path, variant: str, preprocess: str, *, allow_failed: bool = False
+) -> None:
+    """Check, before a run is measured, that it can be compared with a baseline.
 
     Raises:
-        UsageError: there is no such baseline, it is damaged, or of another variant or
-            preprocessing.
+        UsageError: there is no such baseline, it is damaged, of another variant or preprocessing,
+            or its verdict does not let it be one.
     """
-    from eval.results.read import read_result
+    from eval.judge.gate import check_baseline_verdict
+    from eval.results.read import printable, read_result
 
-    rows = [row for row in read_result(baseline).rows.values() if row.variant == variant]
+    result = read_result(baseline)
+    rows = [row for row in result.rows.values() if row.variant == variant]
     if not rows or any(row.preprocess != preprocess for row in rows):
         raise UsageError(
             f"--baseline {baseline} has no run of {variant} with --preprocess {preprocess}"
-            + (f" but with {rows[0].preprocess}." if rows else ".")
+            + (f" but with {printable(rows[0].preprocess)}." if rows else ".")
         )
+    for row in rows:
+        check_baseline_verdict(result, row, allow_failed=allow_failed)
 
 
 def accept(candidate: str | Path, folder: Path) -> None:
@@ -157,27 +170,40 @@ def accept(candidate: str | Path, folder: Path) -> None:
     baseline shows which images it concerns.
 
     Raises:
-        UsageError: the candidate is no intact result folder, or has unreadable images.
+        UsageError: the candidate is not an intact result folder, or its verdict is a failure.
     """
     import pandas as pd
 
-    from eval.results.files import write_atomically
-    from eval.results.read import PREDICTIONS, SUMMARY, read_result
+    from eval.judge.gate import FAILING
+    from eval.judge.verdict import Verdict
+    from eval.results.files import remove, write_atomically
+    from eval.results.read import PREDICTIONS, SUMMARY, printable, read_result
 
     source = Path(candidate)
-    if not source.is_dir() or source.resolve() == folder.resolve():
-        raise UsageError(f"--accept needs a result folder; {candidate} is none, or is {folder}.")
+    if not source.is_dir():
+        raise UsageError(f"--accept needs a result folder; {candidate} is not a folder.")
+    if source.resolve() == folder.resolve():
+        raise UsageError(f"--accept needs two folders; {candidate} and {folder} are the same one.")
     result = read_result(source)
-    if any(row.bad_images for row in result.rows.values()):
-        raise UsageError(f"{candidate} has unreadable images: it cannot be a baseline.")
-    write_atomically(folder / SUMMARY, (source / SUMMARY).read_text(encoding="utf-8"))
+    for row in result.rows.values():
+        if row.verdict in FAILING:
+            others = ", ".join(verdict for verdict in Verdict if verdict not in FAILING)
+            raise UsageError(
+                f"{candidate} says {row.verdict} ({printable(row.form)}): it cannot become a "
+                f"baseline.\nOnly results that say one of {others} can."
+            )
+    with (source / SUMMARY).open(encoding="utf-8", newline="") as file:
+        summary = file.read()
+    # The summary goes first and comes back last: no moment shows a mixture of two results.
+    remove(folder / SUMMARY)
     if result.predictions:
         columns = {"path": result.predictions.paths, "label": result.predictions.labels}
         for form, rank in result.predictions.rank.items():
             columns |= {f"{form}_rank": rank, f"{form}_top1": result.predictions.top1[form]}
         write_atomically(folder / PREDICTIONS, pd.DataFrame(columns).to_csv(index=False))
     else:
-        (folder / PREDICTIONS).unlink(missing_ok=True)
+        remove(folder / PREDICTIONS)
+    write_atomically(folder / SUMMARY, summary)
     print(f"{folder} is {candidate} now. Look at what has changed, and commit it.")
 
 
@@ -218,8 +244,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--baseline", required=True, metavar="A", help="what was")
-    add("--candidate", required=True, metavar="B", help="what is")
+    add("--baseline", required=True, metavar="A", help="the result to compare with")
+    add("--candidate", required=True, metavar="B", help="the result to judge")
     add("--form", metavar="F", help="only this form; F:G is F of the baseline with G of B")
     add("--max-drop-top1", metavar="LIMIT", help="images (5) or points (0.05pp)")
     add("--max-drop-top5", metavar="LIMIT", help="the same for top-5")
@@ -231,21 +257,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--allow-other-weights", action="store_true", help="compare other or unknown weights")
     add(
+        "--allow-failed-baseline",
+        action="store_true",
+        help="compare with a baseline that says FAIL: the model is known to miss its figure",
+    )
+    add(
         "--output",
         type=Path,
         metavar="DIR",
         help="for regression.md, regression.csv, regression_flips.csv, regression_classes.csv "
         "and junit.xml",
     )
-    add(
-        "--accept", action="store_true", help="compare nothing: keep B as the baseline, in folder A"
-    )
+    add("--accept", action="store_true", help="do not compare: make B the baseline, in folder A")
     return parser
 
 
 def _natural(value: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", value):
-        raise argparse.ArgumentTypeError(f"{value!r} is no number of images")
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of images")
     return int(value)
 
 

@@ -70,6 +70,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             tensors = _without_ddp_prefix(reader(data))
         if not tensors:
             raise Refused("it holds no tensors", SAVE_TENSORS)
+        _refuse_complex(tensors)
         return tensors
     except Refused as refusal:
         raise WeightsError(f"{path}: {refusal.found}.\n{refusal.advice}") from None
@@ -150,6 +151,15 @@ def _without_ddp_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in tensors):  # DistributedDataParallel
         return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _refuse_complex(tensors: dict[str, Tensor]) -> None:
+    """A conversion to float would drop the imaginary parts, and only warn."""
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise Refused(f"its tensor {quoted(name)} is {kind}; weights are real numbers",
+                          "Save the weights as float32.")  # fmt: skip
 
 
 def _read_torch(data: bytes) -> dict[str, Tensor]:

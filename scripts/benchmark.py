@@ -32,6 +32,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.command import run_command
+from eval.errors import DataError, EvalError, UsageError
+
 ROOT = Path(__file__).parents[1]
 BOTH = ("unfused", "reparameterized")
 DEPLOY = ("reparameterized",)
@@ -279,7 +282,7 @@ def link_images(photos: Path, target: Path, images: int) -> None:
 
     files = sorted(p.resolve() for p in photos.rglob("*") if p.suffix.lower() in (".jpeg", ".jpg"))
     if not files:
-        raise SystemExit(f"--data {photos}: there are no JPEG files below it.")
+        raise DataError(f"--data {photos}: there are no JPEG files below it.")
     synsets = [row.synset for row in imagenet_classes()]
     for number in range(images):
         folder = target / synsets[number % len(synsets)]
@@ -299,7 +302,7 @@ def in_turns(
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
             if done.returncode:
-                raise SystemExit(f"{contender.name} failed:\n{done.stderr[-2000:]}")
+                raise EvalError(f"{contender.name} failed:\n{done.stderr[-2000:]}")
             yield turn, contender, json.loads(done.stdout.splitlines()[-1])
 
 
@@ -426,7 +429,7 @@ def main() -> int:
         print(json.dumps(result))
         return 0
     if (args.data is None) != (args.weights is None):
-        raise SystemExit("--data and --weights go together (default: the demo's).")
+        raise UsageError("--data and --weights go together (default: the demo's).")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if args.data is None:
@@ -481,4 +484,4 @@ def compare(args: argparse.Namespace, data: Path, weights: Path, cache: Path) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(lambda _: main()))

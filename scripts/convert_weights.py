@@ -10,31 +10,42 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from eval.command import run_command
+from eval.errors import ModelError, UsageError
 
-def main() -> int:
-    """Run the command: 0 when OUT is written, 4 when IN is refused, 2 when OUT cannot be."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("source", metavar="IN", type=Path)
-    parser.add_argument("target", metavar="OUT", type=Path)
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and give its exit code, as of ``python -m eval.imagenet``."""
+    return run_command(_run, argv)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog="Exit codes: 0 OUT is written; 2 it cannot be written, or wrong options; 4 IN is "
+        "missing, damaged or refused; 70 a crash; 130 interrupted.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="IN", type=Path, help="a checkpoint")
+    parser.add_argument("target", metavar="OUT", type=Path, help="the .safetensors file to write")
     parser.add_argument(
         "--reparameterize", action="store_true", help="write the deploy form, branches merged"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.target.suffix != ".safetensors":
-        parser.error(f"OUT must end in .safetensors: {args.target}")
+        raise UsageError(f"OUT must end in .safetensors: {args.target}")
 
     from pplcnet import WeightsError
 
     try:
         print(convert(args.source, args.target, args.reparameterize))
     except WeightsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 4
+        raise ModelError(str(error)) from error
     except OSError as error:
-        print(f"error: {args.target} cannot be written: {error}", file=sys.stderr)
-        return 2
+        raise UsageError(f"{args.target} cannot be written: {error}") from error
     return 0
 
 

@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from eval.command import run_command
 from eval.images.classes import imagenet_classes
 
 CLASSES = 1000
@@ -123,4 +124,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(lambda _: main()))

@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from eval.errors import EvalError, ModelError, UsageError
+from eval.command import run_command
+from eval.errors import ModelError, UsageError
 
 WITHIN = 1e-3  # of the largest logit
 COMPARED = 32  # images
@@ -141,13 +143,13 @@ def export(args: argparse.Namespace) -> None:
     print(f"{loaded.source}, {args.form}, opset {proto.opset_import[0].version}, dynamic batch")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; exit codes as of ``python -m eval.imagenet``."""
-    try:
-        export(parse(arguments))
-    except EvalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_command(_run, arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    export(parse(list(arguments)))
     return 0
 
 

@@ -24,6 +24,7 @@ import pyarrow.parquet
 from fuzz_weights import damaged
 from hypothesis import strategies as st
 
+from eval.command import run_command
 from eval.errors import DataError
 from eval.images.classes import imagenet_classes
 from eval.images.labels import official_key, official_labels, official_number
@@ -168,7 +169,7 @@ def fuzz(kind: str, examples: int, folder: Path) -> collections.Counter[str]:
     return counts
 
 
-def main() -> None:
+def main() -> int:
     """Fuzz every kind, and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("number", nargs="?", type=int, default=10_000, help="inputs of each kind")
@@ -189,7 +190,8 @@ def main() -> None:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     print(f"peak memory {peak / 2**20:.0f} MiB")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(lambda _: main()))

@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 from hypothesis import strategies as st
 
+from eval.command import run_command
 from pplcnet._checkpoint import read_checkpoint
 from pplcnet._errors import WeightsError
 
@@ -131,7 +132,7 @@ def fuzz(data: bytes, examples: int, folder: Path) -> collections.Counter[str]:
     return counts
 
 
-def main() -> None:
+def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("number", nargs="?", type=int, default=10_000, help="inputs per format")
@@ -150,7 +151,8 @@ def main() -> None:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     print(f"peak memory {peak / 2**20:.0f} MiB")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(lambda _: main()))

@@ -18,6 +18,7 @@ import argparse
 import copy
 import io
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from eval.command import run_command
 from eval.models import demo
 
 Floats = NDArray[np.float64]
@@ -661,4 +663,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run_command(lambda _: main()))

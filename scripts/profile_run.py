@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,12 +25,14 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from eval.backends.pytorch import TorchPredictor
+from eval.command import run_command
+from eval.errors import ModelError
 from eval.images.preprocess import PREPROCESS
 from eval.images.valset import open_valset
 from eval.measure.engine import CPU_BATCH
 from eval.measure.journal import Journal, record_dtype
 from eval.measure.metrics import Scores, check_logits
-from pplcnet import read_weights, reparameterize
+from pplcnet import WeightsError, read_weights, reparameterize
 from pplcnet._weights import model_for
 
 Result = TypeVar("Result")
@@ -49,7 +52,7 @@ class Clock:
         return result
 
 
-def main() -> None:
+def main() -> int:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -60,7 +63,10 @@ def main() -> None:
 
     preprocess = PREPROCESS["torchvision"]
     valset = open_valset(args.data).limited(args.images)
-    model = model_for(read_weights(args.weights))
+    try:
+        model = model_for(read_weights(args.weights))
+    except WeightsError as error:
+        raise ModelError(str(error)) from error
     predictors = {
         form: TorchPredictor({form: each}, preprocess, torch.device("cpu"), "fp32", CPU_BATCH)
         for form, each in (("unfused", model), ("reparameterized", reparameterize(model)))
@@ -104,6 +110,7 @@ def main() -> None:
         print(f"\n{form}, by operator: share of its time")
         for name, share in times.most_common(8):
             print(f"{name:36}{100 * share / total:7.1f} %")
+    return 0
 
 
 def matrix_product(size: int = 1024, repeats: int = 20) -> float:
@@ -129,4 +136,4 @@ def kind_of(operator: str, shapes: list[list[int]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(lambda _: main()))

@@ -120,3 +120,13 @@ def write_result(
             order=order,
         )
     return folder
+
+
+# A whole set of IMAGES images with a reference of 60 and 70 %, exactly what ranks(60) gives.
+WHOLE: dict[str, object] = {
+    "images_expected": IMAGES,
+    "reference_top1": "60.0",
+    "reference_top5": "70.0",
+    "tolerance": 2,
+    "verdict": "PASS",
+}

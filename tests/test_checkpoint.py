@@ -617,3 +617,31 @@ def test_zip_files_that_torch_has_not_written(refusal: Callable[..., str]) -> No
     assert "not one that torch.save has written" in refusal(other, "w.pth")
     program = rezipped(data, zipfile.ZIP_STORED, {"archive/version": "archive/constants.pkl"})
     assert "a TorchScript program" in refusal(program, "w.pth")
+
+
+# --- Complex numbers
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+@pytest.mark.parametrize("kind", ["pdparams", "safetensors", "pth"])
+def test_complex_tensors_are_refused(refusal: Callable[..., str], kind: str, dtype: str) -> None:
+    """Their imaginary part would be lost on the way to float32."""
+    real, complex_ = np.ones(3, np.float32), np.full(3, 1 + 2j, dtype)
+    arrays = {"a.weight": real, "b.weight": complex_}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if kind == "pdparams":
+        data = pickle.dumps(arrays, protocol=4)
+    elif kind == "pth":
+        file = io.BytesIO()
+        torch.save(tensors, file)
+        data = file.getvalue()
+    else:
+        try:
+            data = safetensors.torch.save(tensors)
+        except (KeyError, safetensors.SafetensorError):  # it has no complex128
+            pytest.skip(f"safetensors cannot hold {dtype}")
+    message = refusal(data, f"weights.{kind}")
+    if kind == "pdparams":  # refused before there is a tensor
+        assert "it holds values of the type 'c" in message
+    else:
+        assert f"its tensor 'b.weight' is {dtype}; weights are real numbers" in message

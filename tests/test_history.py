@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +18,8 @@ from small_results import HEADER, ranks, sha256, summary_row, write_rows
 
 from eval import history
 from eval.errors import UsageError
-from eval.history import append_history, read_history, trend
+from eval.history import append_history, check_history, read_history, trend
+from eval.results import files
 from eval.results.read import read_rows
 
 
@@ -264,3 +269,299 @@ def test_a_reader_may_leave_early(path: Path) -> None:
     assert shown.stderr.read() == b""
     shown.stderr.close()
     assert shown.wait() == 0
+
+
+# --- Safe to print, safe to draw
+
+
+HOSTILE = "evil\x1b[2J\nbase, unfused: 9 runs\r\u202e\x07"
+
+
+def test_no_name_reaches_the_terminal_raw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"run_id": HOSTILE, "variant": f"v{HOSTILE}", "form": f"f{HOSTILE}",
+             "preprocess": f"p{HOSTILE}"}  # fmt: skip
+    path = write_rows(tmp_path / "history.csv", [summary_row(ranks(60), **names)])
+    assert history.main([str(path)]) == 0
+    told = capsys.readouterr().out
+    assert len(told.splitlines()) == 3
+    assert all(sign.isprintable() or sign == "\n" for sign in told)
+    assert r"evil\x1b[2J\nbase, unfused: 9 runs\r\u202e\x07" in told
+    assert history.main([str(path), "--variant", "other"]) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert "\x1b" not in told
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+@pytest.mark.parametrize("name", ["$x", "cost $5 or $6", r"$\frac$", HOSTILE, "漢字", "_hidden"])
+def test_any_name_can_be_drawn(tmp_path: Path, name: str, ending: str) -> None:
+    rows = [summary_row(ranks(60), name, variant=name, preprocess=name)]
+    path = write_rows(tmp_path / "history.csv", rows)
+    plot = tmp_path / f"plot.{ending}"
+    assert history.main([str(path), "--plot", str(plot)]) == 0
+    assert plot.stat().st_size > 1000
+    if ending == "svg" and name.startswith("cost"):
+        assert ">cost $5 or $6</text>" in plot.read_text()
+
+
+def test_too_many_variants_are_not_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [summary_row(ranks(60), variant=f"v{i}") for i in range(41)]
+    path = write_rows(tmp_path / "history.csv", rows)
+    assert history.main([str(path), "--plot", str(tmp_path / "plot.png")]) == 2
+    assert "at most 40 variants, and there are 41" in capsys.readouterr().err
+
+
+# --- The lock
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from eval.results.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+HOLD_UNSIGNED = """
+import sys, time
+from filelock import FileLock
+with FileLock(sys.argv[1] + ".lock"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def held(path: Path, code: str = HOLD) -> Iterator[int]:
+    """Another process has the lock of `path`; gives its number."""
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            yield holder.pid
+        finally:
+            holder.kill()
+
+
+@pytest.mark.parametrize("code", [HOLD, HOLD_UNSIGNED], ids=["signed", "unsigned"])
+def test_a_lock_that_somebody_holds_is_named_and_given_up(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+) -> None:
+    monkeypatch.setattr(files, "NOTICE", 0.1)
+    monkeypatch.setattr(files, "PATIENCE", 0.3)
+    path, source = tmp_path / "history.csv", summary(tmp_path, "next")
+    with held(path, code) as pid:
+        who = f"process {pid} on {socket.gethostname()}" if code == HOLD else "another process"
+        assert history.main([str(path), "--add", str(source)]) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert told == [
+            f"{path} is locked by {who}: waiting up to 0.3 s",
+            f"error: {path} has been locked by {who} for 0.3 s.",
+            f"Nothing was added. Later: python -m eval.history {path} --add {source}",
+        ]
+        assert not path.exists()
+    assert history.main([str(path), "--add", str(source)]) == 0, "it ended with its holder"
+    assert run_ids(path) == ["next"]
+
+
+def test_the_documented_patience() -> None:
+    assert (files.NOTICE, files.PATIENCE) == (2, 60)
+
+
+def test_a_lock_that_becomes_free_in_time_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "NOTICE", 0.1)
+    path, source = tmp_path / "history.csv", summary(tmp_path, "next")
+    code = HOLD.replace("sleep(60)", "sleep(1)")
+    with held(path, code):
+        append_history(path, source)
+    assert "waiting up to 60 s" in capsys.readouterr().err
+    assert run_ids(path) == ["next"]
+    assert (tmp_path / "history.csv.lock").read_text() == "", "nobody holds it any more"
+
+
+def test_a_lock_file_with_other_content_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.lock").write_text("a letter")
+    with files.locked(tmp_path / "x"):
+        assert files.lock_owner(tmp_path / "x") == "another process"
+    assert (tmp_path / "x.lock").read_text() == "a letter"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is of POSIX")
+def test_ctrl_c_while_waiting_says_what_was_not_done(tmp_path: Path) -> None:
+    path, source = tmp_path / "history.csv", summary(tmp_path, "next")
+    code = (  # background jobs of a shell ignore SIGINT, and so would their children
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from eval.results import files; files.NOTICE = 0.1\n"
+        "from eval import history; sys.exit(history.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, str(path), "--add", str(source)]
+    with held(path), subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        assert "waiting up to 60 s" in waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        told = waiting.stderr.read()
+        assert waiting.wait(timeout=30) == 130
+    assert told.splitlines() == [
+        f"The result was not added to {path}. Later: python -m eval.history {path} --add {source}",
+        "interrupted",
+    ]
+
+
+# --- All rows or none
+
+
+class Failing:
+    """A file whose writes stop after some bytes, as on a full disk."""
+
+    def __init__(self, file: BinaryIO, error: type[BaseException], room: int) -> None:
+        self.file, self.error, self.room = file, error, room
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise self.error("no space")
+        written = self.file.write(data[: min(self.room, 100)])
+        self.room -= written
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def __enter__(self) -> Failing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("room", [0, 99, 400, 600])
+@pytest.mark.parametrize("new", [True, False])
+def test_a_write_that_fails_leaves_the_history_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], room: int,
+    new: bool,
+) -> None:  # fmt: skip
+    path = tmp_path / "history.csv"
+    rows = [summary_row(ranks(60), form, run_id="next") for form in ("unfused", "fused")]
+    source = write_rows(tmp_path / "next.csv", rows)
+    if not new:
+        append_history(path, summary(tmp_path, "first"))
+    before = None if new else path.read_bytes()
+    original = Path.open
+
+    def opened(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        file = original(self, mode, *args, **options)
+        return Failing(file, error, room) if mode == "a+b" else file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        with pytest.raises(UsageError if error is OSError else KeyboardInterrupt):
+            append_history(path, source)
+    assert (path.read_bytes() if path.exists() else None) == before
+    append_history(path, source)
+    assert run_ids(path) == [*([] if new else ["first"]), "next", "next"]
+
+
+def test_writes_that_stop_half_way_are_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = summary(tmp_path, "next")
+    original = Path.open
+
+    def opened(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        file = original(self, mode, *args, **options)
+        return Failing(file, OSError, 10**6) if mode == "a+b" else file
+
+    monkeypatch.setattr(Path, "open", opened)
+    append_history(tmp_path / "history.csv", source)
+    assert (tmp_path / "history.csv").read_bytes() == source.read_bytes()
+
+
+# --- Checked before a run
+
+
+def test_a_history_that_can_be_written_passes_the_check(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "history.csv"
+    check_history(path)
+    assert not path.exists()
+    append_history(path, summary(tmp_path, "first"))
+    before = path.read_bytes()
+    check_history(path)
+    assert path.read_bytes() == before
+
+
+def test_a_history_that_cannot_be_written_fails_the_check(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "locked.csv.lock").mkdir()
+    for name, message in (
+        ("folder", "it is a folder. Name a file for the history"),
+        ("file/history.csv", "cannot be written"),
+        ("other.csv", "has other columns"),
+        ("locked.csv", "cannot be written"),
+        ("x" * 300, "cannot be written"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_history(tmp_path / name)
+    with pytest.raises(UsageError, match="cannot be written"):
+        check_history(Path("/proc/history.csv"))
+
+
+def test_a_device_is_no_history(tmp_path: Path) -> None:
+    for check in (check_history, lambda path: append_history(path, summary(tmp_path, "x"))):
+        with pytest.raises(UsageError, match="it is not a regular file"):
+            check(Path("/dev/null"))
+
+
+# --- Exit codes
+
+
+def test_a_full_disk_behind_stdout_is_no_crash(path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "eval.history", str(path)], stdout=full,
+                              stderr=subprocess.PIPE, text=True, check=False)  # fmt: skip
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "stdout cannot be written" in done.stderr
+
+
+@pytest.mark.parametrize(("error", "code"), [(ZeroDivisionError, 70), (KeyboardInterrupt, 130)])
+def test_crashes_and_interrupts_have_their_codes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(history, "read_history", fail)
+    assert history.main([str(path)]) == code
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"started_at": "0001-01-01T00:00:00+14:00"},
+        {"images_per_second": "abc"},
+        {"reference_top1": "nan"},
+        {"verdict": "GOOD"},
+    ],
+)
+def test_damaged_rows_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cells: dict[str, object]
+) -> None:
+    path = write_rows(tmp_path / "history.csv", [summary_row(ranks(60), **cells)])
+    for options in ((), ("--plot", str(tmp_path / "x.png")), ("--add", str(path))):
+        assert history.main([str(path), *options]) == 2
+        told = capsys.readouterr().err
+        assert len(told.splitlines()) == 1
+        assert "row 1" in told

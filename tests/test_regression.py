@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import jpeg
+from conftest import ROOT, jpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from small_results import (
     IMAGES,
+    WHOLE,
     image_names,
     labels_of,
     ranks,
@@ -35,6 +36,7 @@ from eval.images.classes import imagenet_classes
 from eval.images.preprocess import crop_torchvision
 from eval.judge import gate
 from eval.judge.gate import Asked, Limit, compare, mcnemar, pair
+from eval.judge.verdict import Verdict
 from eval.results import regression_report
 from eval.results.read import Predictions, Result, Row
 
@@ -192,11 +194,11 @@ def test_unreadable_images_are_a_regression(
 ) -> None:
     rank = ranks(60)
     rank[-1] = -1
-    two(tmp_path, ranks(60), rank, bad_images=1)
+    two(tmp_path, ranks(60), rank, bad_images=1, verdict="INCOMPLETE")
     code, told = gate_run()
-    assert code == 1
+    assert code == 3
     assert "FAIL  unreadable images: 0 before, 1 now" in told
-    assert gate_run(baseline="b", candidate="a")[0] == 0
+    assert gate_run(baseline="b", candidate="a")[0] == 2
 
 
 def test_each_form_is_gated(tmp_path: Path, gate_run: Callable[..., tuple[int, str]]) -> None:
@@ -378,7 +380,7 @@ def test_what_is_broken_on_purpose_is_caught_with_real_pixels(
     broken: str,
 ) -> None:
     """From image files by preprocessing, weights, scores and reports to the exit code."""
-    monkeypatch.setattr("eval.results.html.write_html_report", lambda *_: None)  # takes a second
+    monkeypatch.setattr("eval.results.html.html_report", lambda *_: "")  # takes a second
     val = _val_of_shifts(tmp_path / "val")
     files = [path.read_bytes() for path in sorted(val.glob("*/*"))]
     crops = np.array([crop_torchvision(data) for data in files], dtype=np.float64)
@@ -512,6 +514,7 @@ def test_reports_are_written_before_a_failing_exit(
     assert gate_run("--output", str(tmp_path / "out"))[0] == 1
 
     assert _cases(tmp_path / "out" / "junit.xml") == {
+        ("base, unfused", "verdict"): [],
         ("base, unfused", "top-1"): ["failure"],
         ("base, unfused", "top-5"): [],
         ("base, unfused", "flips"): ["failure"],
@@ -604,7 +607,7 @@ def a_row(text: str = "x") -> Row:
     """A row whose texts are all the same."""
     cells = dict.fromkeys(gate.NOTED, text)
     started = datetime(2026, 1, 1, tzinfo=UTC)
-    return Row(text, started, text, text, text, 2, 2, 0, 1, 1, text, "w", text, cells)
+    return Row(text, started, text, text, text, 2, 2, 0, 1, 1, Verdict.PASS, "w", text, cells)
 
 
 # --- Properties
@@ -642,6 +645,385 @@ def test_only_a_greater_drop_fails(before: int, after: int, limit: int) -> None:
     assert comparison.regressed == (before - after > limit)
 
 
+# --- Verdicts
+
+
+def _verdict(word: str) -> dict[str, object]:
+    """Cells that a run with this verdict has."""
+    more: dict[str, dict[str, object]] = {
+        "FAIL": {"reference_top1": "50.0"},
+        "PARTIAL": {"images_expected": 50_000},
+        "INCOMPLETE": {"bad_images": 1},
+        "DISAGREE": {"max_abs_logit_diff": 1.1},
+    }
+    return WHOLE | more.get(word, {}) | {"verdict": word}
+
+
+def _with_verdicts(tmp_path: Path, before: str, after: str) -> None:
+    for folder, word in (("a", before), ("b", after)):
+        rank = ranks(60)
+        if word == "INCOMPLETE":
+            rank[-1] = -1
+        write_result(tmp_path / folder, rank, run_id=folder, **_verdict(word))
+
+
+@pytest.mark.parametrize("word", ["PASS", "FAIL", "PARTIAL", "NO_REFERENCE"])
+@pytest.mark.parametrize("baseline", ["PASS", "NO_REFERENCE", "PARTIAL"])
+def test_verdicts_that_pass_and_a_fail_that_does_not(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]], baseline: str, word: str
+) -> None:
+    _with_verdicts(tmp_path, baseline, word)
+    code, told = gate_run()
+    if word == "FAIL":
+        assert code == 1
+        assert (
+            f"FAIL  verdict: FAIL; {baseline} before (its accuracy is not the reported one)" in told
+        )
+        assert told.splitlines()[-1] == "REGRESSED  base, unfused: verdict"
+        assert gate_run("--allow-failed-baseline")[0] == 1, "the baseline has not failed"
+    else:
+        assert (code, f"ok    verdict: {word}; {baseline} before" in told) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "reason"),
+    [
+        ("INCOMPLETE", 3, "some of its images could not be read"),
+        ("DISAGREE", 5, "its two forms give different predictions"),
+    ],
+)
+def test_a_candidate_that_cannot_be_trusted_fails_with_its_own_code(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]], word: str, code: int, reason: str
+) -> None:
+    _with_verdicts(tmp_path, "PASS", word)
+    for options in ((), ("--allow-failed-baseline",)):
+        found, told = gate_run(*options, "--output", str(tmp_path / "out"))
+        assert found == code
+        assert f"FAIL  verdict: {word}; PASS before ({reason})" in told
+    assert _cases(tmp_path / "out" / "junit.xml")["base, unfused", "verdict"] == ["failure"]
+    assert (
+        f"| verdict | FAIL | {word.replace('_', chr(92) + '_')}"
+        in (tmp_path / "out" / "regression.md").read_text()
+    )
+    (row,) = _csv(tmp_path / "out" / "regression.csv")
+    assert (row["baseline_verdict"], row["candidate_verdict"]) == ("PASS", word)
+
+
+def test_the_gravest_of_several_failures_is_the_exit_code(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    write_result(tmp_path / "a", ranks(60))
+    rank = ranks(0)
+    rank[-1] = -1
+    write_result(tmp_path / "b", rank, run_id="b", **_verdict("INCOMPLETE"))
+    code, told = gate_run()
+    assert code == 3
+    assert "verdict; base, unfused: top-1" in told
+
+
+@pytest.mark.parametrize("word", ["FAIL", "INCOMPLETE", "DISAGREE"])
+def test_a_baseline_must_have_earned_its_figures(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]], word: str
+) -> None:
+    _with_verdicts(tmp_path, word, "PASS")
+    code, told = gate_run("--output", str(tmp_path / "out"))
+    assert code == 2
+    first, second = told.splitlines()
+    assert first.startswith(f"error: The baseline {tmp_path / 'a'} (base, unfused) says {word}: ")
+    assert ("--allow-failed-baseline" in second) == (word == "FAIL")
+    assert _cases(tmp_path / "out" / "junit.xml") == {("comparison", "comparable"): ["error"]}
+    with pytest.raises(UsageError, match=f"says {word}"):
+        regression.check_baseline(tmp_path / "a", "base", "torchvision")
+    assert gate_run("--allow-failed-baseline")[0] == (0 if word == "FAIL" else 2)
+
+
+def test_a_failed_baseline_can_be_allowed_and_the_report_says_so(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    _with_verdicts(tmp_path, "FAIL", "FAIL")
+    assert gate_run()[0] == 2
+    code, told = gate_run("--allow-failed-baseline", "--output", str(tmp_path / "out"))
+    assert code == 0
+    assert "ok    verdict: FAIL, as the baseline: allowed (its accuracy is not the rep" in told
+    note = "the baseline says FAIL, which --allow-failed-baseline allows"
+    assert f"note  {note}" in told
+    assert note in (tmp_path / "out" / "regression.md").read_text()
+    regression.check_baseline(tmp_path / "a", "base", "torchvision", allow_failed=True)
+
+
+def test_no_form_borrows_the_verdict_of_a_run_that_disagrees(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    """One form of two says DISAGREE: the other cannot be compared on its own either."""
+    write_result(tmp_path / "a", ranks(60), **_verdict("PASS"))
+    write_result(tmp_path / "b", {"unfused": ranks(60), "fused": ranks(60)}, run_id="b")
+    cells = {"run_id": "b", "max_abs_logit_diff": 1.1}
+    rows = [
+        summary_row(ranks(60), **(_verdict("PASS") | cells)),
+        summary_row(ranks(60), "fused", **(_verdict("DISAGREE") | cells)),
+    ]
+    write_rows(tmp_path / "b" / "summary.csv", rows)
+    code, told = gate_run("--form", "unfused")
+    assert code == 5
+    assert "FAIL  verdict: DISAGREE; PASS before" in told
+    code, told = gate_run("--form", "unfused", baseline="b", candidate="a")
+    assert code == 2
+    assert "(base, unfused) says DISAGREE" in told
+
+
+def test_another_run_of_a_history_does_not_spoil_the_latest(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    early = {"run_id": "early", "started_at": "2026-01-01T00:00:00+00:00"}
+    rows = [
+        summary_row(ranks(60), "fused", **(_verdict("DISAGREE") | early)),
+        summary_row(ranks(60), **(_verdict("PASS") | {"run_id": "late"})),
+    ]
+    write_rows(tmp_path / "history.csv", rows)
+    write_result(tmp_path / "b", ranks(60), **(_verdict("PASS") | {"run_id": "new"}))
+    assert gate_run("--form", "unfused", baseline="history.csv")[0] == 0
+
+
+def test_a_candidate_that_was_stopped_early_is_explained(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    write_result(tmp_path / "a", ranks(60))
+    cells = _verdict("FAIL") | {"images_expected": 100, "run_id": "b"}
+    write_result(tmp_path / "b", ranks(20, images=40), **cells)
+    code, told = gate_run()
+    assert code == 2
+    assert "images is 100 in the baseline and 40 in the candidate" in told
+    assert "was stopped early, with FAIL: only a whole run can be compared" in told
+
+
+@pytest.mark.parametrize("word", ["FAIL", "INCOMPLETE", "DISAGREE"])
+def test_what_failed_is_not_accepted(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]], word: str
+) -> None:
+    _with_verdicts(tmp_path, "PASS", word)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    code, told = gate_run("--accept", "--allow-failed-baseline")
+    assert code == 2
+    assert f"says {word} (unfused): it cannot become a baseline" in told
+    assert "Only results that say one of PASS, NO_REFERENCE, PARTIAL can." in told
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+
+
+def test_an_edited_verdict_is_refused(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    _with_verdicts(tmp_path, "PASS", "FAIL")
+    path = tmp_path / "b" / "summary.csv"
+    path.write_text(path.read_text().replace(",FAIL,", ",PASS,"))
+    code, told = gate_run()
+    assert code == 2
+    assert "verdict: 'PASS' is not what its figures say: a count is 10 images from" in told
+
+
+def test_the_committed_demo_baseline_passes_against_itself(
+    gate_run: Callable[..., tuple[int, str]],
+) -> None:
+    folder = str(ROOT / "configs" / "baselines" / "demo")
+    code, told = gate_run(baseline=folder, candidate=folder)
+    assert code == 0
+    assert told.count("ok    verdict: PASS; PASS before") == 2
+
+
+# --- Classes
+
+
+def _classes(path: Path, titles: list[tuple[str, str]]) -> None:
+    rows = [f"{folder},{title}" for folder, title in titles]
+    path.write_text("\n".join(["synset,name", *rows]) + "\n")
+
+
+def test_classes_are_called_what_the_results_call_them(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    two(tmp_path, ranks(60), _moved(60, losses=8))
+    titles = [(f"dir{i}", f"Title {i}") for i in range(701)]
+    _classes(tmp_path / "b" / "per_class.csv", titles)
+    _, told = gate_run("--output", str(tmp_path / "out"))
+    assert "photo_00002.JPEG: 1 Title 1 -> 700 Title 700, right to wrong" in told
+    assert "| dir1 1 Title 1 | 2 | 2 | 0 | -2 |" in (tmp_path / "out/regression.md").read_text()
+    _classes(tmp_path / "a" / "per_class.csv", [(name, "renamed") for name, _ in titles])
+    assert gate_run()[0] == 1, "titles may change"
+
+
+def test_without_names_a_class_is_a_number(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    labels = np.arange(IMAGES) * 100
+    write_result(tmp_path / "a", ranks(60), labels=labels, wrong=21841)
+    write_result(tmp_path / "b", _moved(60, losses=8), labels=labels, wrong=21841, run_id="b")
+    code, told = gate_run("--output", str(tmp_path / "out"))
+    assert code == 1
+    assert "photo_00001.JPEG: 100 -> 21841, right to wrong" in told
+    assert "| 100 | 1 | 1 | 0 | -1 |" in (tmp_path / "out" / "regression.md").read_text()
+
+
+def test_other_classes_are_not_comparable(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    two(tmp_path, ranks(60), ranks(60))
+    titles = [(f"dir{i}", "x") for i in range(701)]
+    _classes(tmp_path / "a" / "per_class.csv", titles)
+    _classes(tmp_path / "b" / "per_class.csv", titles[1::-1] + titles[2:])
+    code, told = gate_run()
+    assert code == 2
+    assert "classes differ (baseline and candidate): 0 is dir0 and dir1, 1 is dir1 and dir0" in told
+    _classes(tmp_path / "b" / "per_class.csv", [*titles, ("more", "x")])
+    code, told = gate_run()
+    assert code == 2
+    assert "classes: 701 in the baseline and 702 in the candidate" in told
+
+
+def test_a_label_without_bound_takes_no_memory(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    labels = np.full(IMAGES, 10**17)
+    write_result(tmp_path / "a", ranks(60), labels=labels)
+    write_result(tmp_path / "b", _moved(60, losses=8), labels=labels, run_id="b")
+    code, told = gate_run()
+    assert code == 1
+    assert "top-1: 8 images lost, 0 gained" in told
+
+
+# --- Boundaries by hand
+
+
+def _result(images: int = 1000, **counts: int) -> Result:
+    """A whole run of `images`, with counts of top-1 and top-5, without predictions."""
+    row = replace(a_row(), images=images, top1_correct=600, top5_correct=800)
+    return Result("x", {("x", "x"): replace(row, **counts)})
+
+
+@pytest.mark.parametrize(
+    ("limit", "drop", "passed"),
+    [
+        (Limit(Fraction(7)), 7, True),
+        (Limit(Fraction(7)), 8, False),
+        (Limit(Fraction(0)), 0, True),
+        (Limit(Fraction(0)), 1, False),
+        (Limit(Fraction(0)), -1, True),
+        (Limit(Fraction(1, 2), points=True), 5, True),  # 0.5 points of 1000 are 5 images
+        (Limit(Fraction(1, 2), points=True), 6, False),
+        # 0.59 points are 5.9 images: 5 is below, 6 above; nothing is rounded to whole images.
+        (Limit(Fraction(59, 100), points=True), 5, True),
+        (Limit(Fraction(59, 100), points=True), 6, False),
+    ],
+)
+def test_the_limit_itself_is_allowed_and_one_more_is_not(
+    limit: Limit, drop: int, passed: bool
+) -> None:
+    for k, count in ((1, 600), (5, 800)):
+        after = _result(**{f"top{k}_correct": count - drop})
+        (comparison,) = compare(_result(), after, Asked(top1=limit, top5=limit))
+        found = {check.name: check.passed for check in comparison.checks}
+        assert found[f"top-{k}"] is passed
+        assert found[f"top-{6 - k}"] is True
+        assert comparison.exit_code == (0 if passed else 1)
+
+
+@pytest.mark.parametrize(("bad", "passed"), [(0, True), (1, False)])
+def test_unreadable_images_by_hand(bad: int, passed: bool) -> None:
+    (comparison,) = compare(_result(), _result(bad_images=bad))
+    (check,) = [check for check in comparison.checks if check.name == "unreadable images"]
+    assert check == gate.Check("unreadable images", passed, f"0 before, {bad} now")
+
+
+def test_flips_by_hand() -> None:
+    """Four images: each kind of flip once, and one that stays. Sides are not exchanged."""
+    labels = np.array([3, 3, 4, 5])
+    names = tuple("abcd")
+    before = Predictions(
+        names, labels, {"f": np.array([0, 9, 2, 0])}, {"f": np.array([3, 8, 7, 5])}
+    )
+    after = Predictions(names, labels, {"f": np.array([5, 6, 0, 0])}, {"f": np.array([1, 2, 4, 5])})
+    found = pair(before, "f", after, "f")
+    assert found.flips == (
+        gate.Flip("a", 3, before=3, after=1, rank_before=0, rank_after=5),
+        gate.Flip("b", 3, before=8, after=2, rank_before=9, rank_after=6),
+        gate.Flip("c", 4, before=7, after=4, rank_before=2, rank_after=0),
+    )
+    assert [flip.kind for flip in found.flips] == [
+        "right to wrong",
+        "wrong to wrong",
+        "wrong to right",
+    ]
+    assert (found.lost, found.gained) == ({1: 1, 5: 1}, {1: 1, 5: 0})
+    assert found.classes == (
+        gate.ClassChange(3, images=2, before=1, after=0),
+        gate.ClassChange(4, images=1, before=0, after=1),
+    )
+    assert (found.p_value(1), found.p_value(5)) == (1.0, 1.0)
+
+
+def test_the_order_of_flips_and_classes() -> None:
+    """Losses first, then by path; classes by their change, then by label."""
+    labels = np.array([9, 8, 7, 7, 6])
+    names = ("e", "d", "c", "b", "a")
+    before = np.array([0, 0, 0, 0, 3])
+    after = np.array([1, 1, 1, 1, 0])
+    sides = [
+        Predictions(names, labels, {"f": rank}, {"f": np.where(rank == 0, labels, 100)})
+        for rank in (before, after)
+    ]
+    found = pair(sides[0], "f", sides[1], "f")
+    assert [flip.path for flip in found.flips] == ["b", "c", "d", "e", "a"]
+    assert [(row.label, row.after - row.before) for row in found.classes] == [
+        (7, -2),
+        (8, -1),
+        (9, -1),
+        (6, 1),
+    ]
+
+
+@pytest.mark.parametrize(("flips", "passed"), [(8, True), (7, False)])
+def test_flips_of_both_bad_kinds_count_and_gains_do_not(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]], flips: int, passed: bool
+) -> None:
+    """5 right to wrong, 3 wrong to wrong and 6 wrong to right: 8 count."""
+    before, after = ranks(60), _moved(60, losses=5, gains=6)
+    write_result(tmp_path / "a", before)
+    folder = write_result(tmp_path / "b", after, run_id="b")
+    path = folder / "predictions.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    for i in (81, 82, 83):  # wrong in both
+        lines[i] = lines[i].replace(",700,", ",701,")
+    path.write_text("".join(lines))
+    code, told = gate_run("--max-flips", str(flips))
+    assert code == (0 if passed else 1)
+    assert (
+        "flips: 5 right to wrong, 3 wrong to wrong, 6 wrong to right; may be "
+        f"{flips} besides wrong to right" in told
+    )
+
+
+def test_defaults_by_hand() -> None:
+    """The documented limits."""
+    same, other = Asked().limits(same_weights=True), Asked().limits(same_weights=False)
+    assert [same.top1.images(50_000), same.top5.images(50_000), same.flips] == [5, 5, 5]
+    assert [other.top1.images(50_000), other.top5.images(50_000), other.flips] == [50, 50, None]
+    mine = Asked(top1=Limit(Fraction(1)), top5=Limit(Fraction(2)), flips=0)
+    for same_weights in (True, False):
+        limits = mine.limits(same_weights=same_weights)
+        assert [limits.top1.images(9), limits.top5.images(9), limits.flips] == [1, 2, 0]
+
+
+def test_notes_by_hand() -> None:
+    cells = dict.fromkeys(gate.NOTED, "same") | {"torch": "2.5.0", "git_commit": "0123456789abcdef"}
+    after_cells = cells | {"torch": "2.6.0", "git_commit": ""}
+    before, after = _result(), _result()
+    key = ("x", "x")
+    before = replace(before, rows={key: replace(before.rows[key], cells=cells)})
+    after = replace(after, rows={key: replace(after.rows[key], cells=after_cells)})
+    (comparison,) = compare(before, after)
+    assert comparison.notes == ("torch 2.5.0 -> 2.6.0", "git_commit 0123456789abc -> unknown")
+    (comparison,) = compare(before, before)
+    assert comparison.notes == ("both are the same run",)
+
+
 # --- Accepting
 
 
@@ -670,8 +1052,8 @@ def test_an_accepted_result_is_compared_like_the_original(
 @pytest.mark.parametrize(
     ("candidate", "message"),
     [
-        ("bad", "has unreadable images"),
-        ("a", "needs a result folder"),
+        ("bad", "says INCOMPLETE (unfused): it cannot become a baseline"),
+        ("a", "are the same one"),
         ("a/summary.csv", "needs a result folder"),
         ("torn", "is cut off"),
     ],
@@ -680,7 +1062,7 @@ def test_only_an_intact_result_is_accepted(
     tmp_path: Path, gate_run: Callable[..., tuple[int, str]], candidate: str, message: str
 ) -> None:
     kept = write_result(tmp_path / "a", ranks(60))
-    write_result(tmp_path / "bad", ranks(60), bad_images=1)
+    write_result(tmp_path / "bad", ranks(60), bad_images=1, verdict="INCOMPLETE", predictions=False)
     torn = write_result(tmp_path / "torn", ranks(60)) / "predictions.csv"
     torn.write_bytes(torn.read_bytes()[:-4])
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
@@ -725,7 +1107,7 @@ def test_help_needs_no_heavy_imports(module: str) -> None:
         f"import sys; from eval import {module}\n"
         f"try: {module}.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "print(sorted({'numpy', 'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
+        "print(sorted({'torch', 'timm', 'cv2', 'pandas', 'matplotlib'} & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines()[-1] == "[]"

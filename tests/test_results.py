@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +12,28 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_results import HEADER, IMAGES, ranks, sha256, summary_row, write_result, write_rows
+from small_results import (
+    HEADER,
+    IMAGES,
+    WHOLE,
+    ranks,
+    sha256,
+    summary_row,
+    write_result,
+    write_rows,
+)
 
 from eval.errors import UsageError
-from eval.results.read import SUMMARY_COLUMNS, finished_length, read_result, read_rows
+from eval.judge.verdict import Verdict, expected_correct
+from eval.results.read import (
+    CONTRADICTIONS,
+    SUMMARY_COLUMNS,
+    _row,
+    finished_length,
+    printable,
+    read_result,
+    read_rows,
+)
 
 EARLY, LATE = "2026-01-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"
 
@@ -23,9 +43,11 @@ def test_reads_the_columns_that_are_written() -> None:
 
 
 def test_a_folder_gives_figures_and_predictions(tmp_path: Path) -> None:
-    rank = ranks(60)
-    rank[-1] = -1  # a bad image: its cells are empty
-    result = read_result(write_result(tmp_path / "r", {"unfused": rank, "fused": ranks(61)}))
+    rank, fused = ranks(60), ranks(61)
+    rank[-1] = fused[-1] = -1  # a bad image: its cells are empty
+    forms = {"unfused": rank, "fused": fused}
+    folder = write_result(tmp_path / "r", forms, bad_images=1, verdict="INCOMPLETE")
+    result = read_result(folder)
 
     assert list(result.rows) == [("base", "unfused"), ("base", "fused")]
     row = result.rows["base", "unfused"]
@@ -119,15 +141,15 @@ def _replace(old: str, new: str) -> Callable[[str], str]:
         (_replace(",macs,", ",params,"), "more than one column params"),
         (_replace("2026-01-02T03:04:05+00:00", "yesterday"), "started_at: 'yesterday'"),
         (_replace("05+00:00", "05"), "without its time zone"),
-        (_replace(",100,50000,", ",1e2,50000,"), "images: '1e2' is no whole number"),
-        (_replace(",100,50000,", ",-100,50000,"), "images: '-100' is no whole number"),
+        (_replace(",100,50000,", ",1e2,50000,"), "images: '1e2' is not a whole number"),
+        (_replace(",100,50000,", ",-100,50000,"), "images: '-100' is not a whole number"),
         (_replace(",60,70,60.0,70.0,", ",71,70,71.0,70.0,"), "71 and 70 of 100"),
         (_replace(",60,70,60.0,70.0,", ",60,170,60.0,170.0,"), "60 and 170 of 100"),
         (_replace(",60,70,60.0,70.0,", ",60,70,61.0,70.0,"), "top1: '61.0' is not what its"),
-        (_replace(",60,70,60.0,70.0,", ",60,70,60.0,,"), "top5: '' is not what its counts"),
-        (_replace(sha256("images"), "abc"), "dataset_sha256: 'abc' is no SHA-256"),
-        (_replace(sha256("images"), ""), "dataset_sha256: '' is no SHA-256"),
-        (_replace(sha256("weights"), "abc"), "weights_sha256: 'abc' is no SHA-256"),
+        (_replace(",60,70,60.0,70.0,", ",60,70,60.0,,"), "top5: '' is not a number from 0 to 100"),
+        (_replace(sha256("images"), "abc"), "dataset_sha256: 'abc' is not a SHA-256"),
+        (_replace(sha256("images"), ""), "dataset_sha256: '' is not a SHA-256"),
+        (_replace(sha256("weights"), "abc"), "weights_sha256: 'abc' is not a SHA-256"),
         (_replace("base-1", ""), "run_id: '' is empty"),
         (_replace('"a, b', '"a, "b'), "cannot be read|is cut off|columns"),
     ],
@@ -149,18 +171,20 @@ def test_a_damaged_summary_is_refused(
         (lambda text: "", "is empty"),
         (lambda text: text[:-3], "is cut off"),
         (lambda text: text.partition("\n")[0] + "\n", "it has no rows"),
-        (lambda text: "\n".join(text.split("\n")[:-2]) + "\n", "of 99 images right"),
+        (lambda text: "\n".join(text.split("\n")[:-2]) + "\n", "of 99 images correct"),
         (_replace("photo_00003", "photo_00002"), "more than once: n00000000/photo_00002"),
         (_replace("unfused_rank", "fused_rank"), "no column fused_top1"),
         (_replace("label", "lable"), "no column label"),
         (_replace("unfused_rank,unfused_top1", "a,b"), "it has no forms"),
-        (_replace("JPEG,0,0,0,", "JPEG,1000,0,1000,"), "label: '1000' is not below 1000"),
         (_replace("JPEG,0,0,0,", "JPEG,0,,0,"), "contradicts itself: n00000000/photo_00000"),
         (_replace("JPEG,0,0,0,", "JPEG,0,0,1,"), "contradicts itself"),
-        (_replace("JPEG,0,0,0,", "JPEG,0,3,700,"), "counts 59/70 of 100 images right"),
-        (_replace("JPEG,0,0,0,", "JPEG,0.0,0,0,"), "label: '0.0' is no whole number"),
-        (_replace("JPEG,0,0,0,", "JPEG,,0,0,"), "label: '' is no whole number"),
-        (_replace("JPEG,0,0,0,", "JPEG,0,-2,0,"), "unfused_rank: '-2' is no whole number"),
+        (_replace("JPEG,49,7,700,", "JPEG,49,7,,"), "contradicts itself"),
+        (_replace("JPEG,49,7,700,", "JPEG,49,,700,"), "contradicts itself"),
+        (_replace("JPEG,49,7,700,", "JPEG,49,,,"), "and 1 unreadable .*, its .* and 0"),
+        (_replace("JPEG,0,0,0,", "JPEG,0,3,700,"), "has 59/70 of 100 images correct"),
+        (_replace("JPEG,0,0,0,", "JPEG,0.0,0,0,"), "label: '0.0' is not a whole number"),
+        (_replace("JPEG,0,0,0,", "JPEG,,0,0,"), "label: '' is not a whole number"),
+        (_replace("JPEG,0,0,0,", "JPEG,0,-2,0,"), "unfused_rank: '-2' is not a whole number"),
         (_replace("photo_00003", "\udcff"), "cannot be read"),
     ],
 )
@@ -188,7 +212,7 @@ def test_predictions_of_another_run_are_refused(tmp_path: Path) -> None:
         ("nothing", "no such result"),
         ("nothing.csv#run", "no such result"),
         ("empty", "summary.csv: there is no such file"),
-        ("r/predictions.csv", "is no summary or history"),
+        ("r/predictions.csv", "is not a summary or history"),
         ("folder", "more than one run"),
     ],
 )
@@ -219,3 +243,219 @@ def test_finished_length_is_the_last_end_of_a_row(
     cut = data.draw(st.integers(0, len(whole)))
     ends = [len("".join(quoted[:n]).encode()) for n in range(len(quoted) + 1)]
     assert finished_length(whole[:cut]) == max(end for end in ends if end <= cut)
+
+
+# --- Verdicts must follow from the figures beside them
+
+
+@pytest.mark.parametrize(
+    ("right", "near", "cells", "message"),
+    [
+        # What a run can have written.
+        (60, 10, {}, ""),
+        (62, 10, {}, ""),
+        (58, 10, {}, ""),
+        (60, 12, {}, ""),
+        (60, 8, {}, ""),
+        (63, 10, {"reference_top1": "", "reference_top5": "73"}, ""),
+        (60, 30, {"reference_top5": ""}, ""),
+        (63, 7, {"verdict": "FAIL"}, ""),
+        (60, 7, {"verdict": "FAIL"}, ""),
+        (60, 10, {"verdict": "FAIL", "images_expected": 101}, ""),  # stopped early
+        (60, 10, {"verdict": "PARTIAL", "images_expected": 101}, ""),
+        (60, 10, {"verdict": "NO_REFERENCE"}, ""),
+        (60, 10, {"verdict": "NO_REFERENCE", "tolerance": "", "reference_top1": ""}, ""),
+        (60, 10, {"verdict": "INCOMPLETE", "bad_images": 1}, ""),
+        (60, 10, {"verdict": "INCOMPLETE", "bad_images": 30}, ""),
+        (60, 10, {"verdict": "DISAGREE", "max_abs_logit_diff": 1.1}, ""),
+        (60, 10, {"verdict": "DISAGREE", "max_abs_logit_diff": 1.1, "bad_images": 1}, ""),
+        # A figure of two decimals is a window of half an image to each side, and more is not.
+        (60, 10, {"reference_top1": "57.5"}, ""),
+        (60, 10, {"reference_top1": "62.5"}, ""),
+        (60, 10, {"reference_top1": "57.49"}, "2.51 images from its reference, tolerance 2"),
+        (60, 10, {"reference_top1": "62.51"}, "2.51 images from its reference, tolerance 2"),
+        (60, 10, {"reference_top5": "72.51"}, "2.51 images from its reference, tolerance 2"),
+        (60, 10, {"verdict": "FAIL", "reference_top1": "58.49"}, ""),
+        (60, 10, {"verdict": "FAIL", "reference_top1": "58.5"}, "all counts are within 2 images"),
+        # What nobody's run has earned.
+        (60, 10, {"images_expected": 101}, "100 of 101 images were measured"),
+        (60, 10, {"images_expected": 99}, "100 of 99 images were measured"),
+        (60, 10, {"bad_images": 1}, "bad_images is 1"),
+        (60, 10, {"tolerance": ""}, "no reference or no tolerance"),
+        (60, 10, {"reference_top1": "", "reference_top5": ""}, "no reference or no tolerance"),
+        (63, 7, {}, "3 images from its reference, tolerance 2"),
+        (57, 13, {}, "3 images from its reference, tolerance 2"),
+        (60, 13, {}, "3 images from its reference, tolerance 2"),
+        (60, 10, {"verdict": "FAIL"}, "all counts are within 2 images of their references"),
+        (60, 10, {"verdict": "FAIL", "images_expected": 99}, "100 of 99 images were measured"),
+        (63, 7, {"verdict": "FAIL", "bad_images": 1}, "bad_images is 1"),
+        (63, 7, {"verdict": "FAIL", "tolerance": ""}, "no reference or no tolerance"),
+        (60, 10, {"verdict": "PARTIAL"}, "all 100 images were measured"),
+        (60, 10, {"verdict": "PARTIAL", "images_expected": 101, "bad_images": 1}, "bad_images is"),
+        (60, 10, {"verdict": "NO_REFERENCE", "bad_images": 1}, "bad_images is 1"),
+        (60, 10, {"verdict": "INCOMPLETE"}, "bad_images is 0"),
+        (60, 10, {"verdict": "DISAGREE"}, "max_abs_logit_diff is empty"),
+        (60, 10, {"verdict": "INCOMPLETE", "bad_images": 31}, "impossible as counts .* 31 unread"),
+        (60, 10, {"verdict": "Pass"}, "'Pass' is none of PASS, NO_REFERENCE, PARTIAL"),
+        (60, 10, {"verdict": ""}, "'' is none of PASS"),
+        (60, 10, {"verdict": "DEMO"}, "'DEMO' is none of PASS"),
+    ],
+)
+def test_a_verdict_must_follow_from_its_figures(
+    tmp_path: Path, right: int, near: int, cells: dict[str, object], message: str
+) -> None:
+    row = summary_row(ranks(right, near), **(WHOLE | cells))
+    path = write_rows(tmp_path / "summary.csv", [row])
+    if not message:
+        assert read_rows(path)[0].verdict == row["verdict"]
+        return
+    with pytest.raises(UsageError, match=message) as caught:
+        read_rows(path)
+    assert "row 1" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_every_verdict_of_a_run_can_be_read() -> None:
+    assert set(Verdict) == set(CONTRADICTIONS)
+
+
+@given(st.integers(0, 100), st.integers(0, 10_000), st.integers(0, 30), st.booleans())
+def test_what_the_judge_says_is_never_refused(
+    right: int, reference: int, tolerance: int, top1: bool
+) -> None:
+    """The judge rounds the reference to whole images, either way: both of its words are read."""
+    figure = f"{reference / 100}"
+    cells = {"reference_top1": "", "reference_top5": "", "tolerance": tolerance}
+    cells["reference_top1" if top1 else "reference_top5"] = figure
+    expected = expected_correct(reference / 100, IMAGES)
+    verdict = Verdict.PASS if abs(right - expected) <= tolerance else Verdict.FAIL
+    row = summary_row(ranks(right, 0), **(WHOLE | cells | {"verdict": verdict.value}))
+    assert _row({name: str(cell) for name, cell in row.items()}, "x").verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("started_at", "0001-01-01T00:00:00+14:00", "not a year from 1970 to 2999"),
+        ("started_at", "9999-12-31T23:59:59-14:00", "not a year from 1970 to 2999"),
+        ("started_at", "1969-12-31T23:59:59+00:00", "not a year from 1970 to 2999"),
+        ("images_per_second", "abc", "not a number from 0"),
+        ("images_per_second", "-1", "not a number from 0"),
+        ("images_per_second", "nan", "not a number from 0"),
+        ("images_per_second", "1e999", "not a number from 0"),
+        ("images_per_second", "1_0", "not a number from 0"),
+        ("seconds", "inf", "not a number from 0"),
+        ("nll", "NaN", "not a number from 0"),
+        ("nll", "1e-99999999", "not a number from 0"),
+        ("max_abs_logit_diff", "Infinity", "not a number from 0"),
+        ("top1", "nan", "not a number from 0 to 100"),
+        ("top5", "inf", "not a number from 0 to 100"),
+        ("top1_ci_low", "-0.1", "not a number from 0 to 100"),
+        ("top1_ci_high", "100.1", "not a number from 0 to 100"),
+        ("reference_top1", "770.4", "not a number from 0 to 100"),
+        ("reference_top5", "-5.0", "not a number from 0 to 100"),
+        ("reference_top1", "0x10", "not a number from 0 to 100"),
+        ("delta_top1", "100.5", "not a number from -100 to 100"),
+        ("delta_top5", "nan", "not a number from -100 to 100"),
+        ("tolerance", "-5", "not a whole number from 0"),
+        ("tolerance", "1.0", "not a whole number from 0"),
+        ("tolerance", "12345678901234567890123", "not a whole number from 0"),
+        ("prediction_flips", "nan", "not a whole number from 0"),
+        ("params", "six", "not a whole number from 0"),
+        ("macs", "1e9", "not a whole number from 0"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(
+    tmp_path: Path, name: str, value: str, message: str
+) -> None:
+    path = write_rows(tmp_path / "summary.csv", [summary_row(ranks(60), **{name: value})])
+    with pytest.raises(UsageError, match=f"row 1, {name}: .* {message}") as caught:
+        read_rows(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("started_at", "1970-01-01T00:00:00+00:00"),
+        ("started_at", "2999-12-31T23:59:59-14:00"),
+        ("images_per_second", "0"),
+        ("nll", "1.5e-07"),
+        ("max_abs_logit_diff", "3e4"),
+        ("top1_ci_high", "100"),
+        ("delta_top1", "-0.04"),
+        ("tolerance", ""),
+        ("macs", "600076712"),
+    ],
+)
+def test_numbers_as_they_are_written_are_read(tmp_path: Path, name: str, value: str) -> None:
+    path = write_rows(tmp_path / "summary.csv", [summary_row(ranks(60), **{name: value})])
+    assert read_rows(path)[0].cells[name] == value
+
+
+# --- Any number of classes
+
+
+def _per_class(path: Path, classes: list[tuple[str, str]]) -> Path:
+    lines = ["synset,name,images", *(f'{synset},"{name}",1' for synset, name in classes)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_any_number_of_classes_is_read(tmp_path: Path) -> None:
+    labels = np.arange(IMAGES) * 20
+    folder = write_result(tmp_path / "r", ranks(60), labels=labels, wrong=21841)
+    predictions = read_result(folder).predictions
+    assert predictions is not None
+    assert predictions.top1["unfused"][[1, 99]].tolist() == [20, 21841]
+
+
+def test_the_classes_beside_the_predictions_bound_them(tmp_path: Path) -> None:
+    folder = write_result(tmp_path / "r", ranks(60), wrong=50)
+    _per_class(folder / "per_class.csv", [(f"c{i}", f"Class {i}, or so") for i in range(51)])
+    result = read_result(folder)
+    assert result.classes is not None
+    assert len(result.classes) == 51
+    assert result.classes.rows[50] == ("c50", "Class 50, or so")
+    _per_class(folder / "per_class.csv", [(f"c{i}", "x") for i in range(50)])
+    with pytest.raises(UsageError, match="unfused_top1: '50' is not below 50"):
+        read_result(folder)
+    (folder / "per_class.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match=r"is not a per_class\.csv .* no column synset, name"):
+        read_result(folder)
+    (folder / "per_class.csv").write_text("synset,name\n")
+    with pytest.raises(UsageError, match=r"is not a per_class.csv .* no rows"):
+        read_result(folder)
+
+
+# --- Odd paths
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="FIFOs are of POSIX")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    folder = write_result(tmp_path / "r", ranks(60))
+    for name in ("summary.csv", "predictions.csv"):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(UsageError, match=f"{name} is not a regular file"):
+            read_result(folder)
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+
+
+def test_a_name_too_long_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot be read|no such result"):
+        read_result(tmp_path / ("x" * 5000))
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("base-1 äöü 漢字", "base-1 äöü 漢字"),
+        ("a\x1b[31mred\nnext\tcell\r", r"a\x1b[31mred\nnext\tcell\r"),
+        ("\u202eright to left\x00\x7f\udcff", r"\u202eright to left\x00\x7f\udcff"),
+    ],
+)
+def test_printable_text(text: str, safe: str) -> None:
+    assert printable(text) == safe

@@ -1,8 +1,11 @@
 """Is the candidate worse than the baseline? Pure arithmetic on two results read back.
 
-Both are measured on the same images, so that the sampling error of an accuracy (0.19 points for
-50,000 images) says nothing here: what counts is which images changed sides. Everything is
-compared in images; a limit in points becomes images exactly, by rational arithmetic.
+Both are measured on the same images, so the sampling error of an accuracy (0.19 points for 50,000
+images) does not matter here: what counts is which images changed sides. Everything is compared in
+images; a limit in points becomes images exactly, by rational arithmetic.
+
+The verdicts are read first. What failed, or cannot be trusted, is no baseline; and a candidate
+whose own verdict is a failure never passes the gate.
 """
 
 from __future__ import annotations
@@ -17,12 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import UsageError
-from eval.images.labels import CLASSES, examples
-from eval.results.read import Predictions, Result, Row
+from eval.images.classes import ClassList
+from eval.images.labels import examples
+from eval.judge.verdict import Verdict
+from eval.results.read import Predictions, Result, Row, printable
 
 KS = (1, 5)
 # What else may differ between comparable runs, and is noted because it may be the reason.
 NOTED = ("device", "backend", "precision", "torch", "torchvision", "timm", "git_commit")
+
+REGRESSED = 1
+# Verdicts that fail the gate whatever the figures say, and why.
+FAILING: Mapping[Verdict, str] = {
+    Verdict.FAIL: "its accuracy is not the reported one",
+    Verdict.INCOMPLETE: "some of its images could not be read",
+    Verdict.DISAGREE: "its two forms give different predictions",
+}
+# Those of a whole run, gravest first: what one form says holds for the others.
+OF_THE_RUN = (Verdict.DISAGREE, Verdict.INCOMPLETE)
 
 
 @dataclass(frozen=True)
@@ -87,12 +102,13 @@ OTHER_WEIGHTS = Limits(Limit(Fraction(1, 10), True), Limit(Fraction(1, 10), True
 
 @dataclass(frozen=True)
 class Asked:
-    """How two results shall be compared.
+    """How two results are to be compared.
 
     Attributes:
         form: only this form; ``A:B`` is A of the baseline with B of the candidate.
         top1, top5, flips: limits; a None is taken from `SAME_WEIGHTS` or `OTHER_WEIGHTS`.
         allow_other_weights: compare even if the weights differ or are unknown.
+        allow_failed_baseline: accept a baseline whose verdict is FAIL.
     """
 
     form: str | None = None
@@ -100,6 +116,7 @@ class Asked:
     top5: Limit | None = None
     flips: int | None = None
     allow_other_weights: bool = False
+    allow_failed_baseline: bool = False
 
     def limits(self, *, same_weights: bool) -> Limits:
         """What was asked for, and the defaults for the rest."""
@@ -174,11 +191,13 @@ class Check:
         name: what is gated.
         passed: None where it was not asked for, or could not be checked by default.
         reason: in words.
+        exit_code: of the command, if this fails.
     """
 
     name: str
     passed: bool | None
     reason: str
+    exit_code: int = REGRESSED
 
 
 @dataclass(frozen=True)
@@ -189,6 +208,7 @@ class Comparison:
         paired: None where one of the results has no predictions.
         checks: all gates.
         notes: what else differs between the runs, in words.
+        classes: of the model; None if neither result says which they are.
     """
 
     baseline: Row
@@ -196,6 +216,7 @@ class Comparison:
     paired: Paired | None
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
+    classes: ClassList | None = None
 
     @property
     def name(self) -> str:
@@ -206,7 +227,12 @@ class Comparison:
     @property
     def regressed(self) -> bool:
         """Whether any gate failed."""
-        return any(check.passed is False for check in self.checks)
+        return self.exit_code != 0
+
+    @property
+    def exit_code(self) -> int:
+        """The greatest exit code of the gates that failed; 0 if none did."""
+        return max((check.exit_code for check in self.checks if check.passed is False), default=0)
 
 
 def mcnemar(lost: int, gained: int) -> float:
@@ -232,10 +258,12 @@ def compare(baseline: Result, candidate: Result, asked: Asked = DEFAULTS) -> lis
     """Compare each form of the candidate with that of the baseline.
 
     Raises:
-        UsageError: the two cannot be compared, or a limit that was asked for cannot be checked.
+        UsageError: the two cannot be compared, the baseline's verdict does not let it be one, or
+            a limit that was asked for cannot be checked.
     """
     comparisons = []
     for before, after in _pairs(baseline, candidate, asked.form):
+        check_baseline_verdict(baseline, before, allow_failed=asked.allow_failed_baseline)
         _check_comparable(baseline, candidate, before, after, asked.allow_other_weights)
         paired = None
         if baseline.predictions and candidate.predictions:
@@ -247,9 +275,64 @@ def compare(baseline: Result, candidate: Result, asked: Asked = DEFAULTS) -> lis
                 "Name the result folders, or leave --max-flips out."
             )
         limits = asked.limits(same_weights=_same_weights(before, after))
-        checks = _checks(before, after, paired, limits)
-        comparisons.append(Comparison(before, after, paired, checks, _notes(before, after)))
+        verdicts = verdict_of(baseline, before), verdict_of(candidate, after)
+        checks = (_verdict_check(*verdicts), *_checks(before, after, paired, limits))
+        comparisons.append(
+            Comparison(
+                before,
+                after,
+                paired,
+                checks,
+                _notes(before, after),
+                candidate.classes or baseline.classes,
+            )
+        )
     return comparisons
+
+
+def verdict_of(result: Result, row: Row) -> Verdict:
+    """The verdict of a row, or that of its whole run where any form of the run has one.
+
+    Forms that disagree, for example, cannot be compared one at a time.
+    """
+    said = {other.verdict for other in result.rows.values() if other.run_id == row.run_id}
+    return next((word for word in OF_THE_RUN if word in said), row.verdict)
+
+
+def check_baseline_verdict(baseline: Result, row: Row, *, allow_failed: bool = False) -> None:
+    """A baseline must have earned its figures.
+
+    A FAIL may be meant, where a model is known to be below its reported accuracy, but that must
+    be said. Unreadable images or forms that disagree never leave figures to compare with.
+
+    Raises:
+        UsageError: its verdict is one of `FAILING`.
+    """
+    verdict = verdict_of(baseline, row)
+    failed = verdict is Verdict.FAIL
+    if verdict not in FAILING or (failed and allow_failed):
+        return
+    raise _refusal(
+        f"The baseline {baseline.source} ({row.variant}, {row.form}) says {verdict}: "
+        f"{FAILING[verdict]}.",
+        "Name another result, or allow it on purpose with --allow-failed-baseline."
+        if failed
+        else "Name another result as the baseline.",
+    )
+
+
+def _refusal(problem: str, advice: str = "") -> UsageError:
+    """An error whose text may come from files: one line for each of the two parts."""
+    return UsageError("\n".join(printable(line) for line in (problem, advice) if line))
+
+
+def _verdict_check(before: Verdict, after: Verdict) -> Check:
+    """What the candidate says about itself; only a FAIL that the baseline shares passes."""
+    allowed = after is before is Verdict.FAIL
+    words = f"{after}, as the baseline: allowed" if allowed else f"{after}; {before} before"
+    if after in FAILING:
+        words = f"{words} ({FAILING[after]})"
+    return Check("verdict", after not in FAILING or allowed, words, after.exit_code)
 
 
 def _same_weights(before: Row, after: Row) -> bool:
@@ -270,22 +353,22 @@ def _pairs(baseline: Result, candidate: Result, form: str | None) -> list[tuple[
         after = {f: row for (v, f), row in candidate.rows.items() if v == variant}
         if not before:
             known = ", ".join(dict.fromkeys(v for v, _ in baseline.rows))
-            raise UsageError(
+            raise _refusal(
                 f"Not comparable: variant is {known} in the baseline ({baseline.source}) and "
                 f"{variant} in the candidate ({candidate.source})."
             )
         if form is None:
             if set(before) != set(after):
-                raise UsageError(
+                raise _refusal(
                     f"Not comparable: form is {', '.join(before)} in the baseline and "
-                    f"{', '.join(after)} in the candidate.\n"
-                    "Name one with --form NAME, or as --form BASELINE:CANDIDATE."
+                    f"{', '.join(after)} in the candidate.",
+                    "Name one with --form NAME, or as --form BASELINE:CANDIDATE.",
                 )
             pairs += [(before[name], row) for name, row in after.items()]
             continue
         for name, rows, result in ((first, before, baseline), (second, after, candidate)):
             if name not in rows:
-                raise UsageError(
+                raise _refusal(
                     f"--form {form}: {result.source} has {', '.join(rows)}, and not {name!r}."
                 )
         pairs.append((before[first], after[second]))
@@ -311,6 +394,7 @@ def _check_comparable(
     ]
     if baseline.predictions and candidate.predictions:
         problems += _image_differences(baseline.predictions, candidate.predictions)
+    problems += _class_differences(baseline.classes, candidate.classes)
     if before.dataset_sha256 != after.dataset_sha256:
         problems.append(
             differs("dataset_sha256", before.dataset_sha256[:12], after.dataset_sha256[:12])
@@ -321,10 +405,26 @@ def _check_comparable(
         problems.append(differs("weights_sha256", *hashes))
         if len(problems) == 1:
             advice = "To do so on purpose: python -m eval.regression --allow-other-weights."
+    if after.verdict is Verdict.FAIL and before.images != after.images < after.images_expected:
+        advice = "The candidate was stopped early, with FAIL: only a whole run can be compared."
     if problems:
-        raise UsageError(
-            f"Not comparable ({after.variant}, {after.form}): {'; '.join(problems)}.\n{advice}"
+        raise _refusal(
+            f"Not comparable ({after.variant}, {after.form}): {'; '.join(problems)}.", advice
         )
+
+
+def _class_differences(before: ClassList | None, after: ClassList | None) -> list[str]:
+    """What makes two lists of classes different, in words; their titles may be."""
+    if before is None or after is None:
+        return []
+    if len(before) != len(after):
+        return [f"classes: {len(before)} in the baseline and {len(after)} in the candidate"]
+    others = [
+        f"{label} is {first.folder} and {second.folder}"
+        for label, (first, second) in enumerate(zip(before.rows, after.rows, strict=True))
+        if first.folder != second.folder
+    ]
+    return [f"classes differ (baseline and candidate): {examples(others)}"] if others else []
 
 
 def _image_differences(before: Predictions, after: Predictions) -> list[str]:
@@ -373,11 +473,12 @@ def _class_changes(
     labels: NDArray[np.int64], before: NDArray[np.bool_], after: NDArray[np.bool_]
 ) -> tuple[ClassChange, ...]:
     images, first, second = (
-        np.bincount(rows, minlength=CLASSES) for rows in (labels, labels[before], labels[after])
+        Counter(rows.tolist()) for rows in (labels, labels[before], labels[after])
     )
     changes = [
-        ClassChange(int(label), int(images[label]), int(first[label]), int(second[label]))
-        for label in np.flatnonzero(first != second)
+        ClassChange(label, number, first[label], second[label])
+        for label, number in images.items()
+        if first[label] != second[label]
     ]
     return tuple(sorted(changes, key=lambda change: (change.after - change.before, change.label)))
 
@@ -416,6 +517,8 @@ def _notes(before: Row, after: Row) -> tuple[str, ...]:
     notes = []
     if before.cells == after.cells:
         notes.append("both are the same run")
+    if before.verdict is Verdict.FAIL:
+        notes.append("the baseline says FAIL, which --allow-failed-baseline allows")
     if not _same_weights(before, after):
         notes.append("the weights differ or are unknown")
     for name in NOTED:

@@ -1,33 +1,50 @@
 """Finished runs read back from their files, and checked as if a stranger had written them.
 
-Whatever is damaged, cut off or contradicts itself is refused: a gate that guesses what a file
-meant is no gate.
+Whatever is damaged, cut off or contradicts itself is refused, and a verdict is refused if the
+figures beside it do not support it. The gate must never have to guess what a file means.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import UsageError
-from eval.images.labels import CLASSES, examples, image_key
+from eval.images.classes import Class, ClassList
+from eval.images.labels import examples, image_key
+from eval.judge.verdict import Verdict
 from eval.measure.metrics import percent
 from eval.results.schema import SUMMARY_COLUMNS
 
 SUMMARY = "summary.csv"
 PREDICTIONS = "predictions.csv"
+PER_CLASS = "per_class.csv"
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
+# Bounded, so that no number takes long to read: 1e-99999999 has a hundred million digits.
+_NUMBER = re.compile(r"[-+]?[0-9]{1,30}(\.[0-9]{1,30})?([eE][-+]?[0-9]{1,3})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_YEARS = range(1970, 3000)  # others cannot be drawn, nor converted between time zones
+
+# Columns that may be empty: those of counts, and those of other numbers with their bounds.
+_OPTIONAL_COUNTS = ("tolerance", "prediction_flips", "params", "macs")
+_OPTIONAL_NUMBERS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("top1_ci_low", "top1_ci_high"), (0.0, 100.0)),
+    **dict.fromkeys(("reference_top1", "reference_top5"), (0.0, 100.0)),
+    **dict.fromkeys(("delta_top1", "delta_top5"), (-100.0, 100.0)),
+    **dict.fromkeys(("nll", "max_abs_logit_diff", "images_per_second", "seconds"), (0, math.inf)),
+}
 
 
 @dataclass(frozen=True)
@@ -35,10 +52,11 @@ class Row:
     """One row of ``summary.csv`` or of a history: one form of one run.
 
     Attributes:
-        started_at: with a time zone.
+        started_at: with a time zone; 1970 or later.
         images, images_expected, bad_images, top1_correct, top5_correct: counts of images.
+        verdict: supported by the figures of the row.
         weights_sha256: empty where the weights are unknown.
-        cells: every column as it is written.
+        cells: every column as it is written. A column of numbers holds a finite number or nothing.
     """
 
     run_id: str
@@ -51,7 +69,7 @@ class Row:
     bad_images: int
     top1_correct: int
     top5_correct: int
-    verdict: str
+    verdict: Verdict
     weights_sha256: str
     dataset_sha256: str
     cells: Mapping[str, str]
@@ -97,11 +115,13 @@ class Result:
         source: as the user named it.
         rows: (variant, form) to its row.
         predictions: of all forms, where the folder has them.
+        classes: of the model, where the folder has a ``per_class.csv``.
     """
 
     source: str
     rows: Mapping[tuple[str, str], Row]
     predictions: Predictions | None = None
+    classes: ClassList | None = None
 
 
 def read_result(source: str | Path, *, skip_runs: Iterable[str] = ()) -> Result:
@@ -139,9 +159,13 @@ def read_result(source: str | Path, *, skip_runs: Iterable[str] = ()) -> Result:
 def _split_source(source: str) -> tuple[Path, str]:
     """``FILE#RUN_ID`` in two; a ``#`` that is part of an existing path is left alone."""
     path, separator, run_id = source.rpartition("#")
-    if not separator or Path(source).exists():
-        path, run_id = source, ""
-    if not Path(path).exists():
+    try:
+        if not separator or Path(source).exists():
+            path, run_id = source, ""
+        found = Path(path).exists()
+    except OSError as error:  # such as a folder that we may not look into
+        raise UsageError(f"{source} cannot be read: {error.strerror or error}.") from error
+    if not found:
         raise UsageError(
             f"{path}: there is no such result.\n"
             "Name a result folder, a summary.csv, or a history as FILE or FILE#RUN_ID."
@@ -160,11 +184,13 @@ def _read_folder(source: str, folder: Path) -> Result:
             "A history is named as a file: FILE, or FILE#RUN_ID for one of its runs."
         )
     path = folder / PREDICTIONS
-    predictions = read_predictions(path) if path.exists() else None
+    classes = read_classes(folder / PER_CLASS) if (folder / PER_CLASS).exists() else None
+    number = None if classes is None else len(classes)
+    predictions = read_predictions(path, number) if path.exists() else None
     if predictions:
         for row in rows:
             _check_counts(path, row, predictions)
-    return Result(source, dict(zip(keys, rows, strict=True)), predictions)
+    return Result(source, dict(zip(keys, rows, strict=True)), predictions, classes)
 
 
 def _check_counts(path: Path, row: Row, predictions: Predictions) -> None:
@@ -174,12 +200,30 @@ def _check_counts(path: Path, row: Row, predictions: Predictions) -> None:
     counted = [len(predictions.paths)]
     counted += [int(predictions.correct(row.form, k).sum()) for k in (1, 5)]
     written = [row.images, row.top1_correct, row.top5_correct]
-    if counted != written:
-        raise UsageError(
-            f"{path} counts {counted[1]}/{counted[2]} of {counted[0]} images right ({row.form}), "
-            f"its {SUMMARY} says {written[1]}/{written[2]} of {written[0]}.\n"
-            "They are of different runs, or one of them is damaged."
-        )
+    unread = int((predictions.rank[row.form] < 0).sum())
+    if counted == written and unread == row.bad_images:
+        return
+    raise UsageError(
+        f"{path} has {counted[1]}/{counted[2]} of {counted[0]} images correct and {unread} "
+        f"unreadable ({printable(row.form)}), its {SUMMARY} says {written[1]}/{written[2]} of "
+        f"{written[0]} and {row.bad_images}.\n"
+        "They are of different runs, or one of them is damaged."
+    )
+
+
+def read_classes(path: Path) -> ClassList:
+    """The classes of a ``per_class.csv``.
+
+    Raises:
+        UsageError: it cannot be read, or is no such file, or is damaged.
+    """
+    header, rows = _read_csv(path)
+    missing = [name for name in ("synset", "name") if name not in header]
+    if missing or not rows:
+        what = f"no column {examples(missing)}" if missing else "no rows"
+        raise UsageError(f"{path} is not a per_class.csv of eval.imagenet: it has {what}.")
+    places = header.index("synset"), header.index("name")
+    return ClassList(str(path), tuple(Class(row[places[0]], row[places[1]]) for row in rows))
 
 
 def read_rows(path: Path, *, drop_unfinished: bool = False) -> list[Row]:
@@ -196,7 +240,7 @@ def read_rows(path: Path, *, drop_unfinished: bool = False) -> list[Row]:
     missing = [name for name in SUMMARY_COLUMNS if name not in header]
     if missing:
         raise UsageError(
-            f"{path} is no summary or history of eval.imagenet: it has no column "
+            f"{path} is not a summary or history of eval.imagenet: it has no column "
             f"{examples(missing)}."
         )
     if not rows:
@@ -211,18 +255,19 @@ def _row(cells: dict[str, str], where: str) -> Row:
     def count(name: str) -> int:
         return _integers([cells[name]], f"{where}, {name}", 0)[0]
 
-    try:
-        started_at = datetime.fromisoformat(cells["started_at"])
-    except ValueError:
-        raise _damaged(f"{where}, started_at", cells["started_at"], "no date and time") from None
-    if started_at.tzinfo is None:
-        raise _damaged(f"{where}, started_at", cells["started_at"], "without its time zone")
-    for name in ("run_id", "variant", "form", "preprocess", "verdict"):
+    started_at = _moment(cells["started_at"], f"{where}, started_at")
+    for name in ("run_id", "variant", "form", "preprocess"):
         if not cells[name]:
             raise _damaged(f"{where}, {name}", "", "empty")
     for name in ("weights_sha256", "dataset_sha256"):
         if not _SHA256.fullmatch(cells[name]) and (cells[name] or name == "dataset_sha256"):
-            raise _damaged(f"{where}, {name}", cells[name], "no SHA-256")
+            raise _damaged(f"{where}, {name}", cells[name], "not a SHA-256")
+    for name in _OPTIONAL_COUNTS:
+        if cells[name]:
+            count(name)
+    for name, bounds in _OPTIONAL_NUMBERS.items():
+        if cells[name]:
+            _number(cells[name], f"{where}, {name}", *bounds)
     row = Row(
         run_id=cells["run_id"],
         started_at=started_at,
@@ -234,30 +279,136 @@ def _row(cells: dict[str, str], where: str) -> Row:
         bad_images=count("bad_images"),
         top1_correct=count("top1_correct"),
         top5_correct=count("top5_correct"),
-        verdict=cells["verdict"],
+        verdict=_verdict(cells["verdict"], f"{where}, verdict"),
         weights_sha256=cells["weights_sha256"],
         dataset_sha256=cells["dataset_sha256"],
         cells=cells,
     )
-    if not 0 <= row.top1_correct <= row.top5_correct <= row.images or row.images == 0:
-        raise _damaged(
-            where,
-            f"{row.top1_correct} and {row.top5_correct} of {row.images}",
-            "no counts of top-1, top-5 and images",
-        )
-    for k in (1, 5):
-        name = f"top{k}"
-        try:
-            matches = abs(float(cells[name]) - percent(row.correct(k), row.images)) < 1e-6
-        except ValueError:
-            matches = False
-        if not matches:
-            raise _damaged(f"{where}, {name}", cells[name], "not what its counts say")
+    _check_accuracy(row, where)
+    contradiction = CONTRADICTIONS[row.verdict](row)
+    if contradiction:
+        reason = f"not what its figures say: {contradiction}"
+        raise _damaged(f"{where}, verdict", row.verdict.value, reason)
     return row
 
 
-def read_predictions(path: Path) -> Predictions:
+def _verdict(cell: str, where: str) -> Verdict:
+    try:
+        return Verdict(cell)
+    except ValueError:
+        raise _damaged(where, cell, f"none of {', '.join(Verdict)}") from None
+
+
+def _moment(cell: str, where: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(cell)
+    except ValueError:
+        raise _damaged(where, cell, "not a date and time") from None
+    if moment.tzinfo is None:
+        raise _damaged(where, cell, "without its time zone")
+    if moment.year not in _YEARS:
+        raise _damaged(where, cell, f"not a year from {_YEARS.start} to {_YEARS.stop - 1}")
+    return moment
+
+
+def _number(cell: str, where: str, low: float, high: float) -> float:
+    """A finite number within bounds, as Python and pandas write it."""
+    value = float(cell) if _NUMBER.fullmatch(cell) else math.nan
+    if not (math.isfinite(value) and low <= value <= high):
+        bounds = f"from {low:g}" + (f" to {high:g}" if math.isfinite(high) else "")
+        raise _damaged(where, cell, f"not a number {bounds}")
+    return value
+
+
+def _check_accuracy(row: Row, where: str) -> None:
+    """The counts must be possible, and the percentages theirs."""
+    read = row.images - row.bad_images
+    if not 0 <= row.top1_correct <= row.top5_correct <= read or row.images == 0:
+        raise _damaged(
+            where,
+            f"{row.top1_correct} and {row.top5_correct} of {row.images}",
+            "impossible as counts of top-1, top-5 and images"
+            + (f" with {row.bad_images} unreadable" if row.bad_images else ""),
+        )
+    for k in (1, 5):
+        cell, name = row.cells[f"top{k}"], f"{where}, top{k}"
+        if abs(_number(cell, name, 0, 100) - percent(row.correct(k), row.images)) >= 1e-6:
+            raise _damaged(name, cell, "not what its counts say")
+
+
+def _gaps(row: Row) -> list[Fraction]:
+    """How far each count is from the reported figure, in images; exact, so that nothing rounds."""
+    return [
+        abs(row.correct(k) - Fraction(reference) / 100 * row.images_expected)
+        for k in (1, 5)
+        if (reference := row.cells[f"reference_top{k}"])
+    ]
+
+
+def _why_not_pass(row: Row) -> str:
+    gaps, tolerance = _gaps(row), row.cells["tolerance"]
+    if row.images != row.images_expected:
+        return f"{row.images} of {row.images_expected} images were measured"
+    if row.bad_images:
+        return f"bad_images is {row.bad_images}"
+    if not gaps or not tolerance:
+        return "there is no reference or no tolerance"
+    # The reference's own count of images is rounded, so that half an image decides nothing.
+    if max(gaps) > int(tolerance) + Fraction(1, 2):
+        return f"a count is {float(max(gaps)):g} images from its reference, tolerance {tolerance}"
+    return ""
+
+
+def _why_not_fail(row: Row) -> str:
+    gaps, tolerance = _gaps(row), row.cells["tolerance"]
+    if row.bad_images:
+        return f"bad_images is {row.bad_images}"
+    if row.images > row.images_expected:
+        return f"{row.images} of {row.images_expected} images were measured"
+    if row.images < row.images_expected:
+        return ""  # stopped early, when no PASS was possible any more
+    if not gaps or not tolerance:
+        return "there is no reference or no tolerance"
+    if max(gaps) <= int(tolerance) - Fraction(1, 2):
+        return f"all counts are within {tolerance} images of their references"
+    return ""
+
+
+def _why_not_partial(row: Row) -> str:
+    if row.images == row.images_expected:
+        return f"all {row.images} images were measured"
+    return _why_not_without_bad_images(row)
+
+
+def _why_not_without_bad_images(row: Row) -> str:
+    return f"bad_images is {row.bad_images}" if row.bad_images else ""
+
+
+def _why_not_incomplete(row: Row) -> str:
+    return "" if row.bad_images else "bad_images is 0"
+
+
+def _why_not_disagree(row: Row) -> str:
+    return "" if row.cells["max_abs_logit_diff"] else "max_abs_logit_diff is empty"
+
+
+# What speaks against a verdict, in a row that has it; empty if nothing does.
+CONTRADICTIONS: Mapping[Verdict, Callable[[Row], str]] = {
+    Verdict.PASS: _why_not_pass,
+    Verdict.FAIL: _why_not_fail,
+    Verdict.PARTIAL: _why_not_partial,
+    Verdict.INCOMPLETE: _why_not_incomplete,
+    Verdict.NO_REFERENCE: _why_not_without_bad_images,
+    Verdict.DISAGREE: _why_not_disagree,
+}
+
+
+def read_predictions(path: Path, classes: int | None = None) -> Predictions:
     """Read a ``predictions.csv``; only the label, rank and best class of each image are needed.
+
+    Args:
+        path: the file.
+        classes: how many classes the model has; None if that is not known.
 
     Raises:
         UsageError: it cannot be read, or is no such file, or is damaged.
@@ -269,27 +420,32 @@ def read_predictions(path: Path) -> Predictions:
     missing = [name for name in needed if name not in header]
     if not rows or not forms or missing:
         what = f"no column {examples(missing)}" if missing else "no forms" if rows else "no rows"
-        raise UsageError(f"{path} is no predictions.csv of eval.imagenet: it has {what}.")
+        raise UsageError(f"{path} is not a predictions.csv of eval.imagenet: it has {what}.")
     paths = columns["path"]
     if twice := [name for name, number in Counter(paths).items() if number > 1]:
         raise UsageError(f"{path} names images more than once: {examples(twice)}.")
 
-    def numbers(name: str, low: int, limit: int) -> NDArray[np.int64]:
+    def numbers(name: str, low: int) -> NDArray[np.int64]:
         values = np.array(_integers(columns[name], f"{path}, {name}", low), dtype=np.int64)
-        if (values >= limit).any():
-            row = int(np.argmax(values >= limit))
-            raise _damaged(f"{path}, {name}", columns[name][row], f"not below {limit}")
+        if classes is not None and (values >= classes).any():
+            row = int(np.argmax(values >= classes))
+            raise _damaged(f"{path}, {name}", columns[name][row], f"not below {classes}")
         return values
 
-    labels = numbers("label", 0, CLASSES)
-    rank = {form: numbers(f"{form}_rank", -1, CLASSES) for form in forms}
-    top1 = {form: numbers(f"{form}_top1", -1, CLASSES) for form in forms}
+    labels = numbers("label", 0)
+    rank = {form: numbers(f"{form}_rank", -1) for form in forms}
+    top1 = {form: numbers(f"{form}_top1", -1) for form in forms}
     for form in forms:
-        if ((rank[form] == 0) != (top1[form] == labels)).any():
-            row = int(np.argmax((rank[form] == 0) != (top1[form] == labels)))
+        # The label is best exactly if its rank is 0, and an image without a rank has no best class.
+        wrong = ((rank[form] == 0) != (top1[form] == labels)) | (
+            (rank[form] < 0) != (top1[form] < 0)
+        )
+        if wrong.any():
+            row = int(np.argmax(wrong))
             raise UsageError(
-                f"{path} contradicts itself: {paths[row]} has {form}_rank {rank[form][row]}, "
-                f"{form}_top1 {top1[form][row]} and label {labels[row]}."
+                f"{path} contradicts itself: {printable(paths[row])} has {printable(form)}_rank "
+                f"{rank[form][row]}, {printable(form)}_top1 {top1[form][row]} and label "
+                f"{labels[row]}."
             )
     return Predictions(paths, labels, rank, top1)
 
@@ -303,17 +459,29 @@ def _integers(cells: Sequence[str], where: str, low: int) -> list[int]:
         elif _INTEGER.fullmatch(cell) and int(cell) >= low:
             values.append(int(cell))
         else:
-            raise _damaged(where, cell, f"no whole number from {low}")
+            raise _damaged(where, cell, f"not a whole number from {low}")
     return values
 
 
+def printable(text: str) -> str:
+    """`text` fit for a line of a terminal: what moves its cursor or has no sign is escaped."""
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
+    )
+
+
 def _damaged(where: str, found: str, reason: str) -> UsageError:
-    return UsageError(f"{where}: {found[:80]!r} is {reason}. The file is damaged or was edited.")
+    return UsageError(
+        f"{printable(where)}: {found[:80]!r} is {reason}. The file is damaged or was edited."
+    )
 
 
 def _read_csv(path: Path, *, drop_unfinished: bool = False) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV file whose every row is whole."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would keep us waiting for ever
+            raise UsageError(f"{path} is not a regular file.")
         data = path.read_bytes()
         end = finished_length(data)
         if end < len(data) and not drop_unfinished:

@@ -1,4 +1,4 @@
-"""A comparison told: text for a terminal, Markdown for a pull request, CSV and JUnit XML for CI."""
+"""A comparison in words: text for a terminal, Markdown for a pull request, CSV and JUnit XML."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 
-from eval.images.classes import imagenet_classes
+from eval.images.classes import Class, imagenet
 from eval.judge.gate import Check, ClassChange, Comparison, Flip, Paired
 from eval.measure.metrics import percent, wilson_interval
-from eval.results.read import Row
+from eval.results.read import Row, printable
 
 SHOWN = 20  # flips and classes in the Markdown; the CSV files have all
 SHOWN_ON_STDOUT = 5
@@ -46,8 +46,9 @@ def text(comparisons: Sequence[Comparison], sources: tuple[str, str]) -> str:
         ]
         if row.paired:
             lines += _exchanges(row.paired)
+            names = ClassNames(row)
             lines += [
-                f"  {flip.path}: {_class(flip.before)} -> {_class(flip.after)}, {flip.kind}"
+                f"  {flip.path}: {names[flip.before]} -> {names[flip.after]}, {flip.kind}"
                 for flip in row.paired.flips[:SHOWN_ON_STDOUT]
             ]
             if len(row.paired.flips) > SHOWN_ON_STDOUT:
@@ -55,7 +56,7 @@ def text(comparisons: Sequence[Comparison], sources: tuple[str, str]) -> str:
         lines += [f"{_WORDS[check.passed]:<5} {check.name}: {check.reason}" for check in row.checks]
         lines += [f"note  {note}" for note in row.notes]
     lines += ["", verdict(comparisons)]
-    return "\n".join(_printable(line) for line in lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _figures(name: str, row: Row) -> str:
@@ -79,11 +80,37 @@ def _exchanges(paired: Paired) -> list[str]:
     return lines
 
 
-def _class(label: int) -> str:
-    """A class by number and first name: two classes are called "crane"."""
-    if label < 0:
-        return "not read"
-    return f"{label} {imagenet_classes()[label].name.partition(',')[0]}"
+class ClassNames:
+    """What the classes of a comparison are called, by label.
+
+    As the results list them. Where they do not, labels below 1000 are taken for ImageNet's.
+
+    Args:
+        comparison: with predictions.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        paired = comparison.paired
+        labels = [change.label for change in paired.classes] if paired else []
+        for flip in paired.flips if paired else ():
+            labels += [flip.label, flip.before, flip.after]
+        classes = comparison.classes
+        if classes is None and max(labels, default=0) < len(imagenet()):
+            classes = imagenet()
+        self._classes: tuple[Class, ...] = classes.rows if classes else ()
+
+    def __getitem__(self, label: int) -> str:
+        """Number and first name: two classes of ImageNet are called "crane"."""
+        if label < 0:
+            return "not read"
+        if label >= len(self._classes):
+            return str(label)
+        return f"{label} {self._classes[label].title.partition(',')[0]}".rstrip()
+
+    def with_folder(self, label: int) -> str:
+        """The name of its folder, too."""
+        folder = self._classes[label].folder if label < len(self._classes) else ""
+        return f"{folder} {self[label]}".lstrip()
 
 
 def markdown(comparisons: Sequence[Comparison], sources: tuple[str, str]) -> str:
@@ -110,8 +137,9 @@ def markdown(comparisons: Sequence[Comparison], sources: tuple[str, str]) -> str
             lines += ["", f"Also: {_escape('; '.join(row.notes))}."]
         if row.paired:
             lines += ["", *(f"- {line}" for line in _exchanges(row.paired)), ""]
-            lines += _flip_table(row.paired.flips)
-            lines += ["", *_class_table(row.paired.classes)]
+            names = ClassNames(row)
+            lines += _flip_table(row.paired.flips, names)
+            lines += ["", *_class_table(row.paired.classes, names)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -128,23 +156,23 @@ def _check_row(check: Check) -> list[str]:
     return [check.name, _WORDS[check.passed], check.reason]
 
 
-def _flip_table(flips: Sequence[Flip]) -> list[str]:
+def _flip_table(flips: Sequence[Flip], names: ClassNames) -> list[str]:
     if not flips:
         return []
     rows = (
-        [flip.path, _class(flip.label), _class(flip.before), _class(flip.after), flip.kind]
+        [flip.path, names[flip.label], names[flip.before], names[flip.after], flip.kind]
         for flip in flips[:SHOWN]
     )
     more = f"{len(flips):,} images have another best class; all are in regression_flips.csv."
     return [*_table(("image", "label", "before", "after", ""), rows), "", more]
 
 
-def _class_table(classes: Sequence[ClassChange]) -> list[str]:
+def _class_table(classes: Sequence[ClassChange], names: ClassNames) -> list[str]:
     if not classes:
         return []
     rows = (
         [
-            f"{imagenet_classes()[row.label].synset} {_class(row.label)}",
+            names.with_folder(row.label),
             str(row.images),
             str(row.before),
             str(row.after),
@@ -165,11 +193,11 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _escape(value: str) -> str:
     """Text that stays text in a Markdown table, whatever a file is called."""
-    value = html.escape(re.sub(r"\s", " ", _printable(value)), quote=False)
+    value = html.escape(re.sub(r"\s", " ", _xml_text(value)), quote=False)
     return re.sub(r"([\\`*_|\[\]~#@])", r"\\\1", value)
 
 
-def _printable(value: str) -> str:
+def _xml_text(value: str) -> str:
     """Without what XML cannot hold and terminals obey: escapes and lone surrogates."""
     return re.sub(
         "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", value
@@ -189,6 +217,7 @@ def csv_files(comparisons: Sequence[Comparison]) -> dict[str, str]:
         rows.append(
             key
             | {"baseline_run": before.run_id, "candidate_run": after.run_id}
+            | {"baseline_verdict": before.verdict, "candidate_verdict": after.verdict}
             | {"images": after.images}
             | {f"baseline_top{k}_correct": before.correct(k) for k in (1, 5)}
             | {f"candidate_top{k}_correct": after.correct(k) for k in (1, 5)}
@@ -231,14 +260,14 @@ def junit(comparisons: Sequence[Comparison], error: Exception | None = None) -> 
         suite = _suite(root, row.name, [check.passed for check in row.checks])
         for check in row.checks:
             case = _case(suite, check.name)
-            message = _printable(check.reason)
+            message = _xml_text(check.reason)
             if check.passed is None:
                 ET.SubElement(case, "skipped", message=message)
             elif not check.passed:
                 ET.SubElement(case, "failure", message=message, type="regression").text = message
     if error:
         suite = _suite(root, "comparison", [], errors=1)
-        message = _printable(str(error))
+        message = _xml_text(str(error))
         kind = type(error).__name__
         ET.SubElement(
             _case(suite, "comparable"), "error", message=message, type=kind
@@ -254,7 +283,7 @@ def _suite(
     return ET.SubElement(
         root,
         "testsuite",
-        name=_printable(name),
+        name=_xml_text(name),
         tests=str(len(passed) + errors),
         failures=str(passed.count(False)),
         errors=str(errors),
