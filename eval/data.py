@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from eval.cli import program
 from eval.config import IMAGENET_VAL_IMAGES
 from eval.errors import DataError, EvalError
 from eval.images.sets import VAL
@@ -307,7 +308,7 @@ def _run(args: argparse.Namespace) -> Survey:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.data",
+        prog=program("data"),
         description="Look a val set over: its layout, labels, counts, copies, and every image.",
         epilog="Exit codes: 0 fit for a run, though perhaps a part of the set; 2 usage; 3 not.",
         allow_abbrev=False,

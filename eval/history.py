@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.cli import program
 from eval.errors import EvalError, UsageError
 
 if TYPE_CHECKING:  # neither is needed for --help
@@ -241,7 +242,7 @@ def _draw(panel: Axes, variant: str, rows: Sequence[Row]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.history",
+        prog=program("history"),
         description="The runs that --history collected, by variant and form.",
         epilog="change: in images, from the run before it on the same images with the same "
         "preprocessing; * marks other weights. Exit codes: 0, or 2 if it cannot be read.",

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.cli import program
 from eval.errors import EvalError, UsageError
 
 if TYPE_CHECKING:  # numpy is needed to compare, and --help does without
@@ -211,7 +212,7 @@ def _limit(option: str, value: str | None) -> Limit | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.regression",
+        prog=program("regression"),
         description="Compare two results on the same images, and fail if the second is worse.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
