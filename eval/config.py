@@ -1,21 +1,23 @@
-"""What a run is told: the variant's own file under ``configs/`` and the command line.
+"""Configuration files: the reported figures of a variant, and how far a run may be from them.
 
-Precedence: command line, then the configuration file; there are no environment variables.
+The built-in files are in ``configs/``, one a variant. Precedence: command line, then the
+configuration file; there are no environment variables.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
+
+import msgspec
 
 from eval.errors import UsageError
 from eval.images.sets import IMAGE_SETS, VAL, ImageSet
-
-Row = TypeVar("Row")
 
 IMAGENET_VAL_IMAGES = 50_000
 
@@ -25,9 +27,9 @@ class Reference:
     """A reported accuracy, in percent.
 
     Attributes:
+        source: where it is published.
         top1, top5: as reported; None where nothing was.
         gated: whether a difference from it fails a run.
-        source: where it is written.
     """
 
     source: str
@@ -46,10 +48,13 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class OtherResult:
-    """A figure of somebody else's that is shown beside ours and never compared with.
+    """A third-party result, in percent: shown beside ours, never compared with it.
 
     Attributes:
-        set: name of the set of images that it is of, if that is not the val set.
+        name: who measured it.
+        source: where it is published.
+        top1, top5: as reported.
+        set: name of the image set it was measured on.
     """
 
     name: str
@@ -64,12 +69,12 @@ class VariantConfig:
     """One file under ``configs/``.
 
     Attributes:
-        name: what reports call it, and which weights ``--weights auto`` gets.
+        name: what reports call it, and which weights ``--weights auto`` downloads.
         model: a key of `pplcnet.VARIANTS`.
-        images: size of the whole set; fewer are a subset, which is never compared.
-        reference: by name of the preprocessing; the entry "" serves those not named.
-        tolerance: by name of the preprocessing; one that is not named is not gated.
-        others: figures to show.
+        images: size of the whole set; a smaller one is a subset, which is never compared.
+        reference: by name of the preprocessing; the entry "" serves those that are not listed.
+        tolerance: by name of the preprocessing; one that is not listed is not gated.
+        others: third-party results.
         reference_word: what reports call the reference.
     """
 
@@ -82,11 +87,11 @@ class VariantConfig:
     reference_word: str = "reported"
 
     def reference_for(self, preprocess: str) -> Reference | None:
-        """What a run with this preprocessing is compared with, if anything."""
+        """The reference for a run with this preprocessing, if there is one."""
         return self.reference.get(preprocess, self.reference.get(""))
 
     def others_on(self, image_set: ImageSet) -> list[OtherResult]:
-        """The figures to show beside a run over this set of images."""
+        """The third-party results on this image set."""
         return [other for other in self.others if other.set == image_set.name]
 
 
@@ -109,9 +114,7 @@ def load_variant(name: str) -> VariantConfig:
     """
     names = builtin_variants()
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"--variant {name}: no such variant.{hint} Available: {', '.join(names)}.")
+        raise UsageError(f"--variant {name}: no such variant.{_hint(name, names)}")
     return load_config(config_dir() / f"{name}.toml")
 
 
@@ -119,87 +122,196 @@ def load_config(path: Path) -> VariantConfig:
     """A configuration file.
 
     Raises:
-        UsageError: it cannot be read, or a key is missing, unknown or of the wrong type.
+        UsageError: it cannot be read, or a key is missing, unknown or has a value that makes no
+            sense; the message names the file, the key and the value.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such configuration file.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    except RecursionError:
+        raise UsageError(f"{path} cannot be read: it is nested too deeply.") from None
+    except ValueError as error:  # not UTF-8, not TOML, or a number of thousands of digits
+        raise UsageError(f"{path} cannot be read: {error}.") from error
     try:
-        return _from_table(table)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{path}: {error}") from error
+        return msgspec.convert(table, _File).config()
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path}: {_explain(str(error), table)}") from None
 
 
-def _from_table(table: dict[str, Any]) -> VariantConfig:
-    reference = (
-        _row(Reference, table.pop("reference"), "reference") if "reference" in table else None
-    )
-    config = VariantConfig(
-        name=_text(table, "name"),
-        model=_text(table, "model"),
-        images=_count(table, "images", IMAGENET_VAL_IMAGES),
-        reference={"": reference} if reference else {},
-        tolerance={
-            name: _row(Tolerance, row, f"tolerance.{name}")
-            for name, row in _table(table.pop("tolerance", {}), "tolerance").items()
-        },
-        others=tuple(_row(OtherResult, row, "others") for row in _rows(table.pop("others", []))),
-    )
-    if table:
-        raise ValueError(f"unknown keys: {', '.join(sorted(table))}")
-    return config
+# What a file may hold. Each class is a table of it; `__post_init__` checks what no single value
+# shows, and msgspec adds the table's name to the message.
+
+_Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
+_MAX_IMAGES = 10_000_000
+_RESERVED_NAME = "demo"
 
 
-def _text(table: dict[str, Any], key: str) -> str:
-    value = table.pop(key, None)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{key!r} is missing or no text")
+class _Table(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class _ReferenceTable(_Table):
+    source: _Text
+    top1: _Percent | None = None
+    top5: _Percent | None = None
+    gated: bool = True
+
+    def __post_init__(self) -> None:
+        if self.top1 is None and self.top5 is None:
+            raise ValueError("neither top1 nor top5: a source alone is not a reference")
+        _check_order(self.top1, self.top5)
+
+
+class _ToleranceTable(_Table):
+    images: Annotated[int, msgspec.Meta(ge=0, le=_MAX_IMAGES)]
+    reason: _Text
+
+
+class _TolerancesTable(_Table):
+    """By name of the preprocessing, as ``--preprocess`` takes it."""
+
+    torchvision: _ToleranceTable | None = None
+    paddle: _ToleranceTable | None = None
+    squash: _ToleranceTable | None = None
+
+
+class _OtherTable(_Table):
+    name: _Text
+    source: _Text
+    top1: _Percent
+    top5: _Percent | None = None
+    set: _Text = VAL.name
+
+    def __post_init__(self) -> None:
+        _check_order(self.top1, self.top5)
+        _check_known("set", self.set, [each.name for each in IMAGE_SETS])
+
+
+class _File(_Table):
+    name: str
+    model: str
+    images: Annotated[int, msgspec.Meta(ge=1, le=_MAX_IMAGES)] = IMAGENET_VAL_IMAGES
+    reference: _ReferenceTable | None = None
+    tolerance: _TolerancesTable = msgspec.field(default_factory=_TolerancesTable)
+    others: tuple[_OtherTable, ...] = ()
+
+    def __post_init__(self) -> None:
+        from pplcnet import VARIANTS  # imports no torch, but takes a tenth of a second
+
+        _check_name(self.name)
+        _check_known("model", self.model, VARIANTS)
+        for name, row in self._tolerances().items():
+            if row.images > self.images:
+                raise ValueError(
+                    f"tolerance.{name}.images = {row.images}: more than images = {self.images}"
+                )
+
+    def _tolerances(self) -> dict[str, _ToleranceTable]:
+        rows = msgspec.structs.asdict(self.tolerance)
+        return {name: row for name, row in rows.items() if row is not None}
+
+    def config(self) -> VariantConfig:
+        fields = msgspec.structs.asdict
+        return VariantConfig(
+            name=self.name,
+            model=self.model,
+            images=self.images,
+            reference={"": Reference(**fields(self.reference))} if self.reference else {},
+            tolerance={name: Tolerance(**fields(row)) for name, row in self._tolerances().items()},
+            others=tuple(OtherResult(**fields(row)) for row in self.others),
+        )
+
+
+def _check_name(name: str) -> None:
+    """It becomes the name of a folder, and part of file names and run ids."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name) or ".." in name:
+        raise ValueError(
+            f"name = {_shortened(name)}: use at most 64 letters, digits, dots, dashes and "
+            "underscores, without '..', and no dot or dash first"
+        )
+    if name.lower() == _RESERVED_NAME:
+        raise ValueError(f"name = {name!r}: reserved for --demo")
+
+
+def _check_order(top1: float | None, top5: float | None) -> None:
+    if top1 is not None and top5 is not None and top5 < top1:
+        raise ValueError(f"top5 = {top5:g}: less than top1 = {top1:g}")
+
+
+def _check_known(key: str, value: str, known: Iterable[str]) -> None:
+    known = list(known)
+    if value not in known:
+        raise ValueError(f"{key} = {_shortened(value)}: unknown.{_hint(value, known)}")
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"{f' Did you mean {close[0]!r}?' if close else ''} Available: {', '.join(known)}."
+
+
+def _shortened(value: object) -> str:
+    """A value for a message: printable, and of at most one line."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# msgspec's names of types, in TOML's words.
+_TYPES = {
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "object": "a table",
+    "array": "a list of tables",
+}
+
+
+def _explain(message: str, table: dict[str, Any]) -> str:
+    """A message of msgspec in plain words, with the key and the value that it is about.
+
+    Args:
+        message: such as "Expected `int` >= 1 - at `$.tolerance.paddle.images`".
+        table: the file's content.
+    """
+    problem, _, path = message.rpartition(" - at `$")
+    problem, path = (problem, path.strip("`.")) if problem else (message, "")
+    where = f"{path}: " if path else ""
+    try:
+        value = _value_at(path, table)
+        if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL):
+            key = unknown[1]
+            shown = key if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", key) else _shortened(key)
+            known = _keys_of(path)
+            return f"{where}{shown} = {_shortened(value[key])}: unknown key.{_hint(key, known)}"
+    except (KeyError, IndexError, TypeError):  # a key that looks like one of msgspec's messages
+        return f"{_shortened(message)}."
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", problem):
+        return f"{where}{missing[1]!r} is missing."
+    if not problem.startswith("Expected `"):  # one of our own, from a __post_init__
+        return f"{where}{problem.removesuffix('.')}."
+    expected = re.sub(r"( \| null)?`(, got .*)?", "", problem.removeprefix("Expected `"))
+    kind, _, rest = expected.partition(" ")
+    return f"{path} = {_shortened(value)}: expected {f'{_TYPES[kind]} {rest}'.strip()}."
+
+
+def _value_at(path: str, table: dict[str, Any]) -> Any:
+    value: Any = table
+    for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        value = value[key] if key else value[int(index)]
     return value
 
 
-def _count(table: dict[str, Any], key: str, default: int) -> int:
-    value = table.pop(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{key} = {value!r} is no number of images")
-    return value
-
-
-def _rows(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError("[[others]] is no list of tables")
-    return value
-
-
-def _table(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"[{where}] is no table")
-    return value
-
-
-def _row(kind: type[Row], values: Any, where: str) -> Row:
-    """A dataclass from a table; its constructor checks the names, this the types of the values."""
-    types: dict[str, type | tuple[type, ...]] = {
-        "images": int,
-        "gated": bool,
-        "source": str,
-        "reason": str,
-        "name": str,
-        "set": str,
-        "top1": (int, float),
-        "top5": (int, float),
+def _keys_of(path: str) -> tuple[str, ...]:
+    """The keys that the table at a path may have."""
+    tables: dict[str, type[_Table]] = {
+        "": _File,
+        "reference": _ReferenceTable,
+        "tolerance": _TolerancesTable,
+        "others": _OtherTable,
     }
-    for key, value in _table(values, where).items():
-        if not isinstance(value, types.get(key, object)) or (
-            isinstance(value, bool) and key != "gated"
-        ):
-            raise ValueError(f"[{where}] {key} = {value!r} is of the wrong type")
-    sets = [each.name for each in IMAGE_SETS]
-    if values.get("set", VAL.name) not in sets:
-        raise ValueError(f"[{where}] set = {values['set']!r} is none of {', '.join(sets)}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"[{where}] {str(error).partition(' ')[2]}") from None
+    return tables.get(path.partition("[")[0], _ToleranceTable).__struct_fields__

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.cli import program
 from eval.command import run_command
 from eval.errors import DataError, EvalError
 
@@ -57,7 +58,7 @@ def _survey(args: argparse.Namespace) -> Survey:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.data",
+        prog=program("data"),
         description="Check a validation set: its layout, labels, counts and duplicates, and that "
         "every image can be decoded.",
         epilog="Exit codes: 0 ready to evaluate, though perhaps a partial set; 2 usage; 3 not.",

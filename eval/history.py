@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from eval.cli import program
 from eval.command import run_command
 from eval.errors import UsageError
 
@@ -303,7 +304,7 @@ def _draw(panel: Axes, variant: str, rows: Sequence[Row]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.history",
+        prog=program("history"),
         description="Show the runs of a history, by variant and form.",
         epilog="change: in images, from the previous run on the same images with the same "
         "preprocessing; * marks other weights. Exit codes: 0; 2 if the history or the result "

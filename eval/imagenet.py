@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from eval.cli import program
 from eval.command import run_command
 from eval.config import builtin_variants
 from eval.measure.processes import is_first_process
@@ -96,7 +97,7 @@ _REQUESTED = frozenset(Request.__dataclass_fields__) - {"command"}
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.imagenet",
+        prog=program("imagenet"),
         description="Measure an image classifier on the ImageNet validation set, as trained and "
         "as deployed, and compare both with the reported accuracy.",
         epilog=EPILOG,

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.cli import program
 from eval.command import run_command
 from eval.errors import UsageError
 
@@ -237,7 +238,7 @@ def _limit(option: str, value: str | None) -> Limit | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.regression",
+        prog=program("regression"),
         description="Compare two results on the same images, and fail if the second is worse.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.cli import program
 from eval.command import run_command
 from eval.config import (
     Reference,
@@ -272,7 +273,7 @@ def _explain(args: argparse.Namespace, judgement: Judgement) -> Judgement:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.score",
+        prog=program("score"),
         description="Score predictions that some other device or runtime made.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.backends import BACKENDS
 from eval.backends.exported import FORM, RUNTIMES, is_exported, precision_of
+from eval.cli import program
 from eval.command import CRASHED, run_command
 from eval.config import VariantConfig, load_variant
 from eval.errors import EvalError, UsageError
@@ -299,7 +300,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         UsageError: a name in a list is not known.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m eval.sweep",
+        prog=program("sweep"),
         description="Several models, forms, backends, precisions and preprocessings over one "
         "validation set, decoded once, in one table.",
         epilog="Lists are separated by commas. The exit code is the largest of the rows'.",

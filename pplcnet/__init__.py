@@ -7,22 +7,22 @@
 
 It also registers the models with timm, as ``pplcnetv2_small``, ``_base`` and ``_large``, as soon as
 timm is imported, before or after.
+
+Names are imported when they are first used: `pplcnet.VARIANTS` does without torch.
 """
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from wrapt import when_imported as _when_imported
 
-from pplcnet._download import fetch_weights
-from pplcnet._errors import WeightsError
-from pplcnet._model import PPLCNetV2, count_macs, count_parameters, create_model
-from pplcnet._reparam import is_reparameterized, reparameterize
-from pplcnet._variants import VARIANTS
-from pplcnet._weights import Weights, load_weights, read_weights
-
-
-@_when_imported("timm")  # importing it takes longer than importing torch
-def _register_with_timm(_: object) -> None:
-    from pplcnet import _timm as _timm
-
+if _TYPE_CHECKING:
+    from pplcnet._download import fetch_weights
+    from pplcnet._errors import WeightsError
+    from pplcnet._model import PPLCNetV2, count_macs, count_parameters, create_model
+    from pplcnet._reparam import is_reparameterized, reparameterize
+    from pplcnet._variants import VARIANTS
+    from pplcnet._weights import Weights, load_weights, read_weights
 
 __all__ = [
     "VARIANTS",
@@ -38,3 +38,35 @@ __all__ = [
     "read_weights",
     "reparameterize",
 ]
+
+_MODULES = {
+    "VARIANTS": "_variants",
+    "PPLCNetV2": "_model",
+    "Weights": "_weights",
+    "WeightsError": "_errors",
+    "count_macs": "_model",
+    "count_parameters": "_model",
+    "create_model": "_model",
+    "fetch_weights": "_download",
+    "is_reparameterized": "_reparam",
+    "load_weights": "_weights",
+    "read_weights": "_weights",
+    "reparameterize": "_reparam",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(_import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+@_when_imported("timm")  # importing it takes longer than importing torch
+def _register_with_timm(_: object) -> None:
+    from pplcnet import _timm as _timm

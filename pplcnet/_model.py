@@ -5,7 +5,7 @@ Every convolution but those of the squeeze-excite gate is bias-free and, apart f
 followed by batch normalisation. The deploy form is made by `pplcnet.reparameterize`.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: torch.fx takes an annotation that is text for code.
 
 import itertools
 from typing import NamedTuple
@@ -85,10 +85,10 @@ class RepDepthwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H / stride, W / stride)."""
-        first, *others = self.branches
-        y: Tensor = first(x)
-        for branch in others:
-            y = y + branch(x)
+        y: Tensor = self.branches[0](x)
+        for index, branch in enumerate(self.branches):  # TorchScript can neither slice nor unpack
+            if index > 0:
+                y = y + branch(x)
         return y
 
     def fuse(self) -> nn.Conv2d:

@@ -4,7 +4,7 @@ What timm expects of a classifier is in its ``tests/test_models.py``: a feature 
 removable head, and a configuration that says how images are prepared and where weights are.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: torch.fx takes an annotation that is text for code.
 
 from collections.abc import Mapping
 from typing import Any

@@ -234,7 +234,7 @@ def test_a_configuration_names_a_set_that_exists(tmp_path: Path) -> None:
     path.write_text(
         'name = "x"\nmodel = "base"\n[[others]]\nname = "y"\ntop1 = 1.0\nsource = "z"\nset = "V3"\n'
     )
-    with pytest.raises(UsageError, match=r"set = 'V3' is none of .*ImageNetV2"):
+    with pytest.raises(UsageError, match=r"set = 'V3': unknown.*ImageNetV2"):
         load_config(path)
 
 
