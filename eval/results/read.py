@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import UsageError
-from eval.images.classes import Class, ClassList
+from eval.images.classes import ClassList, ImageClass
 from eval.images.labels import examples, image_key
 from eval.judge.verdict import Verdict
 from eval.measure.metrics import percent
@@ -223,7 +223,7 @@ def read_classes(path: Path) -> ClassList:
         what = f"no column {examples(missing)}" if missing else "no rows"
         raise UsageError(f"{path} is not a per_class.csv of eval.imagenet: it has {what}.")
     places = header.index("synset"), header.index("name")
-    return ClassList(str(path), tuple(Class(row[places[0]], row[places[1]]) for row in rows))
+    return ClassList(str(path), tuple(ImageClass(row[places[0]], row[places[1]]) for row in rows))
 
 
 def read_rows(path: Path, *, drop_unfinished: bool = False) -> list[Row]:

@@ -9,7 +9,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 
-from eval.images.classes import Class, imagenet
+from eval.images.classes import IMAGENET, ImageClass
 from eval.judge.gate import Check, ClassChange, Comparison, Flip, Paired
 from eval.measure.metrics import percent, wilson_interval
 from eval.results.read import Row, printable
@@ -95,9 +95,9 @@ class ClassNames:
         for flip in paired.flips if paired else ():
             labels += [flip.label, flip.before, flip.after]
         classes = comparison.classes
-        if classes is None and max(labels, default=0) < len(imagenet()):
-            classes = imagenet()
-        self._classes: tuple[Class, ...] = classes.rows if classes else ()
+        if classes is None and max(labels, default=0) < len(IMAGENET):
+            classes = IMAGENET
+        self._classes: tuple[ImageClass, ...] = classes.rows if classes else ()
 
     def __getitem__(self, label: int) -> str:
         """Number and first name: two classes of ImageNet are called "crane"."""
