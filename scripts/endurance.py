@@ -2,6 +2,9 @@
 
     endurance.py kill PHOTOS --images 2000 --kills 20 --signal KILL -- --variant base --weights F
     endurance.py memory PHOTOS --images 1000 10000 50000 -- --variant base --weights F
+    endurance.py faults
+
+The last one lets every file operation of a run fail once, in three ways (scripts/faults.py).
 
 PHOTOS is a folder of images, of any depth. A val set of 1000 classes is made of links to them.
 What follows ``--`` is given to ``python -m eval.imagenet``.
@@ -105,19 +108,30 @@ def memory(args: argparse.Namespace, folder: Path) -> bool:
     return True
 
 
+def faults() -> int:
+    """The fault sweep, as the tests have it; it prints how many faults there were."""
+    test = "tests/test_faults.py::test_every_operation_fails_in_every_way"
+    words = [sys.executable, "-m", "pytest", "-q", "-s", "-m", "slow", test]
+    return subprocess.run(words, cwd=Path(__file__).parents[1], check=False).returncode
+
+
 def main() -> int:
     """Run a proof; 0 when it holds."""
     words = sys.argv[1:]
     split = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("proof", choices=("kill", "memory"))
-    parser.add_argument("photos", type=Path)
+    parser.add_argument("proof", choices=("kill", "memory", "faults"))
+    parser.add_argument("photos", type=Path, nargs="?")
     parser.add_argument("--images", type=int, nargs="+", default=[2000])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(words[:split])
     args.options = words[split + 1 :]
+    if args.proof == "faults":
+        return faults()
+    if args.photos is None:
+        parser.error(f"{args.proof} needs a folder of PHOTOS")
     with tempfile.TemporaryDirectory() as folder:
         proof = kill if args.proof == "kill" else memory
         return 0 if proof(args, Path(folder)) else 1
