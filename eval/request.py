@@ -19,6 +19,7 @@ FORMS = ("unfused", "reparameterized")
 PREPROCESSES = ("torchvision", "paddle", "squash")
 PRECISIONS = ("fp32", "bf16", "fp16")
 ON_BAD_IMAGE = ("fail", "record")
+LARGEST_BATCH = 4096  # images; of each worker, 600 MB as uint8 crops of 224 pixels
 
 _PATHS = ("data", "config", "labels", "classes", "timm_results", "cache", "output", "history")
 
@@ -129,6 +130,11 @@ class Request:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or value < 1):
                 raise UsageError(f"--{name.replace('_', '-')} {value}: use a number from 1 on.")
+        if self.batch_size is not None and self.batch_size > LARGEST_BATCH:
+            raise UsageError(
+                f"--batch-size {self.batch_size}: use at most {LARGEST_BATCH}; larger batches only "
+                "need more memory."
+            )
         if self.stop_early and self.limit is not None:
             raise UsageError("--stop-early ends a run of the whole set: leave --limit out.")
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from eval.errors import UsageError
-from eval.results.write import PREVIOUS, set_aside, unwritable
+from eval.results.write import PREVIOUS, REPORTS, set_aside, unwritable
 
 _LOCK = ".lock"
 _OWNER = ".lock-owner"
@@ -67,8 +67,18 @@ class OutputFolder:
             self._lock = lock
             owner = f"process {os.getpid()} on {socket.gethostname()}"
             (self.path / _OWNER).write_text(owner, encoding="utf-8")
+            blocked = [name for name in REPORTS if (self.path / name).is_dir()]
+            if blocked:
+                raise UsageError(
+                    f"{self.path / blocked[0]} is a folder, and a report needs its name.\n"
+                    "Move it away, or name another folder with --output."
+                )
             if set_aside(self.path):
                 self.note = f"{self.path}: the earlier result is in {self.path / PREVIOUS} now"
+        except FileExistsError:
+            raise UsageError(
+                f"--output {self.path} is a file.\nName a folder, which need not exist yet."
+            ) from None
         except Timeout:
             raise UsageError(
                 f"{self.path} is in use by another run ({self._owner()}).\n"
