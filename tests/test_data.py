@@ -195,7 +195,11 @@ def test_the_set_has_copies_of_its_own(copies: int, ok: bool):
 @pytest.mark.parametrize(
     ("images", "ok", "advice"),
     [
-        (50_000, True, "Ready to evaluate: the whole validation set, with python -m eval.imagenet."),
+        (
+            50_000,
+            True,
+            "Ready to evaluate: the whole validation set, with python -m eval.imagenet.",
+        ),
         (49_999, False, "Not ready to evaluate: 1 image missing: complete the copy."),
         (45_000, False, "Not ready to evaluate: 5,000 images missing: complete the copy."),
         (44_999, True, "Ready to evaluate as a partial set, 44,999 of 50,000 images: "),

@@ -14,12 +14,12 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 import pplcnet
-from eval.images.preprocess import Crop
 from eval.imagenet import main
+from eval.images.preprocess import Crop
 from eval.models import variants
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import faults  # noqa: E402
+import faults
 
 KEPT = ("val", "tiny.toml", "weights.safetensors", "baseline")
 CONFIG = """

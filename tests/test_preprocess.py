@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -17,7 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from eval.images.preprocess import PREPROCESS, BadImage
+from eval.images.preprocess import PREPROCESS, BadImage, exact_opencv
+
+ROOT = Path(__file__).parents[1]
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 TORCHVISION = transforms.Compose(
@@ -179,6 +183,97 @@ def test_truncated_files_are_bad(name: str, cut: int, options: dict[str, object]
 def test_other_files_are_bad(name: str, data: bytes) -> None:
     with pytest.raises(BadImage):
         PREPROCESS[name].crop(data)
+
+
+def one_pixel_wide(side: int, *, wide: bool = False) -> bytes:
+    size = (side, 1) if wide else (1, side)
+    return encoded(Image.new("L", size, 128), "PNG")
+
+
+@pytest.mark.parametrize("name", ["torchvision", "paddle"])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("side", [257, 65_000, 1_000_000])
+def test_sizes_that_would_need_gigabytes_are_bad(name: str, side: int, wide: bool) -> None:
+    """Known before anything is resized: a million pixels would become 200 GB."""
+    sizes = (side, 1, 256 * side, 256) if wide else (1, side, 256, 256 * side)
+    expected = "{:,} x {:,} pixels would be resized to {:,} x {:,}; the limit is 65,536".format(
+        *sizes
+    )
+    with pytest.raises(BadImage, match=expected):
+        PREPROCESS[name].crop(one_pixel_wide(side, wide=wide))
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+@pytest.mark.parametrize("wide", [False, True])
+def test_thin_images_within_the_limit(name: str, wide: bool) -> None:
+    data = one_pixel_wide(256, wide=wide)
+    assert np.array_equal(model_input(name, data), REFERENCE[name](data))
+
+
+def test_squash_takes_any_aspect() -> None:
+    assert PREPROCESS["squash"].crop(one_pixel_wide(1_000_000)).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+@pytest.mark.parametrize("error", [MemoryError(), cv2.error("out of memory")])
+@pytest.mark.parametrize("step", ["decode", "resize"])
+def test_a_lack_of_memory_is_a_bad_image(
+    name: str, error: Exception, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    if name == "torchvision":
+        monkeypatch.setattr(Image.Image, "convert" if step == "decode" else "resize", fail)
+    else:
+        monkeypatch.setattr(cv2, "imdecode" if step == "decode" else "resize", fail)
+    with pytest.raises(BadImage, match=r"too much memory|OpenCV"):
+        PREPROCESS[name].crop(jpeg(noise(90, 120)))
+
+
+def opencv_settings() -> tuple[int, int]:
+    return cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
+
+
+def test_importing_changes_no_setting_of_opencv() -> None:
+    code = (
+        "import cv2; get = lambda: (cv2.getNumThreads(), cv2.utils.logging.getLogLevel());"
+        "cv2.setNumThreads(3); before = get(); import eval.images.preprocess, eval.images.cache;"
+        "import eval.images.survey; print(before == get(), before[0])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "True 3\n"
+
+
+def test_opencv_is_set_and_restored() -> None:
+    threads, level = opencv_settings()
+    logging = cv2.utils.logging
+    try:
+        cv2.setNumThreads(3)
+        logging.setLogLevel(logging.LOG_LEVEL_ERROR)
+        with exact_opencv():
+            assert opencv_settings() == (1, logging.LOG_LEVEL_SILENT)
+        assert opencv_settings() == (3, logging.LOG_LEVEL_ERROR)
+        with pytest.raises(ZeroDivisionError), exact_opencv():
+            raise ZeroDivisionError
+        assert opencv_settings() == (3, logging.LOG_LEVEL_ERROR)
+    finally:
+        cv2.setNumThreads(threads)
+        logging.setLogLevel(level)
+
+
+def test_overlapping_uses_restore_at_the_last_end() -> None:
+    """As of two evaluations in two threads."""
+    before = opencv_settings()
+    first, second = exact_opencv(), exact_opencv()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert opencv_settings() == (1, cv2.utils.logging.LOG_LEVEL_SILENT)
+    second.__exit__(None, None, None)
+    assert opencv_settings() == before
 
 
 @pytest.mark.parametrize("name", ["torchvision", "paddle"])

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,7 @@ import pytest
 import small_valsets as small
 from small_valsets import IMAGES, LAYOUTS, jpeg, name, synset
 
-from eval.errors import DataError, UsageError
+from eval.errors import DataError, UnreadableImage, UsageError
 from eval.images.labels import official_labels
 from eval.images.layouts import parquet as parquet_layout
 from eval.images.valset import ValSet, fingerprint, open_valset
@@ -531,7 +532,9 @@ def test_tar_cut_anywhere(tmp_path: Path):
     for size in range(700, end + 511, 97):
         tar.write_bytes(data[:size])
         message = refusal(tar)
-        assert " is truncated after ILSVRC2012_val_0000000" in message or "is damaged after" in message
+        assert (
+            " is truncated after ILSVRC2012_val_0000000" in message or "is damaged after" in message
+        )
         assert "29b22e2961454d5413ddabcf34fc5622" in message
     tar.write_bytes(data[: end + 512])
     assert len(open_valset(tar).samples) == IMAGES
@@ -549,7 +552,9 @@ def test_tar_cut_after_it_was_opened(tmp_path: Path):
     tar = small.tar(tmp_path / "val.tar")
     valset = open_valset(tar)
     os.truncate(tar, 1000)
-    with pytest.raises(DataError, match=r"was truncated while it was read, at ILSVRC2012_val_00000001"):
+    with pytest.raises(
+        DataError, match=r"was truncated while it was read, at ILSVRC2012_val_00000001"
+    ):
         valset.read(name(1))
 
 
@@ -576,6 +581,18 @@ def test_tar_with_a_name_twice(tmp_path: Path):
     assert f"holds {name(1)} twice" in refusal(tar)
 
 
+@pytest.mark.parametrize(
+    "member",
+    ["val/../{}", "../{}", "val//{}", "val/./{}", "././{}", "//{}", "a/b/../../{}"],
+)
+def test_tar_with_a_path_that_leads_elsewhere(tmp_path: Path, member: str):
+    """Such images must not be left out silently."""
+    tar = small.tar(tmp_path / "val.tar")
+    with tarfile.open(tar, "a") as archive:
+        archive.addfile(tarfile.TarInfo(member.format(name(7))))
+    assert f"{member.format(name(7))} has '.', '..' or '//' in its path" in refusal(tar)
+
+
 def test_tar_of_several_sets(tmp_path: Path):
     paths = [f"{'ab'[n % 2]}/{name(n)}" for n in NUMBERS]
     assert "has images in several folders: a, b." in refusal(small.tar(tmp_path / "v.tar", paths))
@@ -600,6 +617,64 @@ def test_broken_link_is_not_left_out(tmp_path: Path):
         valset.read(name(7))
 
 
+def make_special(path: Path, kind: str) -> None:
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.path.relpath(path))  # a path of a socket must be short
+    else:
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "character device"])
+@pytest.mark.parametrize("layout", ["flat", "folders"])
+def test_only_regular_files_are_images(tmp_path: Path, monkeypatch, kind: str, layout: str):
+    """A FIFO would wait for a writer, a device may never end."""
+    monkeypatch.chdir(tmp_path)
+    root = LAYOUTS[layout](tmp_path / "set")
+    expected = contents(open_valset(root))
+    make_special(root / "notes.txt", kind)  # not named like an image
+    make_special(root / ".hidden.JPEG", kind)
+    assert contents(open_valset(root)) == expected
+    path = root / ("" if layout == "flat" else synset(1)) / name(7)
+    make_special(path, kind)
+    assert f"{path} is a {kind}, not a regular file.\nReplace it" in refusal(root)
+    (root / "link").symlink_to(path)
+    path.rename(root / "x.fifo")
+    path.symlink_to(root / "x.fifo")
+    assert f"{path} is a {kind}, not a regular file" in refusal(root)
+
+
+def test_a_file_that_becomes_a_fifo_does_not_hang(tmp_path: Path):
+    root = small.flat(tmp_path / "set")
+    valset = open_valset(root)
+    (root / name(2)).unlink()
+    os.mkfifo(root / name(2))
+    with pytest.raises(UnreadableImage, match=r"00000002\.JPEG is a FIFO, not a regular file"):
+        valset.read(name(2))
+
+
+def test_a_fifo_is_no_set(tmp_path: Path):
+    os.mkfifo(tmp_path / "val.tar")
+    assert "val.tar is a FIFO, not a regular file" in refusal(tmp_path / "val.tar")
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "data" / "validation-00000-of-00001.parquet")
+    assert "00001.parquet is a FIFO, not a regular file" in refusal(tmp_path)
+
+
+def test_a_link_that_leads_to_itself_is_not_left_out(tmp_path: Path):
+    for layout in ("flat", "folders"):
+        root = LAYOUTS[layout](tmp_path / layout)
+        link = root / ("" if layout == "flat" else synset(7)) / name(7)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(link.name)
+        valset = open_valset(root)
+        assert len(valset.samples) == IMAGES + 1
+        with pytest.raises(UnreadableImage, match="Too many levels of symbolic links"):
+            valset.read(str(link.relative_to(root)))
+
+
 def test_system_errors_are_ours(tmp_path: Path, monkeypatch):
     """As of a disk that fails, or of a folder without permission."""
 
@@ -618,6 +693,24 @@ def test_name_that_is_no_utf8(tmp_path: Path):
         pytest.skip("this file system has UTF-8 names only")
     labels = listed(tmp_path / "list.txt", {"n": 1})
     assert "not valid UTF-8" in refusal(tmp_path, labels)
+
+
+@pytest.mark.parametrize("what", ["--data", "--labels"])
+def test_path_that_is_no_utf8(tmp_path: Path, what: str):
+    """No report could name it: better said before anything is measured."""
+    root = small.flat(tmp_path / "set")
+    labels = listed(tmp_path / "list.txt", {name(n): official_labels()[n - 1] for n in NUMBERS})
+    try:
+        if what == "--data":
+            root = root.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+        else:
+            labels = labels.rename(tmp_path / os.fsdecode(b"caf\xe9.txt"))
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    message = refusal(root, labels)
+    assert message.startswith(what)
+    assert "the path is not valid UTF-8" in message
+    message.encode()
 
 
 # Parquet
@@ -650,7 +743,10 @@ def test_test_split_has_no_labels(tmp_path: Path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": [{"bytes": b"a", "path": None}] * 3}, "row 0: None is not the name of a validation"),
+        (
+            {"image": [{"bytes": b"a", "path": None}] * 3},
+            "row 0: None is not the name of a validation",
+        ),
         ({"image": [{"bytes": b"a", "path": "a.jpg"}] * 3}, "row 0: a.jpg is not the name"),
         ({"image": [{"bytes": b"a", "path": [1]}] * 3}, "cannot be read as parquet: "),
         ({"image": [{"bytes": b"a", "path": 7}] * 3}, "row 0: 7 is not the name"),

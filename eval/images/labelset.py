@@ -9,13 +9,13 @@ left without a label do not count. The labels are those that timm ships
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eval.errors import DataError
 from eval.images.labels import official_number
+from eval.images.text import timm_info
 from eval.images.valset import ValSet
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def real(valset: ValSet) -> LabelSet:
 @functools.cache
 def real_labels() -> tuple[frozenset[int], ...]:
     """The labels of ILSVRC2012_val_00000001.JPEG and the 49,999 that follow it."""
-    file = importlib.resources.files("timm.data") / "_info" / "imagenet_real_labels.json"
-    return tuple(frozenset(labels) for labels in json.loads(file.read_text(encoding="utf-8")))
+    rows = json.loads(timm_info("imagenet_real_labels.json"))
+    return tuple(frozenset(labels) for labels in rows)
 
 
 def score(label_set: LabelSet, top: NDArray[np.int64]) -> LabelScore:

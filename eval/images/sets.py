@@ -13,13 +13,13 @@ numbers of images are those of timm's results/README.md.
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from eval.images.classes import IMAGENET, ClassList
 from eval.images.labels import official_number
+from eval.images.text import timm_info
 
 _SKETCH = re.compile(r"sketch_[0-9]+\.JPEG")
 # A and R are recognised by their classes. More than they share, and more than chance would give:
@@ -108,5 +108,4 @@ def recognise(
 
 @functools.cache
 def _labels(file: str) -> tuple[int, ...]:
-    text = (importlib.resources.files("timm.data") / "_info" / file).read_text(encoding="utf-8")
-    return tuple(sorted(IMAGENET.index_of[synset] for synset in text.split()))
+    return tuple(sorted(IMAGENET.index_of[synset] for synset in timm_info(file).split()))

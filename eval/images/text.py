@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,6 +44,15 @@ def check_path(option: str, path: Path) -> None:
             f"{option} {shown(str(path))}: the path is not valid UTF-8.\n"
             "Rename it; if its name is correct, check the locale (LANG, LC_ALL)."
         )
+
+
+def timm_info(file: str) -> str:
+    """A file of timm's ``data/_info``, without importing timm, which takes seconds."""
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).parent / "data" / "_info" / file
+    return path.read_text(encoding="utf-8")
 
 
 def read_text(path: Path, what: str, rows: str) -> str:

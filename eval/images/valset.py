@@ -88,10 +88,15 @@ class ValSet:
         """The first n images of a fixed shuffled order, sorted again.
 
         The order is that of the SHA-256 of the file names: the same on every machine and in every
-        layout. A larger limit contains the images of a smaller one.
+        layout. A larger limit contains the images of a smaller one. What is left knows how many
+        images the whole set has.
         """
         chosen = sorted(self.shuffled()[:n])
-        return replace(self, samples=tuple(self.samples[i] for i in chosen))
+        image_set = self.image_set
+        if image_set.images is None:
+            image_set = replace(image_set, images=len(self.samples))
+        samples = tuple(self.samples[i] for i in chosen)
+        return replace(self, samples=samples, image_set=image_set)
 
     def shuffled(self) -> list[int]:
         """Indices of all images in the fixed shuffled order of `limited`."""

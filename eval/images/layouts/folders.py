@@ -75,7 +75,7 @@ def _files(entries: Iterable[os.DirEntry[str]], classes: ClassList) -> Iterator[
         if not _is_folder(entry):
             yield _checked(entry).name
         elif entry.name in classes.index_of:
-            for inner in os.scandir(entry):
+            for inner in list(os.scandir(entry)):
                 if not _is_folder(inner):
                     yield f"{entry.name}/{_checked(inner).name}"
 
@@ -108,7 +108,7 @@ def _labels_by_number(folder: Path, classes: int) -> tuple[str, dict[str, int | 
     label_of: dict[str, int | None] = {
         f"{number}/{_checked(entry).name}": int(number)
         for number in _numbers(classes)
-        for entry in os.scandir(folder / number)
+        for entry in list(os.scandir(folder / number))
         if is_image(entry.name) and not _is_folder(entry)
     }
     if any(official_number(path) for path in label_of):
