@@ -32,7 +32,7 @@ from small_results import (
 
 from eval import regression, score
 from eval.errors import UsageError
-from eval.images.classes import Class, ClassList, imagenet_classes
+from eval.images.classes import ClassList, ImageClass, imagenet_classes
 from eval.images.preprocess import crop_torchvision
 from eval.judge import gate
 from eval.judge.gate import Asked, Limit, compare, mcnemar, pair
@@ -1272,7 +1272,7 @@ def test_a_history_may_hold_more_variants_than_are_asked_about() -> None:
 
 
 def test_the_classes_are_the_candidates_or_else_the_baselines() -> None:
-    first, second = (ClassList(name, (Class("dir", "title"),)) for name in "ab")
+    first, second = (ClassList(name, (ImageClass("dir", "title"),)) for name in "ab")
     for before, after, expected in (
         (first, second, second),
         (first, None, first),

@@ -17,13 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval.config import VariantConfig
-from eval.judge.gate import Limits
+
+if TYPE_CHECKING:  # the gate reads verdicts, which come from here
+    from eval.judge.gate import Limits
 
 ALPHA = 0.001  # error probability of a whole run
 CONFIDENCE = 0.95  # of the intervals that are shown
