@@ -925,11 +925,13 @@ def test_the_limit_itself_is_allowed_and_one_more_is_not(
         assert comparison.exit_code == (0 if passed else 1)
 
 
-@pytest.mark.parametrize(("bad", "passed"), [(0, True), (1, False)])
-def test_unreadable_images_by_hand(bad: int, passed: bool) -> None:
-    (comparison,) = compare(_result(), _result(bad_images=bad))
+@pytest.mark.parametrize(
+    ("before", "now", "passed"), [(0, 0, True), (0, 1, False), (2, 2, True), (2, 3, False)]
+)
+def test_unreadable_images_by_hand(before: int, now: int, passed: bool) -> None:
+    (comparison,) = compare(_result(bad_images=before), _result(bad_images=now))
     (check,) = [check for check in comparison.checks if check.name == "unreadable images"]
-    assert check == gate.Check("unreadable images", passed, f"0 before, {bad} now")
+    assert check == gate.Check("unreadable images", passed, f"{before} before, {now} now")
 
 
 def test_flips_by_hand() -> None:
@@ -957,6 +959,13 @@ def test_flips_by_hand() -> None:
         gate.ClassChange(4, images=1, before=0, after=1),
     )
     assert (found.p_value(1), found.p_value(5)) == (1.0, 1.0)
+
+
+def test_no_flips_by_hand() -> None:
+    rows = {("x", "f"): replace(a_row(), form="f", images=1, top1_correct=1, top5_correct=1)}
+    predictions = Predictions(("a",), np.array([3]), {"f": np.array([0])}, {"f": np.array([3])})
+    (comparison,) = compare(*[Result("x", rows, predictions)] * 2)
+    assert gate.Check("flips", True, "none; may be 5 besides wrong to right") in comparison.checks
 
 
 def test_the_order_of_flips_and_classes() -> None:
@@ -1013,13 +1022,18 @@ def test_defaults_by_hand() -> None:
 
 def test_notes_by_hand() -> None:
     cells = dict.fromkeys(gate.NOTED, "same") | {"torch": "2.5.0", "git_commit": "0123456789abcdef"}
-    after_cells = cells | {"torch": "2.6.0", "git_commit": ""}
+    after_cells = cells | {"torch": "2.6.0", "git_commit": "", "timm": "123456789012345"}
+    cells["timm"] = ""
     before, after = _result(), _result()
     key = ("x", "x")
     before = replace(before, rows={key: replace(before.rows[key], cells=cells)})
     after = replace(after, rows={key: replace(after.rows[key], cells=after_cells)})
     (comparison,) = compare(before, after)
-    assert comparison.notes == ("torch 2.5.0 -> 2.6.0", "git_commit 0123456789abc -> unknown")
+    assert comparison.notes == (
+        "torch 2.5.0 -> 2.6.0",
+        "timm unknown -> 1234567890123",
+        "git_commit 0123456789abc -> unknown",
+    )
     (comparison,) = compare(before, before)
     assert comparison.notes == ("both are the same run",)
 
@@ -1236,6 +1250,27 @@ def test_refusals_word_for_word() -> None:
         "images is 1000 in the baseline and 999 in the candidate; "
         f"dataset_sha256 is {first[:12]} in the baseline and {second[:12]} in the candidate.\n"
         "Only runs on the same images, labels and preprocessing can be compared."
+    )
+
+
+@pytest.mark.parametrize(
+    ("baseline", "candidate", "stopped"),
+    [
+        ({}, {"images": 400, "images_expected": 1000, "verdict": Verdict.FAIL}, True),
+        ({}, {"images": 400, "images_expected": 1000, "verdict": Verdict.PARTIAL}, False),
+        ({}, {"images": 400, "images_expected": 400, "verdict": Verdict.FAIL}, False),
+        ({"preprocess": "p"}, {"images_expected": 2000, "verdict": Verdict.FAIL}, False),
+    ],
+)
+def test_only_a_run_that_was_stopped_early_is_said_to_be(
+    baseline: dict[str, object], candidate: dict[str, object], stopped: bool
+) -> None:
+    key = ("base", "u")
+    advice = _refused(_named("A", key, **baseline), _named("B", key, **candidate)).splitlines()[1]
+    assert advice == (
+        "The candidate was stopped early, with FAIL: only a whole run can be compared."
+        if stopped
+        else "Only runs on the same images, labels and preprocessing can be compared."
     )
 
 
