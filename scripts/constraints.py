@@ -12,6 +12,8 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+from eval.command import run_command
+
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 NOT_FOR_USERS = {"test", "dev"}
 HEADER = """\
@@ -45,4 +47,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(lambda _: main()))

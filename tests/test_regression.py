@@ -32,7 +32,7 @@ from small_results import (
 
 from eval import regression, score
 from eval.errors import UsageError
-from eval.images.classes import imagenet_classes
+from eval.images.classes import ClassList, ImageClass, imagenet_classes
 from eval.images.preprocess import crop_torchvision
 from eval.judge import gate
 from eval.judge.gate import Asked, Limit, compare, mcnemar, pair
@@ -925,11 +925,13 @@ def test_the_limit_itself_is_allowed_and_one_more_is_not(
         assert comparison.exit_code == (0 if passed else 1)
 
 
-@pytest.mark.parametrize(("bad", "passed"), [(0, True), (1, False)])
-def test_unreadable_images_by_hand(bad: int, passed: bool) -> None:
-    (comparison,) = compare(_result(), _result(bad_images=bad))
+@pytest.mark.parametrize(
+    ("before", "now", "passed"), [(0, 0, True), (0, 1, False), (2, 2, True), (2, 3, False)]
+)
+def test_unreadable_images_by_hand(before: int, now: int, passed: bool) -> None:
+    (comparison,) = compare(_result(bad_images=before), _result(bad_images=now))
     (check,) = [check for check in comparison.checks if check.name == "unreadable images"]
-    assert check == gate.Check("unreadable images", passed, f"0 before, {bad} now")
+    assert check == gate.Check("unreadable images", passed, f"{before} before, {now} now")
 
 
 def test_flips_by_hand() -> None:
@@ -957,6 +959,13 @@ def test_flips_by_hand() -> None:
         gate.ClassChange(4, images=1, before=0, after=1),
     )
     assert (found.p_value(1), found.p_value(5)) == (1.0, 1.0)
+
+
+def test_no_flips_by_hand() -> None:
+    rows = {("x", "f"): replace(a_row(), form="f", images=1, top1_correct=1, top5_correct=1)}
+    predictions = Predictions(("a",), np.array([3]), {"f": np.array([0])}, {"f": np.array([3])})
+    (comparison,) = compare(*[Result("x", rows, predictions)] * 2)
+    assert gate.Check("flips", True, "none; may be 5 besides wrong to right") in comparison.checks
 
 
 def test_the_order_of_flips_and_classes() -> None:
@@ -1013,13 +1022,18 @@ def test_defaults_by_hand() -> None:
 
 def test_notes_by_hand() -> None:
     cells = dict.fromkeys(gate.NOTED, "same") | {"torch": "2.5.0", "git_commit": "0123456789abcdef"}
-    after_cells = cells | {"torch": "2.6.0", "git_commit": ""}
+    after_cells = cells | {"torch": "2.6.0", "git_commit": "", "timm": "123456789012345"}
+    cells["timm"] = ""
     before, after = _result(), _result()
     key = ("x", "x")
     before = replace(before, rows={key: replace(before.rows[key], cells=cells)})
     after = replace(after, rows={key: replace(after.rows[key], cells=after_cells)})
     (comparison,) = compare(before, after)
-    assert comparison.notes == ("torch 2.5.0 -> 2.6.0", "git_commit 0123456789abc -> unknown")
+    assert comparison.notes == (
+        "torch 2.5.0 -> 2.6.0",
+        "timm unknown -> 1234567890123",
+        "git_commit 0123456789abc -> unknown",
+    )
     (comparison,) = compare(before, before)
     assert comparison.notes == ("both are the same run",)
 
@@ -1112,3 +1126,193 @@ def test_help_needs_no_heavy_imports(module: str) -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines()[-1] == "[]"
     assert f"usage: python -m eval.{module}" in shown.stdout
+
+
+@pytest.mark.parametrize("losses", [0, 9])
+def test_nothing_that_happens_to_stdout_changes_a_verdict(tmp_path: Path, losses: int) -> None:
+    """`| true` and `>/dev/full`: a regression stays 1, and the reports are written."""
+    two(tmp_path, ranks(60), _moved(60, losses=losses))
+    sides = ["--baseline", str(tmp_path / "a"), "--candidate", str(tmp_path / "b")]
+    command = [sys.executable, "-m", "eval.regression", *sides, "--output", str(tmp_path / "out")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == ""
+        assert run.wait(timeout=60) == (1 if losses else 0)
+    assert (tmp_path / "out" / "junit.xml").exists()
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert done.returncode == (1 if losses else 2)
+        assert "stdout cannot be written" in done.stderr or losses
+        assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_is_130(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eval.results.read.read_result", interrupt)
+    assert gate_run()[0] == 130
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_why_nothing_was_compared(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    two(tmp_path, ranks(60), ranks(60), preprocess="paddle")
+    code, told = gate_run("--output", str(tmp_path / "a" / "summary.csv" / "x"))
+    assert code == 2
+    assert "preprocess is torchvision in the baseline" in told
+    assert "junit.xml cannot be written" in told
+
+
+def test_errors_from_files_are_printed_safely(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    evil = "x\x1b[2J\nOK  not worse than the baseline"
+    for folder, name in (("a", evil), ("b", f"{evil}2")):
+        write_result(tmp_path / folder, ranks(60), run_id=evil, variant=name, predictions=False)
+    code, told = gate_run()
+    assert code == 2
+    assert len(told.splitlines()) == 1
+    assert "\x1b" not in told
+    write_result(tmp_path / "c", {evil: ranks(60)}, run_id=evil, variant=evil, predictions=False)
+    write_result(tmp_path / "d", {evil: ranks(40)}, run_id=evil, variant=evil, predictions=False)
+    code, told = gate_run(baseline="c", candidate="d")
+    assert code == 1
+    assert "\x1b" not in told
+    assert told.splitlines().count("OK  not worse than the baseline") == 0
+
+
+# --- Refusals, word for word
+
+
+def _refused(baseline: Result, candidate: Result, asked: Asked = gate.DEFAULTS) -> str:
+    with pytest.raises(UsageError) as caught:
+        compare(baseline, candidate, asked)
+    return str(caught.value)
+
+
+def _predictions() -> Predictions:
+    return Predictions(("a",), np.array([0]), {"u": np.array([0])}, {"u": np.array([0])})
+
+
+def _named(source: str, *keys: tuple[str, str], **cells: object) -> Result:
+    row = _result().rows["x", "x"]
+    rows = {key: replace(row, variant=key[0], form=key[1], **cells) for key in keys}
+    return Result(source, rows)
+
+
+def test_refusals_word_for_word() -> None:
+    one, two_forms = ("base", "u"), (("base", "u"), ("base", "f"))
+    assert _refused(_named("A", one, ("small", "u")), _named("B", ("large", "u"))) == (
+        "Not comparable: variant is base, small in the baseline (A) and large in the candidate (B)."
+    )
+    assert _refused(_named("A", one), _named("B", *two_forms)) == (
+        "Not comparable: form is u in the baseline and u, f in the candidate.\n"
+        "Name one with --form NAME, or as --form BASELINE:CANDIDATE."
+    )
+    for form, missing, source in (("i", "i", "A"), ("u:i", "i", "B"), ("i:u", "i", "A")):
+        assert _refused(_named("A", one), _named("B", *two_forms), Asked(form=form)) == (
+            f"--form {form}: {source} has {'u' if source == 'A' else 'u, f'}, and not {missing!r}."
+        )
+    assert _refused(_named("A", one), _named("B", one), Asked(flips=3)) == (
+        "--max-flips needs predictions.csv on both sides; A has none.\n"
+        "Name the result folders, or leave --max-flips out."
+    )
+    with_predictions = replace(_named("A", one), predictions=_predictions())
+    assert "sides; B has none" in _refused(with_predictions, _named("B", one), Asked(flips=3))
+    assert _refused(_named("A", one, verdict=Verdict.FAIL), _named("B", one)) == (
+        "The baseline A (base, u) says FAIL: its accuracy is not the reported one.\n"
+        "Name another result, or allow it on purpose with --allow-failed-baseline."
+    )
+    assert _refused(_named("A", one, verdict=Verdict.DISAGREE), _named("B", one)) == (
+        "The baseline A (base, u) says DISAGREE: its two forms give different predictions.\n"
+        "Name another result as the baseline."
+    )
+    first, second = "1" * 64, "2" * 64
+    others = _named("B", one, weights_sha256=second)
+    assert _refused(_named("A", one, weights_sha256=first), others) == (
+        f"Not comparable (base, u): weights_sha256 is {first[:12]} in the baseline and "
+        f"{second[:12]} in the candidate.\n"
+        "To do so on purpose: python -m eval.regression --allow-other-weights."
+    )
+    others = _named("B", one, preprocess="p", images=999, dataset_sha256=second)
+    assert _refused(_named("A", one, preprocess="q", dataset_sha256=first), others) == (
+        "Not comparable (base, u): preprocess is q in the baseline and p in the candidate; "
+        "images is 1000 in the baseline and 999 in the candidate; "
+        f"dataset_sha256 is {first[:12]} in the baseline and {second[:12]} in the candidate.\n"
+        "Only runs on the same images, labels and preprocessing can be compared."
+    )
+
+
+@pytest.mark.parametrize(
+    ("baseline", "candidate", "stopped"),
+    [
+        ({}, {"images": 400, "images_expected": 1000, "verdict": Verdict.FAIL}, True),
+        ({}, {"images": 400, "images_expected": 1000, "verdict": Verdict.PARTIAL}, False),
+        ({}, {"images": 400, "images_expected": 400, "verdict": Verdict.FAIL}, False),
+        ({"preprocess": "p"}, {"images_expected": 2000, "verdict": Verdict.FAIL}, False),
+    ],
+)
+def test_only_a_run_that_was_stopped_early_is_said_to_be(
+    baseline: dict[str, object], candidate: dict[str, object], stopped: bool
+) -> None:
+    key = ("base", "u")
+    advice = _refused(_named("A", key, **baseline), _named("B", key, **candidate)).splitlines()[1]
+    assert advice == (
+        "The candidate was stopped early, with FAIL: only a whole run can be compared."
+        if stopped
+        else "Only runs on the same images, labels and preprocessing can be compared."
+    )
+
+
+def test_a_comparison_without_predictions_word_for_word() -> None:
+    (comparison,) = compare(_result(), _result(top1_correct=594))
+    assert comparison.paired is None
+    assert comparison.name == "x, x"
+    assert comparison.classes is None
+    assert comparison.checks == (
+        gate.Check("verdict", True, "PASS; PASS before", 0),
+        gate.Check("top-1", False, "-6 images; may drop by 5 images", 1),
+        gate.Check("top-5", True, "+0 images; may drop by 5 images", 1),
+        gate.Check("flips", None, "not checked: no predictions.csv on both sides", 1),
+        gate.Check("unreadable images", True, "0 before, 0 now", 1),
+    )
+    assert (comparison.regressed, comparison.exit_code) == (True, 1)
+
+
+def test_a_form_of_one_against_a_form_of_the_other() -> None:
+    sides = (_named("A", ("base", "u"), ("base", "f")), _named("B", ("base", "i"), ("base", "f")))
+    (comparison,) = compare(*sides, Asked(form="u:i"))
+    assert (comparison.baseline.form, comparison.candidate.form) == ("u", "i")
+    assert comparison.name == "base, u to i"
+    (comparison,) = compare(*sides, Asked(form="f"))
+    assert (comparison.baseline.form, comparison.candidate.form) == ("f", "f")
+
+
+def test_a_history_may_hold_more_variants_than_are_asked_about() -> None:
+    baseline = _named("A", ("base", "u"), ("small", "u"), ("small", "f"))
+    candidate = _named("B", ("base", "u"))
+    (comparison,) = compare(baseline, candidate)
+    assert comparison.candidate.variant == "base"
+    assert len(compare(baseline, baseline)) == 3
+
+
+def test_the_classes_are_the_candidates_or_else_the_baselines() -> None:
+    first, second = (ClassList(name, (ImageClass("dir", "title"),)) for name in "ab")
+    for before, after, expected in (
+        (first, second, second),
+        (first, None, first),
+        (None, second, second),
+        (None, None, None),
+    ):
+        sides = replace(_result(), classes=before), replace(_result(), classes=after)
+        assert compare(*sides)[0].classes is expected

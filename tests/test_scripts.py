@@ -16,7 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from eval.command import run_command
 
-SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
+SCRIPTS = sorted(
+    path.stem
+    for path in (ROOT / "scripts").glob("*.py")
+    if "__main__" in path.read_text(encoding="utf-8")
+)
 
 
 def load_script(name: str) -> ModuleType:
