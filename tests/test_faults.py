@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import pplcnet
 from eval.imagenet import main
 from eval.images.preprocess import Crop
-from eval.models import variants
+from eval.models import identify, variants
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import faults
@@ -50,11 +50,11 @@ def folder(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         monkeypatch.setattr(f"eval.results.html.{name}_plot", lambda *_: Markup("<svg></svg>"))
     monkeypatch.setattr("eval.backends.create_predictor", lambda *_, **__: predict)
     monkeypatch.setattr(pplcnet, "count_macs", lambda _: 1)
-    known = variants.load_forms("small", weights, ("unfused", "reparameterized"), 1000)
+    known, _ = variants.load_forms("small", weights, ("unfused", "reparameterized"), 1000)
 
     def load(_model: str, path: Path, *_: object) -> object:
-        path.read_bytes()  # an operation that can fail
-        return known
+        identify([path])  # opens the file, as the real one does
+        return known, "pplcnet layout"
 
     monkeypatch.setattr(variants, "load_forms", load)
     random = np.random.RandomState(0)
