@@ -81,7 +81,7 @@ def to_request(args: argparse.Namespace, arguments: Sequence[str]) -> Request:
         UsageError: options that do not go together.
     """
     options = {name: value for name, value in vars(args).items() if name in _REQUESTED}
-    request = Request(**options, command=shlex.join(["python", "-m", "eval.imagenet", *arguments]))
+    request = Request(**options, command=f"{program('imagenet')} {shlex.join(arguments)}")
     if request.output is not None:
         return request
     from dataclasses import replace

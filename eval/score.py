@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(arguments)
-    evaluation = score(args, shlex.join(["python", "-m", "eval.score", *arguments]))
+    evaluation = score(args, f"{program('score')} {shlex.join(arguments)}")
     output = args.output or Path("results") / evaluation.provenance.run_id
     with OutputFolder(output) as folder:
         folder.claim()

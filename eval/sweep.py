@@ -355,7 +355,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             load_variant(variant)
     args.weights = [_owned(word, args.variant) for word in args.weights]
     args.cache = args.cache or args.output / "cache"
-    args.command = shlex.join(["python", "-m", "eval.sweep", *arguments])
+    args.command = f"{program('sweep')} {shlex.join(arguments)}"
     return args
 
 
