@@ -71,16 +71,7 @@ def test_no_command_is_forgotten() -> None:
     assert programs - {"cli"} == set(cli.available())
 
 
-PROGRAMS = [
-    pytest.param(
-        name,
-        marks=pytest.mark.xfail(name == "imagenet", reason="it names itself still", strict=False),
-    )
-    for name in cli.available()
-]
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", list(cli.available()))
 def test_a_command_goes_by_the_name_that_was_typed(script: Path, name: str) -> None:
     found = run(script, name, "--help")
     assert found.returncode == 0

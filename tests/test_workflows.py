@@ -1,4 +1,4 @@
-"""The workflows: linted, with few rights and pinned actions, and with commands that exist."""
+"""The workflows and the action: few rights, pinned actions, and commands that exist."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
+from test_action import action, words
 
 from eval import imagenet, regression
+from eval.config import load_variant
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 BASELINES = ROOT / "configs" / "baselines"
+PINNED = r"actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+"
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -29,12 +32,19 @@ def steps(path: Path) -> list[dict[str, Any]]:
     return [step for job in load(path)["jobs"].values() for step in job["steps"]]
 
 
-def commands(path: Path) -> list[list[str]]:
-    """Our own command lines, in words."""
+def measured(path: Path) -> list[list[str]]:
+    """The options that each use of our own action makes."""
+    uses = [step["with"] for step in steps(path) if step.get("uses") == "./"]
+    assert all(set(use) <= set(action["inputs"]) for use in uses)
+    defaults = {name: row["default"] for name, row in action["inputs"].items()}
+    given = [defaults | use for use in uses]
+    return [words({f"INPUT_{name.upper()}": use[name] for name in use}) for use in given]
+
+
+def compared(path: Path) -> list[list[str]]:
+    """The options of each comparison."""
     runs = [shlex.split(step["run"]) for step in steps(path) if "run" in step]
-    return [
-        words[words.index("-m") + 1 :] for words in runs if "-m" in words and "eval" in str(words)
-    ]
+    return [row[row.index("regression") + 1 :] for row in runs if "regression" in row]
 
 
 accuracy = load(ROOT / ".github" / "workflows" / "accuracy.yml")
@@ -62,8 +72,8 @@ def test_rights_are_few_and_actions_are_pinned(path: Path) -> None:
         assert job["timeout-minutes"] <= 360
     used = re.findall(r"uses: (.*)", path.read_text())
     assert used
-    for action in used:
-        assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
+    for name in used:
+        assert name == "./" or re.fullmatch(PINNED, name)
     for step in steps(path):
         if "checkout" in step.get("uses", ""):
             assert step["with"]["persist-credentials"] is False
@@ -95,24 +105,27 @@ def test_the_full_set_is_skipped_where_it_is_absent() -> None:
     assert {"pull_request", "schedule", "workflow_dispatch"} == set(accuracy["on"])
 
 
-def test_the_commands_can_be_parsed_and_fit_together() -> None:
+def request_of(options: list[str]) -> imagenet.Request:
+    options = [word.replace("${{ matrix.variant }}", "base_ssld") for word in options]
+    return imagenet.to_request(imagenet._parser().parse_args(options), options)
+
+
+def test_the_options_can_be_parsed_and_fit_together() -> None:
     path = ROOT / ".github" / "workflows" / "accuracy.yml"
-    lines = commands(path)
-    assert [words[0] for words in lines] == [
-        "eval.imagenet", "eval.regression", "eval.imagenet", "eval.regression"
-    ]  # fmt: skip
-    for measure, gate in zip(lines[::2], lines[1::2], strict=True):
-        words = [word.replace("$VARIANT", "base_ssld") for word in measure[1:]]
-        options = imagenet.parse_options(words)
-        compared = regression._parser().parse_args(
-            [word.replace("$VARIANT", "base_ssld") for word in gate[1:]]
-        )
-        assert Path(compared.candidate) == options.output
-        baseline = Path(compared.baseline)
-        assert baseline.parent == BASELINES.relative_to(ROOT)
-        expected = "demo" if options.demo else f"{options.variant.name}-{options.preprocess}"
-        assert baseline.name == expected
-        assert not compared.accept
+    demo, full = map(request_of, measured(path))
+    assert demo.demo
+    assert demo.baseline == str((BASELINES / "demo").relative_to(ROOT))
+    assert full.data == Path("${{ vars.IMAGENET_VAL }}")
+    assert full.baseline is None  # there is none before the first run
+    assert full.preprocess in load_variant(str(full.variant)).tolerance
+
+    (gate,) = compared(path)
+    gate = [word.replace("$VARIANT", "base_ssld") for word in gate]
+    args = regression._parser().parse_args(gate)
+    assert Path(args.candidate) == full.output
+    assert Path(args.baseline).parent == BASELINES.relative_to(ROOT)
+    assert Path(args.baseline).name == f"{full.variant}-{full.preprocess}"
+    assert not args.accept
 
 
 def test_the_scripts_that_workflows_call_exist() -> None:
