@@ -1,0 +1,89 @@
+"""A result as the metadata of a Hugging Face model card: its ``model-index``.
+
+The specification is ``modelcard.md`` of huggingface/hub-docs; huggingface_hub writes and checks it.
+Only a complete run that was compared with a reference belongs there: a figure on a model card is
+read as the model's accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.config import IMAGENET_VAL_IMAGES
+from eval.errors import UsageError
+
+TASK = "image-classification"
+DATASET = "imagenet-1k"  # its id on the hub
+DATASET_NAME = "ImageNet-1k (ILSVRC2012 validation)"
+SPLIT = "validation"
+JUDGED = ("PASS", "FAIL")
+_SAID = ("form", "preprocess", "precision", "backend")  # of each figure, beside it
+
+
+def model_card(
+    rows: Sequence[Mapping[str, Any]], *, model_name: str, source_url: str | None = None
+) -> str:
+    """The metadata block of a model card, for the top of its ``README.md``.
+
+    Args:
+        rows: those of a run's ``summary.csv``, by name of the column: ``form``, ``preprocess``,
+            ``precision``, ``backend``, ``verdict``, ``images``, ``images_expected``,
+            ``bad_images``, ``top1_correct`` and ``top5_correct``.
+        model_name: what the card calls the model.
+        source_url: a page that shows where the figures come from.
+
+    Returns:
+        YAML between two lines of ``---``: for each row, its top-1 and top-5 accuracy in percent.
+
+    Raises:
+        UsageError: the run is not one over all images of the validation set with a verdict of
+            PASS or FAIL, or its counts make no sense.
+    """
+    if not model_name.strip():
+        raise UsageError("A model card needs the name of its model.")
+    if not rows:
+        raise UsageError("There is no result for a model card: the summary has no rows.")
+    for row in rows:
+        _check(row)
+    from huggingface_hub import EvalResult, ModelCardData  # takes a quarter of a second
+
+    results = [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=DATASET,
+            dataset_name=DATASET_NAME,
+            dataset_split=SPLIT,
+            metric_type="accuracy",
+            metric_name=f"Accuracy top-{k} ({row['form']})",
+            metric_value=100 * int(row[f"top{k}_correct"]) / int(row["images"]),
+            metric_args={"top_k": k, **{name: str(row[name]) for name in _SAID}},
+            source_name="pplcnet-eval" if source_url else None,
+            source_url=source_url,
+        )
+        for row in rows
+        for k in (1, 5)
+    ]
+    try:
+        data = ModelCardData(model_name=model_name, eval_results=results)
+    except ValueError as error:  # by huggingface_hub's own checks
+        raise UsageError(f"The result does not fit a model card: {error}.") from error
+    return f"---\n{data.to_yaml(line_break=chr(10))}\n---\n"
+
+
+def _check(row: Mapping[str, Any]) -> None:
+    form, verdict = row["form"], str(row["verdict"])
+    images, expected, bad = (int(row[n]) for n in ("images", "images_expected", "bad_images"))
+    if verdict not in JUDGED:
+        raise UsageError(
+            f"No model card: the verdict of {form} is {verdict}.\n"
+            f"Only {' and '.join(JUDGED)} come from a complete run with a reference."
+        )
+    if not images == expected == IMAGENET_VAL_IMAGES or bad:
+        raise UsageError(
+            f"No model card: {form} was measured on {images - bad:,} of {expected:,} images.\n"
+            f"A card states the accuracy on all {IMAGENET_VAL_IMAGES:,} of the validation set."
+        )
+    top1, top5 = int(row["top1_correct"]), int(row["top5_correct"])
+    if not 0 <= top1 <= top5 <= images:
+        raise UsageError(f"No model card: {form} has {top1} and {top5} of {images} correct.")
