@@ -1,14 +1,14 @@
-"""PP-LCNetV2 in PyTorch, as trained and as deployed.
+"""PP-LCNetV2 in PyTorch: the form that is trained and the form that is deployed.
 
 >>> import pplcnet
 >>> model = pplcnet.create_model("base")
 >>> pplcnet.load_weights(model, "PPLCNetV2_base_pretrained.pdparams")  # doctest: +SKIP
 >>> deploy = pplcnet.reparameterize(model)
 
-It also registers the models with timm, as ``pplcnetv2_small``, ``_base`` and ``_large``, as soon as
-timm is imported, before or after.
+The models are also registered with timm, as ``pplcnetv2_small``, ``pplcnetv2_base`` and
+``pplcnetv2_large``, whether timm is imported before this package or after it.
 
-Names are imported when they are first used: `pplcnet.VARIANTS` does without torch.
+Names are imported when they are first used, so `pplcnet.VARIANTS` works without importing torch.
 """
 
 from importlib import import_module as _import_module

@@ -1,4 +1,4 @@
-"""The released weights, from wherever they can be had: for ``--weights auto``."""
+"""Find or download the released weights, for ``--weights auto``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from pplcnet._errors import WeightsError, one_line
 OFFICIAL = "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/legendary_models"
 HUB_FILE = "model.safetensors"
 
-_HUB_TIMEOUT = 5.0  # seconds for the first answer
-_TIMEOUT = 10.0  # seconds without an answer
-_LOCK_TIMEOUT = 900.0  # seconds that another process may take to fetch the same file
+_HUB_TIMEOUT = 5.0  # seconds for the hub's first response
+_TIMEOUT = 10.0  # seconds without a response
+_LOCK_TIMEOUT = 900.0  # seconds that another process may take to download the same file
 _TRIES = 5
 _CHUNK = 1 << 18
 
@@ -38,9 +38,9 @@ class Source:
     """Where the weights of one variant are published.
 
     Attributes:
-        repo: on the Hugging Face hub, in timm's layout; `HUB_FILE` in it.
-        file: PaddleClas's, below `OFFICIAL`; also its name in our cache.
-        sha256: of that file. PaddleClas publishes none, so none is known.
+        repo: a repository on the Hugging Face hub; its `HUB_FILE` is in timm's layout.
+        file: PaddleClas's file name, under `OFFICIAL` and in our cache.
+        sha256: of that file; None if unknown, since PaddleClas publishes no hashes.
     """
 
     repo: str
@@ -57,10 +57,10 @@ SOURCES: dict[str, Source] = {
 
 
 def cache_dir() -> Path:
-    """Where downloads are kept: ``$PPLCNET_CACHE``, else ``pplcnet`` in the user's cache."""
+    """The cache for downloads: ``$PPLCNET_CACHE``, else ``pplcnet`` in the user's cache folder."""
     if own := os.environ.get("PPLCNET_CACHE"):
         return Path(own)
-    # As torch and huggingface_hub do on every system, rather than each system's own custom.
+    # The same rule on every system, as in torch and huggingface_hub.
     user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
     return Path(user_cache) / "pplcnet"
 
@@ -68,20 +68,20 @@ def cache_dir() -> Path:
 def fetch_weights(name: str, *, progress: bool = True) -> Path:
     """Find or download the released weights of a variant.
 
-    In this order: our cache, the Hugging Face cache, the hub, PaddleClas's server. With
-    ``HF_HUB_OFFLINE`` set, nothing is downloaded. ``PPLCNET_MIRROR`` names another server (a URL
-    of a folder) in PaddleClas's place, which is then asked even so.
+    Tried in this order: our cache, the Hugging Face cache, the hub, PaddleClas's server. If
+    ``HF_HUB_OFFLINE`` is set, nothing is downloaded. ``PPLCNET_MIRROR`` (the URL of a folder)
+    replaces PaddleClas's server and is used even when ``HF_HUB_OFFLINE`` is set.
 
     Args:
         name: a key of `SOURCES`.
-        progress: show a bar on stderr.
+        progress: show a progress bar on stderr.
 
     Returns:
-        The file: `.safetensors` from the hub, `.pdparams` otherwise.
+        Path of the file: `.safetensors` from the hub, `.pdparams` otherwise.
 
     Raises:
-        WeightsError: it cannot be had; the message says what was tried, which file to fetch and
-            where to put it.
+        WeightsError: no weights were found; the message says what was tried, which file to
+            download and where to put it.
     """
     if name not in SOURCES:
         raise WeightsError(f"No weights are published for {name!r}, only for {', '.join(SOURCES)}.")
@@ -105,8 +105,8 @@ def fetch_weights(name: str, *, progress: bool = True) -> Path:
     except WeightsError as error:
         reasons.append(f"{url} ({error})")
     raise WeightsError(
-        f"No weights for {name} on this machine, nor from {' or '.join(reasons)}.\n"
-        f"Fetch {url} and put it at {cached}, or name the file with --weights FILE."
+        f"No weights for {name}: none on this machine, and none from {' or '.join(reasons)}.\n"
+        f"Download {url} to {cached}, or give a file with --weights FILE."
     )
 
 
@@ -118,7 +118,7 @@ def _offline() -> bool:
 
 @contextlib.contextmanager
 def _hub_progress(shown: bool) -> Iterator[None]:
-    """Whether the hub's client draws its bars, which it offers only as a global switch."""
+    """Show or hide the hub client's progress bars, for which it only has a global switch."""
     from huggingface_hub import utils
 
     if shown or utils.are_progress_bars_disabled():
@@ -132,8 +132,8 @@ def _hub_progress(shown: bool) -> Iterator[None]:
 
 
 def _from_hub(repo: str, progress: bool) -> Path:
-    """The file in the Hugging Face cache, downloaded unless it is there."""
-    import huggingface_hub as hub  # takes a quarter of a second, which only this needs
+    """The file in the Hugging Face cache; downloaded if it is not there yet."""
+    import huggingface_hub as hub  # here, because importing it takes a quarter of a second
 
     try:
         cached = hub.try_to_load_from_cache(repo, HUB_FILE)
@@ -141,14 +141,14 @@ def _from_hub(repo: str, progress: bool) -> Path:
             return Path(cached)
         if _offline():
             raise WeightsError("not in its cache, and HF_HUB_OFFLINE is set")
-        # Asked first and once: hf_hub_download retries for half a minute when there is no network.
+        # One request first: without a network, hf_hub_download retries for half a minute.
         metadata = hub.get_hf_file_metadata(hub.hf_hub_url(repo, HUB_FILE), timeout=_HUB_TIMEOUT)
         with _hub_progress(progress):
             path = Path(hub.hf_hub_download(repo, HUB_FILE))
     except WeightsError:
         raise
-    # The hub's client, and with it what it raises, was another in each of its major versions
-    # (requests, httpx, httpx2), and hf_xet adds its own. Whatever it is, there is one more source.
+    # Each major version of huggingface_hub raises the errors of another HTTP client (requests,
+    # httpx, httpx2), and hf_xet adds its own. Whatever went wrong, there is one more source to try.
     except Exception as error:
         raise WeightsError(one_line(error)) from error
     if metadata.etag and re.fullmatch("[0-9a-f]{64}", metadata.etag):  # the file's SHA-256
@@ -157,18 +157,24 @@ def _from_hub(repo: str, progress: bool) -> Path:
 
 
 def download(url: str, target: Path, *, sha256: str | None = None, progress: bool = True) -> Path:
-    """Download weights over HTTP; a download that broke off is continued.
+    """Download a checkpoint over HTTP, resuming an interrupted download.
 
-    `target` appears only when complete. Until then the bytes are in ``<target>.part``, with the
-    server's ETag beside them, so that two versions of a file are never glued together. Several
-    processes may ask for the same file: one fetches it, the others wait.
+    `target` appears only when it is complete. Until then the bytes are in ``<target>.part``, with
+    the server's ETag beside them, so that parts of two versions are never joined. If several
+    processes need the same file, one downloads it and the others wait.
+
+    Args:
+        url: an http or https address.
+        target: where to put the file.
+        sha256: expected hash of the file, hexadecimal; None to skip the check.
+        progress: show a progress bar on stderr.
 
     Returns:
         `target`.
 
     Raises:
-        WeightsError: no connection, an HTTP error, a broken download, or something that is not
-            weights. The message is a clause, without `url`.
+        WeightsError: no connection, an HTTP error, an incomplete or damaged download, or a file
+            that is not a checkpoint. The message does not contain `url`; the caller adds it.
     """
     if not url.startswith(("http://", "https://")):
         raise WeightsError("not an http or https address")
@@ -176,7 +182,7 @@ def download(url: str, target: Path, *, sha256: str | None = None, progress: boo
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock", timeout=_LOCK_TIMEOUT):
-            if target.is_file():  # another process has fetched it meanwhile
+            if target.is_file():  # another process has downloaded it in the meantime
                 return target
             _receive_all(url, part, progress)
             if sha256 is not None:
@@ -196,18 +202,18 @@ def download(url: str, target: Path, *, sha256: str | None = None, progress: boo
 
 
 class _OtherFile(ConnectionError):
-    """What the server offers does not continue what was received before."""
+    """The server's file is not the one that was partly received before."""
 
 
 def _receive_all(url: str, part: Path, progress: bool) -> None:
-    """Receive until complete, as long as each try wins some bytes."""
+    """Retry until the file is complete, as long as each attempt receives some bytes."""
     for tries_left in reversed(range(_TRIES)):
         had = _size(part)
         try:
             _receive(url, part, progress)
             return
         except _OtherFile:
-            _etag_file(part).unlink(missing_ok=True)  # without it, nothing is continued
+            _etag_file(part).unlink(missing_ok=True)  # without an ETag, the next try starts over
             if tries_left == 0:
                 raise
         except (OSError, http.client.HTTPException):
@@ -216,7 +222,7 @@ def _receive_all(url: str, part: Path, progress: bool) -> None:
 
 
 def _receive(url: str, part: Path, progress: bool) -> None:
-    """Receive once, from where `part` ends if the server has the same file still."""
+    """Receive once, resuming at the end of `part` if the server still has the same file."""
     etag_file = _etag_file(part)
     etag = etag_file.read_text(encoding="latin-1") if etag_file.is_file() else ""
     offset = _size(part) if etag else 0
@@ -228,7 +234,7 @@ def _receive(url: str, part: Path, progress: bool) -> None:
             sent = response.headers.get("Content-Range", "")
             continued = re.fullmatch(rf"bytes {offset}-\d+/(\d+)", sent)
             if continued is None or new_etag != etag:
-                raise _OtherFile("the server sent a part of some other file")
+                raise _OtherFile("the server sent part of a different file")
             total = int(continued[1])
         else:
             offset = 0
@@ -236,17 +242,17 @@ def _receive(url: str, part: Path, progress: bool) -> None:
         if offset == 0:
             if (first or not total) and (kind := kind_of(first)) not in READERS:
                 raise WeightsError(f"the server sent a {kind}, not weights")
-            etag_file.unlink(missing_ok=True)  # before the bytes that it vouched for go
+            etag_file.unlink(missing_ok=True)  # before the bytes that it identifies are deleted
             part.write_bytes(b"")
-            if new_etag.startswith('"'):  # not a weak one, which vouches for no bytes
+            if new_etag.startswith('"'):  # a weak ETag does not identify the exact bytes
                 etag_file.write_text(new_etag, encoding="latin-1")
         _append(part, first, response, total, progress)
     if total is not None and _size(part) != total:
-        raise ConnectionError(f"broke off at {_size(part):,} of {total:,} bytes; try again")
+        raise ConnectionError(f"interrupted at {_size(part):,} of {total:,} bytes; try again")
 
 
 def _request(url: str, offset: int, etag: str) -> http.client.HTTPResponse:
-    # `download` has made sure that it is http or https.
+    # `download` has checked that this is an http or https URL.
     request = urllib.request.Request(url, headers={"User-Agent": "pplcnet"})  # noqa: S310
     if offset:
         request.add_header("Range", f"bytes={offset}-")
@@ -259,7 +265,7 @@ def _request(url: str, offset: int, etag: str) -> http.client.HTTPResponse:
     except urllib.error.HTTPError as error:
         if offset and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             error.close()
-            raise _OtherFile("the server's file is no longer than what was received") from error
+            raise _OtherFile("the server's file is not longer than the part received") from error
         raise
 
 
@@ -299,10 +305,10 @@ def _size(path: Path) -> int:
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    """Remove the file unless it is the one that was published."""
+    """Delete the file and raise `WeightsError` unless it has the published hash."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
-        path.resolve().unlink()  # the hub's cache holds links
+        path.resolve().unlink()  # in the hub's cache, it is a symbolic link
         path.unlink(missing_ok=True)
-        raise WeightsError(f"damaged on the way: sha256 {found[:16]}... is not {expected[:16]}...")
+        raise WeightsError(f"damaged download: sha256 {found[:16]}..., not {expected[:16]}...")

@@ -1,20 +1,20 @@
-"""What goes wrong with weights, and how it is put."""
+"""The errors of reading and downloading weights, and the advice in their messages."""
 
 from __future__ import annotations
 
-FETCH_AGAIN = "Get the file again, or let --weights auto do it."
-SAVE_TENSORS = "Where you trust it, load it and save only model.state_dict()."
+FETCH_AGAIN = "Download the file again, or use --weights auto."
+SAVE_TENSORS = "If you trust the file, load it and save only model.state_dict()."
 
 
 class WeightsError(Exception):
-    """Weights are missing, damaged, refused or of another model.
+    """Weights are missing, damaged, refused, or belong to another model.
 
-    The message is one or two lines: what was found, where, and what to do.
+    The message is one or two lines: what is wrong, where, and what to do.
     """
 
 
 class Refused(Exception):
-    """What a file holds was understood and is not accepted; the path is still to be added."""
+    """The content of a file was understood but is not accepted; the caller adds the path."""
 
     def __init__(self, found: str, advice: str) -> None:
         super().__init__(found, advice)
@@ -23,16 +23,16 @@ class Refused(Exception):
 
 
 def quoted(value: object) -> str:
-    """A value from a file: short, and safe to print on a terminal.
+    """A value from a file, shortened and safe to print on a terminal.
 
-    `value` must be text, bytes, or a flat tuple of numbers.
+    `value` must be a string, bytes, or a flat tuple of numbers.
     """
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception of some library says: one line, short, safe to print."""
+    """The message of a library's exception as one short ASCII line."""
     line = " ".join(str(error).split()).encode("ascii", "backslashreplace").decode()
     line = line if len(line) <= 120 else f"{line[:117]}..."
     return line.rstrip(".") or type(error).__name__

@@ -1,11 +1,11 @@
-"""PP-LCNetV2: the network, as trained.
+"""PP-LCNetV2, the network in its unfused (training) form.
 
 Source: PaddleClas ``ppcls/arch/backbone/legendary_models/pp_lcnet_v2.py`` and ``PP-LCNetV2.md``.
-Every convolution but those of the squeeze-excite gate is bias-free and, apart from the last one,
-followed by batch normalisation. The deploy form is made by `pplcnet.reparameterize`.
+All convolutions except those in the squeeze-excite gate are bias-free; all of these except the last
+one are followed by batch normalisation. `pplcnet.reparameterize` makes the deploy form.
 """
 
-# No `from __future__ import annotations`: torch.fx takes an annotation that is text for code.
+# No `from __future__ import annotations`: torch.fx evaluates annotations that are strings.
 
 import itertools
 from typing import NamedTuple
@@ -22,12 +22,12 @@ HEAD_WIDTH = 1280
 
 
 class Stage(NamedTuple):
-    """What the blocks of one stage have in common."""
+    """The options that the blocks of one stage share."""
 
     width: int  # output channels at scale 1.0
-    kernel: int  # depthwise kernel size, the largest one where there are branches
-    rep: bool  # parallel depthwise branches that fold into one
-    split_pw: bool  # two pointwise convolutions through half the channels
+    kernel: int  # depthwise kernel size; with branches, the largest one
+    rep: bool  # parallel depthwise branches, merged in the deploy form
+    split_pw: bool  # two pointwise convolutions, with half the channels between them
     se: bool  # squeeze-excite after the depthwise convolution
     shortcut: bool  # residual connection where the shape allows it
 
@@ -43,7 +43,7 @@ STEM_WIDTHS = (32, 64)
 
 
 def scaled_width(width: int, scale: float, divisor: int = 8) -> int:
-    """Channels at a scale: the nearest multiple of `divisor`, at most 10 % below the product."""
+    """Scale a number of channels and round it to a multiple of `divisor`, losing at most 10 %."""
     target = width * scale
     rounded = max(divisor, int(target + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * target else rounded
@@ -66,7 +66,7 @@ class ConvBN(nn.Module):
         return self.bn(self.conv(x))  # type: ignore[no-any-return]
 
     def fuse(self) -> nn.Conv2d:
-        """The one convolution, with bias, that this equals in inference."""
+        """One convolution, with bias, that gives the same result in inference."""
         return conv_with(self.conv, *fold_bn(self.conv, self.bn))
 
 
@@ -92,7 +92,7 @@ class RepDepthwise(nn.Module):
         return y
 
     def fuse(self) -> nn.Conv2d:
-        """The one depthwise convolution, with bias, that this equals in inference."""
+        """One depthwise convolution, with bias, that gives the same result in inference."""
         branches = [branch for branch in self.branches if isinstance(branch, ConvBN)]
         folded = [fold_bn(branch.conv, branch.bn) for branch in branches]
         weight = sum_kernels([weight for weight, _ in folded])
@@ -101,7 +101,7 @@ class RepDepthwise(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel gate with a quarter of the channels inside and a plain sigmoid."""
+    """Squeeze-excite gate with a quarter of the channels inside and a plain sigmoid."""
 
     def __init__(self, chans: int, reduction: int = 4) -> None:
         super().__init__()
@@ -109,14 +109,17 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(chans // reduction, chans, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W), scaled per image and channel."""
+        """(B, C, H, W) to (B, C, H, W), scaled per image and channel."""
         gate = F.adaptive_avg_pool2d(x, 1)
         gate = torch.sigmoid(self.fc2(F.relu(self.fc1(gate), inplace=True)))
         return x * gate
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise convolution, optional gate, one or two pointwise ones; ReLU after each of them."""
+    """Depthwise convolution, optional gate, one or two pointwise convolutions.
+
+    A ReLU follows each convolution, and a shortcut adds the input where shapes and stride allow it.
+    """
 
     def __init__(
         self,
@@ -153,10 +156,10 @@ class DepthwiseSeparable(nn.Module):
 class ConvDropout(nn.Module):
     """Bias-free 1x1 convolution, then Paddle's ``downscale_in_infer`` dropout.
 
-    That dropout leaves the kept values alone in training and multiplies all by ``1 - p`` in
-    inference (``torch.nn.Dropout`` scales in training instead). Leaving the factor out hardly
-    moves the accuracy, but every logit. Paddle has the ReLU between the two; both orders give the
-    same bits, since the factors are not negative.
+    That dropout does not scale the kept values in training, but multiplies all values by ``1 - p``
+    in inference (``torch.nn.Dropout`` scales in training instead). Without the factor, the accuracy
+    hardly changes, but every logit does. In Paddle the ReLU comes before the dropout; here it comes
+    after it, with bit-identical results, because the factors are not negative.
     """
 
     def __init__(self, in_chans: int, out_chans: int, p: float) -> None:
@@ -172,7 +175,7 @@ class ConvDropout(nn.Module):
         return x * (1 - self.p)
 
     def fuse(self) -> nn.Conv2d:
-        """The one convolution that this equals in inference."""
+        """One convolution that gives the same result in inference."""
         return conv_with(self.conv, self.conv.weight.double() * (1 - self.p), None)
 
 
@@ -181,8 +184,8 @@ class PPLCNetV2(nn.Module):
 
     Args:
         scale: channel multiplier.
-        depths: blocks in each of the four stages.
-        num_classes: width of the answer.
+        depths: number of blocks in each of the four stages.
+        num_classes: number of logits.
         in_chans: channels of the input.
     """
 
@@ -242,11 +245,11 @@ class PPLCNetV2(nn.Module):
 
 
 def create_model(variant: str = "base", *, num_classes: int = 1000, in_chans: int = 3) -> PPLCNetV2:
-    """A new, randomly initialised model in training mode.
+    """Create a model with random weights, in training mode.
 
     Args:
         variant: a key of `VARIANTS`.
-        num_classes: width of the answer.
+        num_classes: number of logits.
         in_chans: channels of the input.
 
     Raises:
@@ -257,29 +260,33 @@ def create_model(variant: str = "base", *, num_classes: int = 1000, in_chans: in
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of learned values (batch normalisation's statistics are not among them)."""
+    """Number of learned values, without the running statistics of batch normalisation."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> int:
-    """Multiply-accumulates of the convolutions and the classifier for one image.
+    """Count the multiply-accumulates (MACs) of the convolutions and the classifier for one image.
 
-    One for each use of a weight and one for each bias added to an output value; batch
-    normalisation, activations, gates and pooling are not counted. The model is run once on zeros.
+    Each use of a weight counts as one, and so does each bias added to an output value. Batch
+    normalisation, activations, pooling and the multiplication by the gate are not counted. The
+    model is run once on zeros.
 
-    The published figures (base: 603.4 M in timm's table, 604 M in Paddle's) are of a third form,
-    with the branches merged and batch normalisation kept and counted as two per value.
+    The published figures (base: 603.4 M in timm's table, 604 M in Paddle's) are for a third form:
+    branches merged, but batch normalisation kept and counted as two MACs per value.
 
     Args:
-        model: any module made of ``Conv2d`` and ``Linear``.
-        input_size: (channels, height, width).
+        model: any module; its ``Conv2d`` and ``Linear`` layers are counted.
+        input_size: (channels, height, width) of the image, in pixels.
+
+    Returns:
+        The number of MACs.
     """
     macs = 0
 
     def add(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal macs
         assert isinstance(module, nn.Conv2d | nn.Linear)
-        positions = output[0].numel() // output.shape[1]  # each weight is used once at each
+        positions = output[0].numel() // output.shape[1]  # each weight is used once per position
         values = module.weight.numel() + (0 if module.bias is None else module.bias.numel())
         macs += values * positions
 

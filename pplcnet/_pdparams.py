@@ -1,15 +1,15 @@
-"""Paddle's weights format, `.pdparams`, without Paddle and without running anything in a file.
+"""Read Paddle's checkpoint format, `.pdparams`, without Paddle and without running code in a file.
 
-It (PaddlePaddle, ``python/paddle/framework/io.py`` and ``io_utils.py``) is a pickle of
-``{name: ndarray}``, protocol 2 to 4, with two extra entries that Paddle adds:
+The format (PaddlePaddle, ``python/paddle/framework/io.py`` and ``io_utils.py``) is a pickle of
+``{name: ndarray}``, protocol 2 to 4. Paddle adds two entries:
 
-- ``StructuredToParameterName@@``: Paddle's internal names, of no use elsewhere;
-- ``UnpackBigParamInfor@@`` (PR #29988, protocols 2 and 3): large arrays, cut into flat pieces
-  ``name@@.0``, ``name@@.1``, ...
+- ``StructuredToParameterName@@``: Paddle's internal names, not needed elsewhere;
+- ``UnpackBigParamInfor@@`` (PR #29988, protocols 2 and 3): how large arrays were split into flat
+  pieces ``name@@.0``, ``name@@.1``, ...
 
 Such a pickle needs about thirty opcodes and seven globals. They are interpreted here, on top of
-the standard library's parser (`pickletools.genops`), so that no name in a file ever leads to a
-Python callable, and no number in it to more memory than the file itself takes.
+the standard library's parser (`pickletools.genops`). No name in a file ever becomes a Python
+callable, and no number in it can make us allocate more memory than the file itself takes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pplcnet._errors import FETCH_AGAIN, SAVE_TENSORS, Refused, quoted
 
-_MAX_OPCODES = 200_000  # the largest of these models takes 10,000
+_MAX_OPCODES = 200_000  # the largest PP-LCNetV2 takes 10,000
 _NAME_TABLE = "StructuredToParameterName@@"
 _SPLIT_TABLE = "UnpackBigParamInfor@@"
 
@@ -33,25 +33,26 @@ _SPLIT_TABLE = "UnpackBigParamInfor@@"
 def read_pdparams(data: bytes) -> dict[str, Tensor]:
     """Read a pickled dict of arrays.
 
+    Args:
+        data: the bytes of the file.
+
     Returns:
-        Name to tensor, contiguous and in native byte order; names that the file gives to one
-        array share one tensor.
+        Tensors by name, contiguous and in native byte order, with the shapes and dtypes of the
+        file. Names that share an array in the file share a tensor here.
 
     Raises:
-        Refused: it is something else, or asks for code.
-        ValueError, LookupError, TypeError, ...: it is damaged.
+        Refused: the content is not a dict of arrays, or would need to run code.
+        ValueError, LookupError, TypeError, ...: the file is damaged.
     """
     content = _Unpickler(data).load()
     if not isinstance(content, dict):
-        raise Refused(f"it holds a {type(content).__name__}, not a dict of arrays", SAVE_TENSORS)
+        raise Refused(f"it contains a {type(content).__name__}, not a dict of arrays", SAVE_TENSORS)
     content.pop(_NAME_TABLE, None)
     split = content.pop(_SPLIT_TABLE, {})
     groups = [key for key, value in content.items() if isinstance(value, dict)]
     if groups:
         names = quoted(", ".join(groups))
-        raise Refused(
-            f"a training checkpoint with the groups {names}, not only weights", SAVE_TENSORS
-        )
+        raise Refused(f"a training checkpoint with groups {names}, not only weights", SAVE_TENSORS)
     tensors = {key: _array_of(key, value) for key, value in content.items()}
     return _joined(tensors, split, budget=len(data))
 
@@ -62,15 +63,13 @@ def _array_of(key: str, value: object) -> Tensor:
             return tensor
         case _:
             kind = type(value).__name__.strip("_")
-            raise Refused(
-                f"its entry {quoted(key)} is of the type {kind}, not an array", SAVE_TENSORS
-            )
+            raise Refused(f"its entry {quoted(key)} has type {kind}, not an array", SAVE_TENSORS)
 
 
 def _joined(tensors: dict[str, Tensor], split: object, budget: int) -> dict[str, Tensor]:
-    """Put the arrays together that Paddle has cut into flat pieces.
+    """Rejoin the arrays that Paddle split into flat pieces.
 
-    `budget` is the most that they may take, in bytes: one piece may go by several names.
+    They may take at most `budget` bytes: a malicious file could use one piece many times.
     """
     if not isinstance(split, dict):
         raise TypeError("a table of pieces that is not a dict")
@@ -83,12 +82,12 @@ def _joined(tensors: dict[str, Tensor], split: object, budget: int) -> dict[str,
                     raise ValueError(f"pieces of {quoted(name)} that do not belong together")
                 tensors[name] = torch.cat(pieces).reshape(_checked_shape(shape))
             case _:
-                raise TypeError(f"an unknown table of the pieces of {quoted(name)}")
+                raise TypeError(f"a malformed table of the pieces of {quoted(name)}")
     return tensors
 
 
 class _Global(Enum):
-    """What a name in a pickle may stand for."""
+    """The globals that a pickle may refer to."""
 
     NDARRAY = "ndarray"
     RECONSTRUCT = "_reconstruct"
@@ -106,8 +105,8 @@ _GLOBALS = {
     ("numpy.core.multiarray", "scalar"): _Global.SCALAR,
     ("numpy._core.multiarray", "_reconstruct"): _Global.RECONSTRUCT,  # numpy 2
     ("numpy._core.multiarray", "scalar"): _Global.SCALAR,
-    ("_codecs", "encode"): _Global.ENCODE,  # protocol 2 spells bytes as text
-    ("__builtin__", "bytes"): _Global.BYTES,  # ... and empty ones as bytes()
+    ("_codecs", "encode"): _Global.ENCODE,  # protocol 2 stores bytes as encoded text
+    ("__builtin__", "bytes"): _Global.BYTES,  # ... and empty bytes as a call of bytes()
     ("__builtin__", "tuple"): _Global.TUPLE,  # Paddle 2.1: (name, array)
     ("builtins", "tuple"): _Global.TUPLE,
 }
@@ -127,7 +126,7 @@ class _DType:
     def __init__(self, spec: str) -> None:
         if spec not in _ITEM_TYPES:
             raise Refused(
-                f"refused: it holds values of the type {quoted(spec)}, which are not numbers",
+                f"refused: it contains values of type {quoted(spec)}, which are not real numbers",
                 SAVE_TENSORS,
             )
         self.spec = spec
@@ -152,7 +151,7 @@ class _Array:
             raise TypeError("an array without a dtype")
         shape = _checked_shape(shape)
         if math.prod(shape) * dtype.resolved.itemsize != len(raw):
-            raise ValueError(f"{len(raw)} bytes for an array of the shape {quoted(shape)}")
+            raise ValueError(f"{len(raw)} bytes for an array of shape {quoted(shape)}")
         array: np.ndarray[Any, Any] = np.ndarray(
             shape, dtype.resolved, buffer=raw, order="F" if fortran else "C"
         )
@@ -167,16 +166,16 @@ def _checked_shape(shape: object) -> tuple[int, ...]:
 
 
 def _checked_name(name: object) -> str:
-    if not isinstance(name, str):  # before it is hashed: a nest of tuples would take forever
-        raise TypeError("a name that is not text")
+    if not isinstance(name, str):  # before hashing it: deeply nested tuples would take forever
+        raise TypeError("a name that is not a string")
     return name
 
 
 class _Unpickler:
-    """Interprets a pickle of plain values and arrays; any other opcode or global is refused.
+    """Interprets a pickle of plain values and arrays; refuses every other opcode and global.
 
-    Unlike `pickle.Unpickler` with a filtering `find_class`, it leaves nothing to be called: a
-    global is a member of `_Global`, and memo, keys and sizes cannot exhaust time or memory.
+    Unlike `pickle.Unpickler` with a filtering `find_class`, it never has a callable in hand: a
+    global is a member of `_Global`. Memo, keys and sizes cannot exhaust time or memory.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -184,18 +183,18 @@ class _Unpickler:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        # The bytes of an array are in the file once, as they are or as text to be encoded.
+        # A file contains the bytes of each array once, either raw or as text to be encoded.
         self.budget = 2 * len(data)
 
     def load(self) -> object:
         position = 0
         for count, (opcode, arg, at) in enumerate(pickletools.genops(self.data)):
             if count > _MAX_OPCODES:
-                raise Refused(f"refused: a pickle of over {_MAX_OPCODES:,} steps", SAVE_TENSORS)
+                raise Refused(f"refused: a pickle of over {_MAX_OPCODES:,} opcodes", SAVE_TENSORS)
             self._step(opcode.name, arg)
             position = at or 0
         if position + 1 != len(self.data):
-            raise ValueError(f"{len(self.data) - position - 1} bytes after its end")
+            raise ValueError(f"{len(self.data) - position - 1} bytes after the end of the pickle")
         (result,) = self.stack
         return result
 
@@ -204,7 +203,9 @@ class _Unpickler:
         match name:
             case "PROTO":
                 if not 2 <= arg <= 4:
-                    raise Refused(f"a pickle of protocol {arg}, not 2 to 4", "Save it with 4.")
+                    raise Refused(
+                        f"a pickle of protocol {arg}, not 2 to 4", "Save it with protocol 4."
+                    )
             case "FRAME" | "STOP":
                 pass
             case _ if name in _LITERALS:
@@ -252,7 +253,7 @@ class _Unpickler:
 
     def _pop(self, count: int) -> list[Any]:
         if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
-            raise IndexError("a step without its operands")
+            raise IndexError("an opcode without its operands")
         items = self.stack[-count:]
         del self.stack[-count:]
         return items
@@ -265,18 +266,18 @@ class _Unpickler:
 
     def _extend(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
-            raise TypeError("items for something that is not a list")
+            raise TypeError("items added to something that is not a list")
         self.stack[-1].extend(items)
 
     def _update(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
-            raise TypeError("entries for something that is not a dict")
+            raise TypeError("entries added to something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:
-                raise Refused("refused: a dict whose keys are not names", SAVE_TENSORS)
+                raise Refused("refused: a dict with keys that are not strings", SAVE_TENSORS)
             if key in target:
-                raise ValueError(f"{quoted(key)} twice")
+                raise ValueError(f"{quoted(key)} appears twice")
             target[key] = value
 
     def _reduce(self, function: object, args: object) -> object:
@@ -298,7 +299,7 @@ class _Unpickler:
             case _Global(), _:
                 raise ValueError(f"{function.value} with unknown arguments")
             case _:
-                raise TypeError("a call of something that cannot be called")
+                raise TypeError("a call to something that cannot be called")
 
     def _build(self, target: object, state: object) -> None:
         match target, state:
@@ -307,10 +308,10 @@ class _Unpickler:
             case _Array(), (1, shape, dtype, bool() as fortran, bytes() | str() as raw):
                 target.build(shape, dtype, fortran, self._raw(raw))
             case _:
-                raise TypeError("a state for something that has none")
+                raise TypeError("state set on something that has none")
 
     def _raw(self, raw: bytes | str) -> bytes:
-        """The bytes of an array; Python 2 and protocol 2 have them as latin1 text."""
+        """The bytes of an array; Python 2 and protocol 2 store them as latin1 text."""
         self.budget -= len(raw)
         if self.budget < 0:
             raise Refused("refused: its arrays are larger than the file", SAVE_TENSORS)
@@ -323,8 +324,8 @@ def _find_global(module: object, name: object) -> _Global:
     found = _GLOBALS.get((module, name))
     if found is None:
         raise Refused(
-            f"refused: the file asks for {quoted(f'{module}.{name}')}, which weights do not need; "
-            "nothing of it was run",
+            f"refused: loading it would use {quoted(f'{module}.{name}')}, which weights do not "
+            "need; nothing in it was run",
             "Do not trust this file. " + FETCH_AGAIN,
         )
     return found

@@ -1,4 +1,4 @@
-"""From the form that is trained to the one that is deployed: fold what inference can fold.
+"""Reparameterization: turn the unfused (training) form into the deploy form.
 
 Idea: RepVGG (arXiv 2101.03697), section 3.3. The arithmetic is float64, rounded once at the end.
 """
@@ -18,11 +18,18 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @torch.no_grad()
 def reparameterize(model: Model) -> Model:
-    """The deploy form of a model: a new one, in evaluation mode; the original is not touched.
+    """Make the deploy form of a model.
 
-    Depthwise branches become one convolution, every convolution absorbs its batch normalisation,
-    and the classifier's input factor of 0.8 goes into the convolution before it. Reparameterizing
-    a deploy model gives a copy of it.
+    Depthwise branches are merged into one convolution, batch normalisation is folded into each
+    convolution, and the dropout factor of 0.8 before the classifier is folded into the convolution
+    before it.
+
+    Args:
+        model: any module; children with a ``fuse`` method are replaced by its result. Not changed.
+
+    Returns:
+        A new model in evaluation mode, with the device and dtype of `model`. Reparameterizing a
+        deploy form again returns a copy of it.
     """
     deploy = copy.deepcopy(model).eval()
     _fuse_children(deploy)
@@ -30,13 +37,13 @@ def reparameterize(model: Model) -> Model:
 
 
 def is_reparameterized(model: nn.Module) -> bool:
-    """Whether nothing is left to fold."""
+    """Whether a model is in the deploy form, with nothing left to fold."""
     return not any(hasattr(module, "fuse") for module in model.modules())
 
 
 def _fuse_children(module: nn.Module) -> None:
     for name, child in module.named_children():
-        # The name of the method is the one that timm's own `reparameterize_model` looks for.
+        # The method is called `fuse` because timm's `reparameterize_model` looks for that name.
         fuse = getattr(child, "fuse", None)
         if fuse is not None:
             setattr(module, name, fuse())
@@ -45,10 +52,15 @@ def _fuse_children(module: nn.Module) -> None:
 
 
 def fold_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Kernel and bias of the convolution that equals bias-free `conv` and then `bn` in inference.
+    """Fold batch normalisation into a convolution.
+
+    Args:
+        conv: without a bias.
+        bn: with running statistics; it follows `conv`.
 
     Returns:
-        float64 weight (O, I, k, k) and bias (O,).
+        Weight, float64 (O, I, k, k), and bias, float64 (O,), of one convolution that gives the same
+        result in inference as `conv` followed by `bn`.
     """
     assert conv.bias is None
     assert bn.running_mean is not None
@@ -59,10 +71,13 @@ def fold_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def sum_kernels(kernels: Sequence[Tensor]) -> Tensor:
-    """The kernel of the sum of parallel "same"-padded convolutions with odd kernels.
+    """The kernel of one convolution that equals a sum of parallel "same"-padded convolutions.
 
     Args:
-        kernels: (O, I, k, k) each, the largest k first.
+        kernels: (O, I, k, k) each, with odd k, the largest k first.
+
+    Returns:
+        (O, I, k, k) with the largest k, in the dtype of the first kernel.
     """
     total = kernels[0].clone()
     for kernel in kernels[1:]:

@@ -1,10 +1,10 @@
 """The models in timm's registry: ``timm.create_model("pplcnetv2_base", ...)``.
 
-What timm expects of a classifier is in its ``tests/test_models.py``: a feature extractor, a
-removable head, and a configuration that says how images are prepared and where weights are.
+timm's ``tests/test_models.py`` shows what it expects of a classifier: a feature extractor, a
+removable head, and a configuration with the preprocessing and the location of the weights.
 """
 
-# No `from __future__ import annotations`: torch.fx takes an annotation that is text for code.
+# No `from __future__ import annotations`: torch.fx evaluates annotations that are strings.
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,11 @@ class TimmPPLCNetV2(PPLCNetV2):
     """PP-LCNetV2 with timm's interface.
 
     Args:
-        global_pool: ``avg``, another of timm's pools that keeps the width, or "" for none.
+        scale: channel multiplier.
+        depths: number of blocks in each of the four stages.
+        num_classes: number of logits; 0 removes the last layer.
+        in_chans: channels of the input.
+        global_pool: ``avg``, another timm pool that keeps the number of channels, or "" for none.
     """
 
     def __init__(
@@ -50,7 +54,7 @@ class TimmPPLCNetV2(PPLCNetV2):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new, random last layer; none for 0 classes."""
+        """Replace the last layer by a new, random one; remove it if `num_classes` is 0."""
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
         if num_classes != self.num_classes or num_classes == 0:
@@ -59,9 +63,9 @@ class TimmPPLCNetV2(PPLCNetV2):
             self.fc = fc.to(self.last_conv.conv.weight)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, C, H, W) to logits (B, num_classes), or to what the last layer gets.
+        """(B, C, H, W) to logits (B, num_classes), or to the last layer's input (B, 1280).
 
-        Without pooling and without classes, a map (B, 1280, H, W).
+        Without pooling and without a last layer, the result is a map (B, 1280, H, W).
         """
         x = F.relu(self.last_conv(self.global_pool(x)), inplace=True)
         if not self.global_pool.is_identity():
@@ -69,22 +73,22 @@ class TimmPPLCNetV2(PPLCNetV2):
         return x if pre_logits else self.fc(x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Not offered: the network is small.
+        """Gradient checkpointing is not supported, because the network is small.
 
         Raises:
-            NotImplementedError: it is asked for.
+            NotImplementedError: `enable` is true.
         """
         if enable:
             raise NotImplementedError("PP-LCNetV2 has no gradient checkpointing")
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Names of parameters in groups of depth, for layer-wise learning rates."""
+        """Regular expressions that group parameters by depth, for layer-wise learning rates."""
         blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
         return {"stem": r"^stem", "blocks": blocks}
 
 
 def _own_names(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
-    """What timm downloads is in the layout of its own lcnetv2."""
+    """Convert pretrained weights from the layout of timm's own lcnetv2."""
     return own_state(recognise(state, "the pretrained weights"), model.state_dict())
 
 
@@ -117,7 +121,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
     row = VARIANTS[name]
-    # timm offers every model a drop rate; this network's own is part of its inference.
+    # timm passes a drop rate to every model; this network's own rate is part of its inference.
     options.pop("drop_rate", None)
     return build_model_with_cfg(  # type: ignore[no-any-return]
         TimmPPLCNetV2,

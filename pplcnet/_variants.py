@@ -1,4 +1,4 @@
-"""The sizes of PP-LCNetV2 as a table: scale and depths (PaddleClas, ``pp_lcnet_v2.py``)."""
+"""The variants of PP-LCNetV2: scale and depths (PaddleClas, ``pp_lcnet_v2.py``)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Variant:
-    """One set of weights: its name and the network it belongs to."""
+    """One set of released weights: its name and the network that it belongs to."""
 
     name: str
     scale: float  # channel multiplier
-    depths: tuple[int, int, int, int]  # blocks per stage, downsampling block included
+    depths: tuple[int, int, int, int]  # blocks per stage, including the downsampling block
 
 
 VARIANTS: dict[str, Variant] = {
@@ -27,10 +27,10 @@ VARIANTS: dict[str, Variant] = {
 
 
 def find_variant(name: str) -> Variant:
-    """Look a variant up by name.
+    """Find a variant by name.
 
     Raises:
-        ValueError: there is none; the message lists those that exist.
+        ValueError: there is no such variant; the message lists those that exist.
     """
     if name in VARIANTS:
         return VARIANTS[name]

@@ -1,12 +1,13 @@
-"""Weights of any known layout into a model, strictly: every value used or explained.
+"""Load weights of any known layout into a model, strictly: no tensor is silently ignored.
 
 Three layouts are recognised by their keys:
 
 - ``paddle``: PaddleClas ``pp_lcnet_v2.py`` (``_mean``, ``fc.weight`` as (in, out));
-- ``timm``: ``timm/models/lcnetv2.py`` (``conv_head``, which has absorbed the factor of 0.8);
+- ``timm``: ``timm/models/lcnetv2.py`` (``conv_head``, with the dropout factor of 0.8 folded in);
 - ``pplcnet``: this package, unfused or reparameterized.
 
-In the first two, a reparameterized file has its depthwise branches merged and the rest unfused.
+In the first two layouts, "reparameterized" only means that the depthwise branches are merged; batch
+normalisation is still separate.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pplcnet._model import STAGES, PPLCNetV2, RepDepthwise
 from pplcnet._reparam import is_reparameterized, reparameterize
 from pplcnet._variants import VARIANTS
 
-# Our names on the left, as patterns; theirs on the right. Applied in order.
+# Patterns for our names on the left, the layout's names on the right. Applied in order.
 _SPLIT = "|".join(str(i) for i, stage in enumerate(STAGES) if stage.split_pw)
 _COMMON = (
     (r"^stem\.2\.", "stem.1."),
@@ -50,18 +51,18 @@ _RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "pplcnet": (),
 }
-_LISTED = 8  # names shown of each kind of difference
+_LISTED = 8  # names shown in a message for each kind of difference
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a weights file holds.
+    """The content of a checkpoint.
 
     Attributes:
-        tensors: name in the file to value.
+        tensors: tensors by their names in the file.
         layout: ``paddle``, ``timm`` or ``pplcnet``.
-        reparameterized: whether the depthwise branches are merged already, so that the form that
-            was trained cannot be had from this file.
+        reparameterized: whether the depthwise branches are already merged; if so, the unfused form
+            cannot be recovered from this file.
         source: the file, for messages.
     """
 
@@ -72,20 +73,27 @@ class Weights:
 
 
 def read_weights(path: Path | str) -> Weights:
-    """Read ``.pdparams``, ``.safetensors``, ``.pth`` or ``.pt`` without executing anything in it.
+    """Read a checkpoint without running any code in it.
+
+    Args:
+        path: a ``.pdparams``, ``.safetensors``, ``.pth`` or ``.pt`` file; its content decides.
 
     Raises:
-        WeightsError: missing, damaged, refused, or of no known layout.
+        WeightsError: the file is missing, damaged or refused, or its layout is unknown.
     """
     path = Path(path)
     return recognise(read_checkpoint(path), str(path))
 
 
 def recognise(tensors: Mapping[str, Tensor], source: str) -> Weights:
-    """Tell the layout of named tensors by their names.
+    """Recognise the layout of tensors by their names.
+
+    Args:
+        tensors: tensors by name.
+        source: where they are from, for messages.
 
     Raises:
-        WeightsError: it is none of the known ones.
+        WeightsError: the layout is unknown.
     """
     if "conv_head.weight" in tensors:
         layout = "timm"
@@ -98,33 +106,34 @@ def recognise(tensors: Mapping[str, Tensor], source: str) -> Weights:
     else:
         seen = ", ".join(sorted(tensors)[:3]) or "nothing"
         raise WeightsError(
-            f"{source} does not hold a PP-LCNetV2: its {len(tensors)} tensors ({seen}, ...) have "
-            "the names of neither Paddle's, timm's nor this package's."
+            f"{source} is not a PP-LCNetV2 checkpoint: the names of its {len(tensors)} tensors "
+            f"({seen}, ...) match neither Paddle's layout nor timm's nor this package's."
         )
     merged = not any(".dw_conv_list." in name or ".branches." in name for name in tensors)
     return Weights(tensors, layout, merged, source)
 
 
 def load_weights(model: PPLCNetV2, weights: Weights | Path | str) -> None:
-    """Fill a model, in place.
+    """Load weights into a model, in place.
 
-    A deploy model takes unfused files too (they are folded on the way). Nothing is changed unless
-    everything fits.
+    Unfused weights also fit a model in the deploy form: they are reparameterized first. The model
+    is not changed unless everything fits.
 
     Args:
-        model: of `create_model` or `reparameterize`; any device, dtype and number of classes.
-        weights: a file, or one that was read before.
+        model: from `create_model` or `reparameterize`; any device, dtype and number of classes.
+        weights: a file, or the result of `read_weights`.
 
     Raises:
-        WeightsError: the file cannot be read, or its names or shapes are not those of `model`;
-            the message names the differences, and the variant that the file does fit.
+        WeightsError: the file cannot be read, holds values that are not finite, is reparameterized
+            although `model` is not, or has other names or shapes than `model`. In the last case the
+            message lists the differences and the variant that the file does fit.
     """
     if not isinstance(weights, Weights):
         weights = read_weights(weights)
     if weights.reparameterized and not is_reparameterized(model):
         raise WeightsError(
-            f"{weights.source} is reparameterized already: the unfused form cannot be had from it. "
-            "Evaluate it with --forms reparameterized, or use the weights as they were trained."
+            f"{weights.source} is already reparameterized and cannot be turned back into the "
+            "unfused form.\nUse --forms reparameterized, or the original, unfused checkpoint."
         )
     twin = _twin(model.scale, model.depths, model.num_classes, model.in_chans, weights)
     state = _matched_state(twin, weights)
@@ -139,8 +148,8 @@ def _twin(
 ) -> PPLCNetV2:
     """A model of the same size, folded as far as the file is.
 
-    It is made on the CPU although its values do not matter: torch needs a second to prepare its
-    meta device, and a tenth of that to fill the largest of these models.
+    It is made on the CPU although its values do not matter: torch takes a second to set up its meta
+    device, and a tenth of that to initialise the largest variant.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         twin = PPLCNetV2(scale, depths, num_classes, in_chans).eval()
@@ -154,7 +163,15 @@ def _twin(
 
 
 def own_state(weights: Weights, names: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors that are there under our names, float32, without any check."""
+    """Those of the named tensors that the file has, as float32, unchecked.
+
+    Args:
+        weights: a checkpoint.
+        names: this package's names.
+
+    Returns:
+        Tensors by this package's names, in its shapes.
+    """
     return {
         ours: _converted(ours, weights.tensors[theirs], weights.layout)
         for ours, theirs in _names(names, weights.layout).items()
@@ -163,10 +180,10 @@ def own_state(weights: Weights, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _names(names_of_ours: Iterable[str], layout: str) -> dict[str, str]:
-    """Our name to the file's, for all that a file must hold."""
+    """Map our names to the names in a file, for every tensor that a file must contain."""
     names = {}
     for ours in names_of_ours:
-        if ours.endswith(".num_batches_tracked"):  # counts training steps; no use in inference
+        if ours.endswith(".num_batches_tracked"):  # counts training steps; unused in inference
             continue
         theirs = ours
         for pattern, replacement in _RENAMES[layout]:
@@ -176,7 +193,7 @@ def _names(names_of_ours: Iterable[str], layout: str) -> dict[str, str]:
 
 
 def _matched_state(model: PPLCNetV2, weights: Weights) -> dict[str, Tensor]:
-    """The state dict of `model`, float32, from the file."""
+    """The complete state dict of `model` from the file, float32."""
     differences = _differences(model, weights)
     if differences:
         hint = _fitting_variants(weights)
@@ -186,7 +203,7 @@ def _matched_state(model: PPLCNetV2, weights: Weights) -> dict[str, Tensor]:
     state = own_state(weights, model.state_dict())
     for ours, value in state.items():
         if not value.isfinite().all():
-            raise WeightsError(f"{weights.source}: {ours} holds NaN or infinite values.")
+            raise WeightsError(f"{weights.source}: {ours} contains NaN or infinite values.")
     for ours, value in model.state_dict().items():
         if ours.endswith(".num_batches_tracked"):
             state[ours] = torch.zeros_like(value, device="cpu")
@@ -202,7 +219,7 @@ def _converted(ours: str, value: Tensor, layout: str) -> Tensor:
 
 
 def _differences(model: PPLCNetV2, weights: Weights) -> list[str]:
-    """What is missing, left over, or of another shape; empty when the file fits."""
+    """Missing tensors, unexpected ones and those of another shape; empty if the file fits."""
     names = _names(model.state_dict(), weights.layout)
     missing = [theirs for theirs in names.values() if theirs not in weights.tensors]
     used = set(names.values())
@@ -217,7 +234,7 @@ def _differences(model: PPLCNetV2, weights: Weights) -> list[str]:
             found = list(weights.tensors[theirs].shape)
             if found != expected:
                 reshaped.append(f"{theirs} {found} instead of {expected}")
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    kinds = {"missing": missing, "unexpected": unexpected, "with a different shape": reshaped}
     return [f"{len(found)} {kind} ({_listed(found)})" for kind, found in kinds.items() if found]
 
 
@@ -227,21 +244,21 @@ def _listed(names: list[str]) -> str:
 
 
 def _explained(name: str, weights: Weights) -> bool:
-    """Whether a file may hold this without our using it."""
+    """Whether an unused tensor in a file is expected there."""
     if name.endswith(".num_batches_tracked"):
         return True
-    # Paddle allocates the merged convolution beside the branches that are trained, and stores
-    # it with whatever it held: never to be loaded.
+    # Paddle allocates the merged convolution next to the branches, never sets it in training, and
+    # stores it with arbitrary values. It must not be loaded.
     block, placeholder, _ = name.partition(".dw_conv.")
     branches = f"{block}.dw_conv_list.0.conv.weight"
     return bool(placeholder) and weights.layout == "paddle" and branches in weights.tensors
 
 
 def model_for(weights: Weights) -> PPLCNetV2:
-    """A new model of the size, classes and channels of the weights, in their form, filled.
+    """Create the model that a checkpoint fits, in the checkpoint's form, and load the weights.
 
     Raises:
-        WeightsError: they fit no variant.
+        WeightsError: the checkpoint fits no variant, or holds values that are not finite.
     """
     for variant in VARIANTS.values():
         twin = _twin(variant.scale, variant.depths, *_classes_and_channels(weights), weights)
@@ -252,13 +269,13 @@ def model_for(weights: Weights) -> PPLCNetV2:
             load_weights(model, weights)
             return model
     raise WeightsError(
-        f"{weights.source} fits none of {', '.join(VARIANTS)}: "
-        "load it into the variant that it should be, to see the differences."
+        f"{weights.source} does not fit {', '.join(VARIANTS)}.\n"
+        "To see the differences, load it as the variant that it should be (--variant NAME)."
     )
 
 
 def _fitting_variants(weights: Weights) -> str:
-    """One sentence: which network the file does belong to."""
+    """A sentence that says which variant the file does fit."""
     classes, channels = _classes_and_channels(weights)
     fitting = [
         variant.name
@@ -268,12 +285,12 @@ def _fitting_variants(weights: Weights) -> str:
         )
     ]
     if not fitting:
-        return "It fits no other variant either: is the file complete?"
+        return "It does not fit any other variant either. Check that the file is complete."
     return f"It fits {' or '.join(fitting)}, with {classes} classes and {channels} channels."
 
 
 def _classes_and_channels(weights: Weights) -> tuple[int, int]:
-    """As the first and the last layer have them; the usual 1000 and 3 where those are missing."""
+    """Read from the first and the last layer; 1000 and 3 if those are missing."""
     last = weights.tensors.get("classifier.bias", weights.tensors.get("fc.bias"))
     stem = weights.tensors.get("stem.0.conv.weight", weights.tensors.get("stem.0.weight"))
     classes = len(last) if last is not None and last.ndim == 1 else 1000

@@ -1,8 +1,8 @@
 """Convert PP-LCNetV2 weights to safetensors: ``convert_weights.py IN OUT.safetensors``.
 
-IN is ``.pdparams``, ``.pth``, ``.pt`` or ``.safetensors`` in Paddle's, timm's or this package's
-layout; variant and form are recognised. OUT has this package's names, in float32, and is read
-back and compared before it gets its name.
+IN is a ``.pdparams``, ``.pth``, ``.pt`` or ``.safetensors`` file in Paddle's, timm's or this
+package's layout; its variant and form are recognised. OUT has this package's names and float32
+tensors. It is written to a temporary file, read back and compared, and only then renamed to OUT.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from eval.errors import ModelError, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and give its exit code, as of ``python -m eval.imagenet``."""
+    """Run the command line and return its exit code, as ``python -m eval.imagenet`` does."""
     return run_command(_run, argv)
 
 
 def _run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
-        epilog="Exit codes: 0 OUT is written; 2 it cannot be written, or wrong options; 4 IN is "
-        "missing, damaged or refused; 70 a crash; 130 interrupted.",
+        epilog="Exit codes: 0 OUT was written; 2 wrong options, or OUT cannot be written; 4 IN is "
+        "missing, damaged, refused or not a PP-LCNetV2; 70 crash; 130 interrupted.",
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="IN", type=Path, help="a checkpoint")
-    parser.add_argument("target", metavar="OUT", type=Path, help="the .safetensors file to write")
+    parser.add_argument("source", metavar="IN", type=Path, help="checkpoint to read")
+    parser.add_argument("target", metavar="OUT", type=Path, help=".safetensors file to write")
     parser.add_argument(
-        "--reparameterize", action="store_true", help="write the deploy form, branches merged"
+        "--reparameterize",
+        action="store_true",
+        help="write the deploy form: branches merged, batch normalisation folded",
     )
     args = parser.parse_args(arguments)
     if args.target.suffix != ".safetensors":
@@ -50,10 +52,18 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def convert(source: Path, target: Path, deploy: bool) -> str:
-    """Write `target`, atomically, and describe it in one line.
+    """Convert a checkpoint; `target` is written atomically.
+
+    Args:
+        source: checkpoint to read.
+        target: ``.safetensors`` file to write.
+        deploy: write the deploy form.
+
+    Returns:
+        One line that describes `target`.
 
     Raises:
-        WeightsError: `source` is missing, damaged, refused, or no PP-LCNetV2.
+        WeightsError: `source` is missing, damaged, refused, or not a PP-LCNetV2.
         OSError: `target` cannot be written.
     """
     import torch
@@ -78,7 +88,7 @@ def convert(source: Path, target: Path, deploy: bool) -> str:
         if written.keys() != state.keys() or not all(
             torch.equal(written[name], state[name]) for name in state
         ):
-            raise OSError("what was read back differs from what was written")
+            raise OSError("the tensors read back differ from those written")
         temporary.chmod(0o644)
         temporary.replace(target)
     form = "reparameterized" if is_reparameterized(model) else "unfused"

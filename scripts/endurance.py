@@ -1,13 +1,13 @@
-"""Long proofs that are not in the test suite: kill a run again and again; watch its memory.
+"""Long checks outside the test suite: kill a run repeatedly, measure its memory, inject faults.
 
     endurance.py kill PHOTOS --images 2000 --kills 20 --signal KILL -- --variant base --weights F
     endurance.py memory PHOTOS --images 1000 10000 50000 -- --variant base --weights F
     endurance.py faults
 
-The last one lets every file operation of a run fail once, in three ways (scripts/faults.py).
+``faults`` makes every file operation of a run fail once, in three ways (scripts/faults.py).
 
-PHOTOS is a folder of images, of any depth. A val set of 1000 classes is made of links to them.
-What follows ``--`` is given to ``python -m eval.imagenet``.
+PHOTOS is a folder of images, searched recursively. The validation set, with 1000 classes, consists
+of links to them. Options after ``--`` are passed on to ``python -m eval.imagenet``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLASSES = 1000
 
 
 def link_farm(photos: Path, target: Path, images: int) -> None:
-    """A val folder of `images` links, spread evenly over the 1000 synsets."""
+    """Make a validation set of `images` links to photos, spread evenly over the 1000 synsets."""
     files = sorted(path.resolve() for path in photos.rglob("*") if path.is_file())
     source = itertools.cycle(files)
     for number in range(images):
@@ -48,34 +48,34 @@ def evaluation(data: Path, output: Path, options: list[str]) -> list[str]:
 
 
 def size(path: Path) -> int:
-    """Bytes in a file; none if it is not there."""
+    """Size of a file in bytes; 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
 def kill(args: argparse.Namespace, folder: Path) -> bool:
-    """Kill a run at random moments, continue it, and compare with an unbroken one."""
+    """Kill a run at random moments, continue it, and compare it with an uninterrupted run."""
     link_farm(args.photos, folder / "val", args.images[0])
     started = time.perf_counter()
     subprocess.run(evaluation(folder / "val", folder / "whole", args.options), check=True,
                    stdout=subprocess.DEVNULL)  # fmt: skip
     whole = time.perf_counter() - started
-    print(f"unbroken run of {args.images[0]} images: {whole:.1f} s", flush=True)
+    print(f"uninterrupted run of {args.images[0]} images: {whole:.1f} s", flush=True)
 
     random.seed(args.seed)
     command = evaluation(folder / "val", folder / "broken", args.options)
     journal = folder / "broken" / "journal" / "0.bin"
     for number in range(args.kills):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # One in four while it starts; the others when it has got further than the one before.
+        # Kill one run in four during start-up, the others after they have recorded new images.
         before = size(journal)
         while number % 4 and process.poll() is None and size(journal) == before:
             time.sleep(0.01)
         time.sleep(random.uniform(0, whole / args.kills))  # noqa: S311 - no secret
         process.send_signal(getattr(signal, f"SIG{args.signal}"))
         code = process.wait()
-        print(f"kill {number + 1}: exit {code}, {size(journal):,} bytes kept", flush=True)
+        print(f"kill {number + 1}: exit {code}, {size(journal):,} bytes in the journal", flush=True)
         if code == 0:
-            print("the run was over before it could be killed: fewer --kills, more --images")
+            print("The run ended before it could be killed: use fewer --kills or more --images.")
             return False
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     same = all(
@@ -109,29 +109,33 @@ def memory(args: argparse.Namespace, folder: Path) -> bool:
 
 
 def faults() -> int:
-    """The fault sweep, as the tests have it; it prints how many faults there were."""
+    """Run the fault sweep of the test suite, which prints the number of injected faults."""
     test = "tests/test_faults.py::test_every_operation_fails_in_every_way"
     words = [sys.executable, "-m", "pytest", "-q", "-s", "-m", "slow", test]
     return subprocess.run(words, cwd=Path(__file__).parents[1], check=False).returncode
 
 
 def main() -> int:
-    """Run a proof; 0 when it holds."""
+    """Run a check and return 0 if it passes."""
     words = sys.argv[1:]
     split = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("proof", choices=("kill", "memory", "faults"))
-    parser.add_argument("photos", type=Path, nargs="?")
-    parser.add_argument("--images", type=int, nargs="+", default=[2000])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("proof", choices=("kill", "memory", "faults"), help="the check to run")
+    parser.add_argument("photos", type=Path, nargs="?", help="folder of images")
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[2000], help="sizes of the validation set (2000)"
+    )
+    parser.add_argument("--kills", type=int, default=20, help="how often to kill the run (20)")
+    parser.add_argument(
+        "--signal", choices=("KILL", "TERM", "INT"), default="KILL", help="signal to send (KILL)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
     args = parser.parse_args(words[:split])
     args.options = words[split + 1 :]
     if args.proof == "faults":
         return faults()
     if args.photos is None:
-        parser.error(f"{args.proof} needs a folder of PHOTOS")
+        parser.error(f"{args.proof} needs PHOTOS, a folder of images")
     with tempfile.TemporaryDirectory() as folder:
         proof = kill if args.proof == "kill" else memory
         return 0 if proof(args, Path(folder)) else 1

@@ -1,9 +1,9 @@
-"""Every file operation of a run fails once: opens, writes, syncs, renames and removals.
+"""Fault injection: make every file operation of a run fail once (open, write, sync, ...).
 
-In the manner of SQLite's fault tests: a short run (both forms, cache, history, baseline) is
-repeated; the k-th operation on its files raises ENOSPC, then EIO, then KeyboardInterrupt, for every
-k. Each time the exit code must be one of the contract's, a PASS may stand only beside all other
-files of the run that earned it, and the same command must then give the bytes of an unbroken run.
+Modelled on SQLite's fault tests. A short run (both forms, cache, history, baseline) is repeated.
+For every k, the k-th operation on its files raises ENOSPC, then EIO, then KeyboardInterrupt. Each
+time, the exit code must be a documented one, ``summary.csv`` may only exist together with all other
+files of its run, and running the same command again must give the files of an undisturbed run.
 
 Used by ``scripts/endurance.py faults`` and by the tests.
 """
@@ -35,12 +35,12 @@ KINDS: dict[str, Callable[[], BaseException]] = {
 
 
 class Faults:
-    """Counts the file operations below a folder, and lets one of them fail.
+    """Counts the file operations below a folder, and makes one of them fail.
 
     Args:
-        root: operations elsewhere are not counted.
-        fail_at: number of the one that fails, from 1; 0 for none.
-        error: makes the exception.
+        root: the folder; operations elsewhere are not counted.
+        fail_at: number of the operation that fails, from 1; 0 for none.
+        error: makes the exception to raise.
     """
 
     def __init__(self, root: Path, fail_at: int = 0, error: Callable[[], BaseException] = OSError):
@@ -50,10 +50,15 @@ class Faults:
         self._lock = threading.Lock()
 
     def hit(self, operation: str, target: object) -> None:
-        """An operation is about to happen."""
+        """Count an operation that is about to happen, and raise if it is the one to fail.
+
+        Args:
+            operation: its name.
+            target: a path or a file descriptor; anything else is ignored.
+        """
         if isinstance(target, int):
             try:
-                target = os.readlink(f"/proc/self/fd/{target}")
+                target = Path(f"/proc/self/fd/{target}").readlink()
             except OSError:
                 return
         if not isinstance(target, str | bytes | os.PathLike):
@@ -79,7 +84,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 class _FaultyFile:
-    """A file whose writes are counted."""
+    """Wraps a file and counts its writes."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -102,7 +107,7 @@ class _FaultyFile:
 
 @contextlib.contextmanager
 def injected(faults: Faults) -> Iterator[None]:
-    """Count, and fail, while the context lasts."""
+    """Count file operations, and make one fail, until the context ends."""
     if not _installed:
         sys.addaudithook(_audit)
         _installed.append(True)
@@ -136,24 +141,24 @@ def injected(faults: Faults) -> Iterator[None]:
 def sweep(
     run: Callable[[], int], folder: Path, kept: tuple[str, ...], *, step: int = 1, first: int = 1
 ) -> tuple[int, list[str]]:
-    """Let every operation of a run fail once, in every way.
+    """Make every operation of a run fail once, with every kind of error.
 
     Args:
-        run: a command that works below `folder` and writes its result to ``<folder>/out``; it
-            gives an exit code, and PASS if nothing fails.
-        folder: of everything that the run reads and writes.
-        kept: names in it that exist before the run.
-        step: only every step-th operation.
-        first: the first one.
+        run: a command that works below `folder`, writes its result to ``<folder>/out`` and returns
+            an exit code; if nothing fails, that must be 0.
+        folder: contains everything that the run reads and writes.
+        kept: names in `folder` that exist before the run.
+        step: try only every step-th operation.
+        first: number of the first operation to try.
 
     Returns:
-        How often something failed, and what was found wrong.
+        The number of injected failures, and the problems found.
     """
     counting = Faults(folder)
     with injected(counting):
         code = run()
     expected = {name: (folder / "out" / name).read_bytes() for name in SAME}
-    problems = [] if code == 0 else [f"the unbroken run gives {code}"]
+    problems = [] if code == 0 else [f"the undisturbed run exits with {code}"]
     tried = 0
     for name, error in KINDS.items():
         for number in range(first, counting.count + 1, step):
@@ -180,15 +185,15 @@ def _problems(
     if (output / "summary.csv").exists():
         missing = [report for report in REPORTS if not (output / report).is_file()]
         if missing:
-            yield f"a summary without {', '.join(missing)}"
+            yield f"summary.csv without {', '.join(missing)}"
         elif any((output / report).read_bytes() != expected[report] for report in SAME):
-            yield "a summary beside other predictions"
+            yield "summary.csv with different predictions"
     elif code == 0:
-        yield "exit code 0 without a summary"
+        yield "exit code 0 without summary.csv"
     if (again := run()) != 0:
-        yield f"running again gives {again}"
+        yield f"running again exits with {again}"
     elif any((output / report).read_bytes() != expected[report] for report in SAME):
-        yield "running again gives other bytes"
+        yield "running again gives different files"
 
 
 def _clean(folder: Path, kept: tuple[str, ...]) -> None:

@@ -1,9 +1,9 @@
-"""Damage small val sets and lists of labels at random and open them: only `DataError` may come out.
+"""Damage small validation sets and label files at random: no error but `DataError` may be raised.
 
     python scripts/fuzz_readers.py [NUMBER]
 
-opens NUMBER (10000) damaged inputs of each kind and prints what became of them. The test suite
-does the same with fewer (tests/test_layouts_fuzz.py).
+This opens NUMBER (default 10000) damaged inputs of each kind and prints how many were read and how
+many refused. The test suite does the same with fewer inputs (tests/test_layouts_fuzz.py).
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from eval.images.labels import official_key, official_labels, official_number
 from eval.images.valset import open_valset
 
 IMAGES = 6
-BLOCK = 512  # bytes, of a tar
+BLOCK = 512  # bytes in a tar block
 CHECKSUM = slice(148, 156)
 
 
 def content(number: int) -> bytes:
-    """Bytes that stand for an image; nothing here decodes them."""
+    """Bytes in place of an image; nothing here decodes them."""
     return f"image {number}".encode() * number
 
 
 def synset(number: int) -> str:
-    """The class of official image `number`."""
+    """The synset of official image `number` (1..50000)."""
     return imagenet_classes()[official_labels()[number - 1]].synset
 
 
 def name_list() -> bytes:
-    """A `name index` list."""
+    """A label file with a line `name index` per image."""
     rows = [
         f"val/{official_key(number)}.JPEG {official_labels()[number - 1]}\n"
         for number in range(1, 40)
@@ -55,18 +55,23 @@ def name_list() -> bytes:
 
 
 def ground_truth() -> bytes:
-    """A devkit's file in a numbering of 1..1000."""
+    """A ground-truth file like the devkit's, with class numbers 1..1000."""
     return "".join(f"{(label + 371) % 1000 + 1}\n" for label in official_labels()).encode()
 
 
 def solution() -> bytes:
-    """Kaggle's CSV."""
+    """A solution file like Kaggle's CSV."""
     rows = [f"{official_key(n)},{synset(n)} 1 2 3 4 {synset(n)} 5 6 7 8 \n" for n in range(1, 40)]
     return "".join(["ImageId,PredictionString\n", *rows]).encode()
 
 
 def tar(kind: int, folders: bool) -> bytes:
-    """A tar of some format of `tarfile`, with long names and a hard link in it."""
+    """A tar archive of images.
+
+    Args:
+        kind: a format of `tarfile`.
+        folders: put the images into synset folders with long names; if not, add a hard link.
+    """
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=kind) as archive:
         for number in range(1, IMAGES + 1):
@@ -82,7 +87,7 @@ def tar(kind: int, folders: bool) -> bytes:
 
 
 def parquet() -> bytes:
-    """A shard of two row groups."""
+    """A parquet shard with two row groups."""
     images = [{"bytes": content(n), "path": f"{official_key(n)}.JPEG"} for n in range(1, 7)]
     table = pyarrow.table({"image": images, "label": list(official_labels()[:IMAGES])})
     file = io.BytesIO()
@@ -92,7 +97,7 @@ def parquet() -> bytes:
 
 @st.composite
 def damaged_tar(draw: st.DrawFn, data: bytes) -> bytes:
-    """Damage, and in half of the cases headers whose checksums are right all the same."""
+    """Damage a tar; in half of the cases, correct the checksums of its headers afterwards."""
     result = bytearray(draw(damaged(data)))
     if draw(st.booleans()):
         for start in range(0, len(result) - BLOCK + 1, BLOCK):
@@ -108,7 +113,7 @@ Inputs = dict[str, tuple[bytes, Callable[[bytes], st.SearchStrategy[bytes]]]]
 
 
 def inputs() -> Inputs:
-    """A small valid input of each kind, and how it is damaged."""
+    """A small valid input of each kind, and the strategy that damages it."""
     return {
         "name list": (name_list(), damaged),
         "ground truth": (ground_truth(), damaged),
@@ -121,7 +126,10 @@ def inputs() -> Inputs:
 
 
 def outcome(root: Path, labels: Path | None) -> str:
-    """Open a val set and read all of it; "read" or "refused". All else is a defect, and raised."""
+    """Open and read a validation set, and return "read" or "refused".
+
+    Any other outcome is a bug and raises.
+    """
     try:
         valset = open_valset(root, labels)
         contents = [valset.read(sample.path) for sample in valset.samples]
@@ -132,7 +140,7 @@ def outcome(root: Path, labels: Path | None) -> str:
         return "refused"
     assert contents
     assert all(type(data) is bytes for data in contents)
-    # Names are official here, so that no damage to labels may get through.
+    # The images have official names, so damaged labels must never be accepted.
     for sample in valset.samples:
         number = official_number(sample.path)
         assert number is None or sample.label == official_labels()[number - 1]
@@ -140,7 +148,7 @@ def outcome(root: Path, labels: Path | None) -> str:
 
 
 def fuzz(kind: str, examples: int, folder: Path) -> collections.Counter[str]:
-    """Open `examples` damaged inputs of a kind; counts by outcome."""
+    """Open `examples` damaged inputs of a kind and count the outcomes."""
     data, strategy = inputs()[kind]
     counts: collections.Counter[str] = collections.Counter()
     flat = folder / "flat"
@@ -170,10 +178,12 @@ def fuzz(kind: str, examples: int, folder: Path) -> collections.Counter[str]:
 
 
 def main() -> int:
-    """Fuzz every kind, and print the counts."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("number", nargs="?", type=int, default=10_000, help="inputs of each kind")
-    parser.add_argument("--only", choices=list(inputs()), help="one kind")
+    parser.add_argument(
+        "number", nargs="?", type=int, default=10_000, help="damaged inputs per kind (10000)"
+    )
+    parser.add_argument("--only", choices=list(inputs()), help="only this kind of input")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for kind in [args.only] if args.only else inputs():

@@ -1,9 +1,9 @@
-"""Damage small weights files at random and read them: only `WeightsError` may come out.
+"""Damage small checkpoints at random and read them: no error but `WeightsError` may be raised.
 
     python scripts/fuzz_weights.py [NUMBER]
 
-reads NUMBER (10000) damaged inputs of each format and prints what became of them. The test suite
-does the same with fewer (tests/test_checkpoint.py).
+This reads NUMBER (default 10000) damaged files of each format and prints how many were read and
+how many refused. The test suite does the same with fewer files (tests/test_checkpoint.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ ARRAYS: dict[str, np.ndarray] = {
 
 
 def pdparams(protocol: int) -> bytes:
-    """A file as Paddle writes it, with a table of names and, before protocol 4, a split array."""
+    """A file as Paddle writes it, with a table of names and, before protocol 4, a split array.
+
+    Args:
+        protocol: of the pickle, 2 to 4.
+    """
     content: dict[str, object] = dict(ARRAYS)
     content["StructuredToParameterName@@"] = {name: f"{name}_0" for name in ARRAYS}
     if protocol < 4:
@@ -70,7 +74,7 @@ def samples() -> dict[str, bytes]:
 
 @st.composite
 def damaged(draw: st.DrawFn, data: bytes) -> bytes:
-    """`data` with up to four bytes flipped, inserted, removed, copied or cut off."""
+    """Change `data` in one to four places: flip, set, insert, remove or copy bytes, or cut it."""
     result = bytearray(data)
     for _ in range(draw(st.integers(1, 4))):
         if not result:
@@ -94,7 +98,7 @@ def damaged(draw: st.DrawFn, data: bytes) -> bytes:
 
 
 def outcome(path: Path) -> str:
-    """Read a file; "read" or "refused". Anything else is a defect, and raised."""
+    """Read a file and return "read" or "refused"; any other outcome is a bug and raises."""
     try:
         tensors = read_checkpoint(path)
     except WeightsError as error:
@@ -103,7 +107,7 @@ def outcome(path: Path) -> str:
         for name, tensor in tensors.items():
             assert (type(name), type(tensor)) == (str, torch.Tensor)
             assert tensor.is_contiguous()
-            tensor.add_(1)  # its memory is there, and its own
+            tensor.add_(1)  # its memory exists and can be written to
         return "read"
     assert message.startswith(str(path))
     assert message.count("\n") == 1
@@ -112,7 +116,7 @@ def outcome(path: Path) -> str:
 
 
 def fuzz(data: bytes, examples: int, folder: Path) -> collections.Counter[str]:
-    """Read `examples` damaged variants of `data`; counts by outcome."""
+    """Read `examples` damaged variants of `data` and count the outcomes."""
     counts: collections.Counter[str] = collections.Counter()
     path = folder / "damaged"
 
@@ -133,9 +137,11 @@ def fuzz(data: bytes, examples: int, folder: Path) -> collections.Counter[str]:
 
 
 def main() -> int:
-    """Run the command line."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("number", nargs="?", type=int, default=10_000, help="inputs per format")
+    parser.add_argument(
+        "number", nargs="?", type=int, default=10_000, help="damaged files per format (10000)"
+    )
     number = parser.parse_args().number
     with tempfile.TemporaryDirectory() as folder:
         for name, data in samples().items():

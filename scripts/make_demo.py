@@ -1,16 +1,16 @@
-"""Fit, check and try to fool the known-answer weights of `python -m eval.imagenet --demo`.
+"""Fit and check the known-answer weights of `python -m eval.imagenet --demo`.
 
-    python scripts/make_demo.py                  fit anew, write eval/resources/demo.npz
-    python scripts/make_demo.py --check          are the stored counts reproduced? exit 1 if not
-    python scripts/make_demo.py --sensitivity    which mistakes change the counts, by how much
+    python scripts/make_demo.py                  fit again and write eval/resources/demo.npz
+    python scripts/make_demo.py --check          exit 1 unless the stored counts are reproduced
+    python scripts/make_demo.py --sensitivity    print how much each mistake changes the counts
 
-The reference is on purpose none of our code: timm's lcnetv2_base with the weights renamed here,
-torchvision's own transforms, and PaddleClas's operators written out with cv2. A pass over the
-1000 images takes half a minute on two cores; fit 8, check 5, sensitivity 20 minutes.
+The reference deliberately uses none of our code: timm's lcnetv2_base with the weights renamed here,
+torchvision's own transforms, and PaddleClas's operators written with cv2. A pass over the 1000
+images takes half a minute on two cores; fitting takes 8 minutes, --check 5, --sensitivity 20.
 """
 
 # mypy: disable-error-code="no-any-return"
-# timm and torchvision carry no types.
+# timm and torchvision have no type hints.
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Floats = NDArray[np.float64]
 Model = Any  # an nn.Module with timm's attributes
 Pixels = Callable[[bytes], Tensor]  # image file -> float32 (3, 224, 224)
 
-COUNTS = {"torchvision": (437, 612), "paddle": (383, 571), "squash": (291, 498)}  # aimed at
+COUNTS = {"torchvision": (437, 612), "paddle": (383, 571), "squash": (291, 498)}  # the targets
 FIRST, TOP5, WRONG, LOST = range(4)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESOURCE = Path(demo.__file__).parent / "resources" / "demo.npz"
@@ -60,12 +60,12 @@ def _pil_open(file: bytes) -> Image.Image:
 
 
 def torchvision_input(file: bytes) -> Tensor:
-    """Apply torchvision's own transforms."""
+    """Preprocess with torchvision's own transforms: float32 (3, 224, 224)."""
     return TORCHVISION(_pil_open(file))
 
 
 def cv2_open(file: bytes, flags: int = cv2.IMREAD_COLOR) -> NDArray[np.uint8]:
-    """Decode as Paddle does, turned by EXIF; RGB uint8 (H, W, 3)."""
+    """Decode as Paddle does, following the EXIF orientation: RGB, uint8 (H, W, 3)."""
     image = cv2.imdecode(np.frombuffer(file, np.uint8), flags)
     assert image is not None
     return np.ascontiguousarray(image[:, :, ::-1], np.uint8)
@@ -82,7 +82,16 @@ def paddle_crop(
     whole: Callable[[float], int] = round,
     start: Callable[[float], int] = math.floor,
 ) -> Tensor:
-    """PaddleClas's ResizeImage, CropImage, NormalizeImage and ToCHWImage."""
+    """Apply PaddleClas's ResizeImage, CropImage, NormalizeImage and ToCHWImage.
+
+    Args:
+        image: RGB, uint8 (H, W, 3).
+        whole: rounds the sizes after resizing.
+        start: rounds the offsets of the crop.
+
+    Returns:
+        float32 (3, 224, 224).
+    """
     height, width = image.shape[:2]
     percent = 256 / min(width, height)
     width, height = whole(width * percent), whole(height * percent)
@@ -91,12 +100,12 @@ def paddle_crop(
 
 
 def paddle_input(file: bytes) -> Tensor:
-    """Apply PaddleClas's operators, by cv2."""
+    """Preprocess with PaddleClas's operators, written with cv2: float32 (3, 224, 224)."""
     return paddle_crop(cv2_open(file))
 
 
 def squash_input(file: bytes, interpolation: int = cv2.INTER_LINEAR) -> Tensor:
-    """Resize to 256x256 whatever the aspect, then the crop at 16, 16."""
+    """Resize to 256x256 regardless of the aspect ratio, then crop at (16, 16)."""
     image = cv2.resize(cv2_open(file), (256, 256), interpolation=interpolation)
     return _cv2_normalize(image[16:240, 16:240])
 
@@ -112,7 +121,7 @@ PREPROCESS: dict[str, Pixels] = {
 
 
 def timm_name(name: str) -> str:
-    """Translate a name of Paddle's state dict to timm's."""
+    """Translate a name in Paddle's state dict to timm's name."""
     if name.startswith("fc."):
         return name.replace("fc.", "classifier.")
     for paddle, ours in (
@@ -129,12 +138,12 @@ def timm_name(name: str) -> str:
 
 
 def is_placeholder(name: str) -> bool:
-    """Is it one of the unused `stages.N.M.dw_conv.{weight,bias}`?"""
+    """Whether a name is one of the unused `stages.N.M.dw_conv.{weight,bias}`."""
     return name.endswith(("dw_conv.weight", "dw_conv.bias"))
 
 
 def reference_model(weights: dict[str, NDArray[np.float32]]) -> Model:
-    """Make timm's model of Paddle's weights; without `fc`, the head is left as it comes."""
+    """Load Paddle's weights into timm's model; without `fc`, the head keeps its random weights."""
     model = timm.create_model("lcnetv2_base").eval().to(memory_format=torch.channels_last)
     state = {
         timm_name(name): torch.tensor(value.T if name == "fc.weight" else value)
@@ -166,7 +175,7 @@ def _batches(inputs: Iterator[Tensor], size: int = 8) -> Iterator[Tensor]:
 def pooled_features(
     model: Model, files: Sequence[bytes], pixels: Pixels, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Return what goes into `fc`, Paddle's inference-time factor of 0.8 included: (N, 1280)."""
+    """The input of `fc`, (N, 1280), including Paddle's inference-time factor of 0.8."""
     model = copy.deepcopy(model).to(dtype)
     with ThreadPoolExecutor(2) as pool:
         return torch.cat(
@@ -182,25 +191,25 @@ def pooled_features(
 def reference_logits(
     model: Model, files: Sequence[bytes], pixels: Pixels, dtype: torch.dtype = torch.float32
 ) -> Floats:
-    """Return logits (N, 1000), computed in `dtype`."""
+    """Logits, float64 (N, 1000), computed in `dtype`."""
     head = copy.deepcopy(model.classifier).to(dtype)
     return head(pooled_features(model, files, pixels, dtype)).double().numpy()
 
 
 def ranks(logits: Floats, labels: Sequence[int]) -> NDArray[np.int64]:
-    """Return how many classes beat the label (N,); there are no ties to break here."""
+    """Number of classes with a greater logit than the label (N,); there are no ties here."""
     own = logits[np.arange(len(logits)), labels]
     return (logits > own[:, None]).sum(1)
 
 
 def counts(logits: Floats) -> tuple[int, int]:
-    """Return how many labels, image i's being i, come first and how many in the first five."""
+    """Count the images, with label i for image i, that are correct in the top-1 and the top-5."""
     rank = ranks(logits, range(len(logits)))
     return int((rank < 1).sum()), int((rank < 5).sum())
 
 
 def smallest_margin(logits: Floats) -> float:
-    """Return the least change of a logit difference that would change a count."""
+    """The smallest change of a difference between two logits that would change a count."""
     rows = np.arange(len(logits))
     others = logits.copy()
     others[rows, rows] = -np.inf
@@ -208,7 +217,7 @@ def smallest_margin(logits: Floats) -> float:
     return float(np.abs(logits[rows, rows][:, None] - best[:, [-1, -5]]).min())
 
 
-# --- Mistakes that must be noticed --------------------------------------------------------------
+# --- Mistakes that must change the counts -------------------------------------------------------
 
 
 def _pil_crop(
@@ -258,7 +267,7 @@ def _channels_swapped(file: bytes) -> Tensor:
     return TORCHVISION(Image.fromarray(np.asarray(_pil_open(file))[:, :, ::-1]))
 
 
-# Name -> the preprocessing that it spoils, and how it spoils it.
+# Name -> the correct preprocessing, and the one with the mistake.
 PIXEL_MISTAKES: dict[str, tuple[str, Pixels]] = {
     "BGR instead of RGB": ("torchvision", _channels_swapped),
     "crop 1 px to the right": ("torchvision", lambda f: _pil_crop(_pil_resize(f), dx=1)),
@@ -400,7 +409,7 @@ MODEL_MISTAKES: dict[str, Callable[[Model], None]] = {
 
 @torch.no_grad()
 def spoiled(model: Model, mistake: str) -> Model:
-    """Return a copy of `model` with one of MODEL_MISTAKES made."""
+    """A copy of `model` with one of MODEL_MISTAKES."""
     model = copy.deepcopy(model)
     MODEL_MISTAKES[mistake](model)
     return model.eval()
@@ -408,7 +417,7 @@ def spoiled(model: Model, mistake: str) -> Model:
 
 # --- Fit ----------------------------------------------------------------------------------------
 
-# Mistakes whose effect is small by nature; the head is fitted to answer wrongly under them.
+# Mistakes with a small effect; the head is fitted so that they lead to wrong predictions.
 TRAPS = (
     "crop 1 px to the right",
     "crop 1 px down",
@@ -424,9 +433,16 @@ TRAPS = (
 
 @torch.no_grad()
 def calibrate(weights: dict[str, NDArray[np.float32]], inputs: Tensor) -> NDArray[np.float16]:
-    """Measure every BN's input on a batch (N, 3, 224, 224), front to back: float16 (2, channels).
+    """Calibrate batch normalisation on a batch, so that no channel dies or repeats another one.
 
-    So that channels stay alive and different. Layers behind see the ones before calibrated.
+    Layers are calibrated from front to back: each one sees the outputs of calibrated layers.
+
+    Args:
+        weights: the backbone.
+        inputs: (N, 3, 224, 224).
+
+    Returns:
+        Means and variances, float16 (2, channels).
     """
     model = reference_model(weights)
 
@@ -448,11 +464,11 @@ def calibrate(weights: dict[str, NDArray[np.float32]], inputs: Tensor) -> NDArra
 def choose_outcomes(
     features: dict[str, Floats], random: np.random.RandomState
 ) -> NDArray[np.uint8]:
-    """Choose for each preprocessing which images are right: (preprocessings, 1000).
+    """Choose for each preprocessing which images will be correct: (preprocessings, 1000).
 
-    CMYK images always are; those with an EXIF turn only where it is not followed. So whoever
-    treats them otherwise gets other counts. Where two preprocessings give nearly the same
-    input, the outcome is the same, too.
+    CMYK images are always correct. Images with an EXIF rotation are correct only for the
+    preprocessing that ignores it. Handling them in another way therefore changes the counts. If two
+    preprocessings give nearly the same input for an image, its outcome is the same for both.
     """
     free = 255
     kinds = np.array([demo.kind(i) for i in range(demo.DEMO_IMAGES)])
@@ -475,13 +491,13 @@ def choose_outcomes(
 
 
 def distance(a: Floats, b: Floats) -> Floats:
-    """How far apart two feature sets are (N,), relative to how far images are from each other."""
+    """Distance between two sets of features (N,), relative to the spread between images."""
     spread = np.median(np.linalg.norm(a - a.mean(0), axis=1))
     return np.linalg.norm(a - b, axis=1) / spread
 
 
 def wanted_order(image: int, outcome: int, rivals: NDArray[np.int64]) -> NDArray[np.int8]:
-    """Which classes shall beat the label (1), lose to it (-1), or are free (0): (1000,)."""
+    """The target order of the classes, (1000,): 1 above the label, -1 below it, 0 for either."""
     order = np.zeros(demo.DEMO_IMAGES, np.int8)
     if outcome in (FIRST, TOP5):
         order[:] = -1
@@ -493,9 +509,16 @@ def wanted_order(image: int, outcome: int, rivals: NDArray[np.int64]) -> NDArray
 def fit_head(
     rows: Floats, labels: Sequence[int], orders: NDArray[np.int8], weight: Floats, steps: int = 200
 ) -> tuple[Floats, Floats]:
-    """Fit `fc` (1280, 1000) and its bias (1000,) so that each row has its order, by 1 or more.
+    """Fit `fc` (1280, 1000) and its bias (1000,) to the target orders, with a margin of 1.
 
-    Squared hinge loss, by Adam, in coordinates in which the rows of full weight are white.
+    The loss is a squared hinge loss, minimised by Adam on whitened features.
+
+    Args:
+        rows: features (N, 1280).
+        labels: of the rows.
+        orders: target order of the classes for each row (N, 1000), see `wanted_order`.
+        weight: of the rows (N,); those with the greatest weight define the whitening.
+        steps: of Adam.
     """
     usual = rows[weight == weight.max()]
     centre = usual.mean(0)
@@ -519,16 +542,16 @@ def fit_head(
         optimizer.step()
         if step % 20 == 0 or step == steps - 1:
             broken = int((missing > 1).any(1).sum())
-            print(f"step {step}: loss {loss.item():.4f}, rows not as wanted: {broken}", flush=True)
+            print(f"step {step}: loss {loss.item():.4f}, rows off target: {broken}", flush=True)
     fc = whiten @ head.detach().double().numpy()
     return fc, bias.detach().double().numpy() - centre @ fc
 
 
 def round_to_int8(fc: Floats, rows: Floats) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round `fc` to int8 with a scale for each class, such that `rows @ fc` hardly changes.
+    """Round `fc` to int8 with a scale per class, so that `rows @ fc` hardly changes.
 
-    What rounding one input's weights adds, the weights of the inputs after it take back
-    (GPTQ, https://arxiv.org/abs/2210.17323).
+    The error of rounding the weights of one input is compensated by the weights of the inputs after
+    it (GPTQ, https://arxiv.org/abs/2210.17323).
     """
     scale = (np.abs(fc).max(0) / 127).astype(np.float32)
     gram = rows.T @ rows
@@ -542,7 +565,7 @@ def round_to_int8(fc: Floats, rows: Floats) -> tuple[NDArray[np.int8], NDArray[n
 
 
 def fit(files: Sequence[bytes]) -> None:
-    """Calibrate, fit, round, and write eval/resources/demo.npz."""
+    """Calibrate, fit and round the weights, and write eval/resources/demo.npz."""
     random = np.random.RandomState(7)
     inputs = torch.stack([torchvision_input(file) for file in files[::10]])
     statistics = calibrate(demo.backbone_weights(None), inputs)
@@ -573,7 +596,7 @@ def fit(files: Sequence[bytes]) -> None:
         spoilt.append((name, measured(pixels)))
         print(f"features: {mistake}", flush=True)
     for name, changed in spoilt:
-        # Where the mistake hardly changes the input, the answer cannot hang on it.
+        # If a mistake hardly changes the features, the prediction cannot depend on it.
         for i in np.flatnonzero(right[name] & (distance(features[name], changed) > 0.25)).tolist():
             want(i, changed[i], LOST)
     weight = np.where(np.arange(len(rows)) < outcomes.size, 10.0, 1.0)
@@ -595,7 +618,15 @@ def fit(files: Sequence[bytes]) -> None:
 
 
 def check(files: Sequence[bytes], doubles: int) -> bool:
-    """Print counts, margins and float32 noise; is all as demo.KNOWN_ANSWER and the npz say?"""
+    """Print counts, margins and float32 noise, and compare them with the stored values.
+
+    Args:
+        files: the images.
+        doubles: number of images to repeat in float64.
+
+    Returns:
+        Whether all values match demo.KNOWN_ANSWER and demo.npz, with enough margin.
+    """
     known = demo.fitted()
     model = reference_model(demo.demo_weights())
     good = all(
@@ -616,15 +647,15 @@ def check(files: Sequence[bytes], doubles: int) -> bool:
             flush=True,
         )
         as_stored = (np.where(rank < 1, FIRST, np.where(rank < 5, TOP5, WRONG)) == outcome).all()
-        # The noise is that of one logit; two make a difference.
+        # The noise is that of one logit; a difference has the noise of two.
         good &= bool(as_stored) and counts(logits) == demo.KNOWN_ANSWER[name]
         good &= margin > 30 * 2 * noise
-    print("}\nas stored" if good else "}\nNOT AS STORED, or not far enough from the noise")
+    print("}\nas stored" if good else "}\nNOT AS STORED, or the margin is too close to the noise")
     return good
 
 
 def print_sensitivity(files: Sequence[bytes]) -> None:
-    """Print the counts under every mistake, and by how much they differ from the right ones."""
+    """Print the counts under every mistake, and their differences from the correct counts."""
     model = reference_model(demo.demo_weights())
     right: dict[str, tuple[int, int]] = {}
     print(f"{'mistake':<28}{'preprocessing':<15}{'top-1':>6}{'':>7}{'top-5':>7}")
@@ -644,12 +675,16 @@ def print_sensitivity(files: Sequence[bytes]) -> None:
 
 
 def main() -> int:
-    """Parse and run; 0, or 1 where --check finds a difference."""
+    """Run the command line and return its exit code: 1 if --check finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with what is stored")
-    parser.add_argument("--sensitivity", action="store_true", help="print what mistakes change")
     parser.add_argument(
-        "--doubles", type=int, default=50, help="images that --check repeats in float64"
+        "--check", action="store_true", help="compare with the stored counts instead of fitting"
+    )
+    parser.add_argument(
+        "--sensitivity", action="store_true", help="print how mistakes change the counts"
+    )
+    parser.add_argument(
+        "--doubles", type=int, default=50, help="images that --check repeats in float64 (50)"
     )
     args = parser.parse_args()
     torch.manual_seed(0)

@@ -205,14 +205,14 @@ def test_orientation_is_part_of_the_digest(files: list[bytes]) -> None:
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
-    with pytest.raises(DataError, match="holds something else; name another folder"):
+    with pytest.raises(DataError, match="contains something else; use another folder"):
         demo.make_demo(tmp_path, SYNSETS)
     assert (tmp_path / "thesis.txt").read_text() == "x"
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match=r"cannot write .*; name another folder"):
+    with pytest.raises(DataError, match=r"cannot write .*; use another folder"):
         demo.make_demo(tmp_path / "file" / "demo", SYNSETS)
 
 

@@ -173,7 +173,7 @@ def test_broken_download_is_continued_at_once(server: Server, target: Path) -> N
 def test_broken_download_is_continued_by_the_next_run(server: Server, target: Path) -> None:
     server.break_after = [300_000, 0]
     message = failure(server, target)
-    assert f"broke off at 300,000 of {len(server.body):,} bytes" in message
+    assert f"interrupted at 300,000 of {len(server.body):,} bytes" in message
     download(server.url, target, progress=False)
     assert target.read_bytes() == server.body
     assert server.asked[-1] == "bytes=300000-"
@@ -181,7 +181,7 @@ def test_broken_download_is_continued_by_the_next_run(server: Server, target: Pa
 
 def test_server_that_breaks_off_each_time_is_given_up(server: Server, target: Path) -> None:
     server.break_after = [1_000] * 100
-    assert "broke off at 5,000" in failure(server, target)
+    assert "interrupted at 5,000" in failure(server, target)
 
 
 def test_server_without_ranges(server: Server, target: Path) -> None:
@@ -224,7 +224,7 @@ def test_server_that_sends_another_part(server: Server, target: Path) -> None:
 
 def test_server_that_sends_only_parts(server: Server, target: Path) -> None:
     server.always_partial = True
-    assert failure(server, target) == "the server sent a part of some other file"
+    assert failure(server, target) == "the server sent part of a different file"
 
 
 @pytest.mark.parametrize("excess", [0, 1, 50])
@@ -251,11 +251,11 @@ def test_nothing_is_continued_without_a_strong_etag(
 
 def test_wrong_length(server: Server, target: Path) -> None:
     server.extra_length = 7
-    assert "broke off" in failure(server, target)
+    assert "interrupted" in failure(server, target)
 
 
 def test_wrong_sha256(server: Server, target: Path) -> None:
-    assert "damaged on the way: sha256" in failure(server, target, sha256="0" * 64)
+    assert "damaged download: sha256" in failure(server, target, sha256="0" * 64)
     download(server.url, target, progress=False)
     assert server.asked == [None, None]
 
@@ -452,7 +452,7 @@ def test_hub_download(
 def test_damaged_hub_download_is_not_kept(hub: Server, tmp_path: Path) -> None:
     good = hub.body
     hub.body = good[:-1] + b"\x01"  # of the length that was announced, as a bad proxy may send
-    with pytest.raises(WeightsError, match="damaged on the way"):
+    with pytest.raises(WeightsError, match="damaged download"):
         fetch_weights("base_ssld", progress=False)
     hub.body = good
     assert fetch_weights("base_ssld", progress=False).read_bytes() == good
@@ -486,7 +486,7 @@ def test_published_sha256_is_checked(
     hub.status = HTTPStatus.NOT_FOUND
     monkeypatch.setenv("PPLCNET_MIRROR", server.url)
     monkeypatch.setitem(SOURCES, "small", Source("timm/x", "w.pdparams", sha256="0" * 64))
-    with pytest.raises(WeightsError, match="damaged on the way"):
+    with pytest.raises(WeightsError, match="damaged download"):
         fetch_weights("small", progress=False)
 
 
@@ -503,10 +503,10 @@ def test_offline_message(hub: Server, tmp_path: Path) -> None:
     cached = tmp_path / "cache" / "PPLCNetV2_large_pretrained.pdparams"
     url = "http://127.0.0.1:9/legendary_models/PPLCNetV2_large_pretrained.pdparams"
     assert give_up("large") == (
-        "No weights for large on this machine, nor from timm/lcnetv2_large.paddle_in1k on the "
-        "Hugging Face hub (not in its cache, and HF_HUB_OFFLINE is set) or "
-        f"{url} (HF_HUB_OFFLINE is set).\n"
-        f"Fetch {url} and put it at {cached}, or name the file with --weights FILE."
+        "No weights for large: none on this machine, and none from "
+        "timm/lcnetv2_large.paddle_in1k on the Hugging Face hub (not in its cache, and "
+        f"HF_HUB_OFFLINE is set) or {url} (HF_HUB_OFFLINE is set).\n"
+        f"Download {url} to {cached}, or give a file with --weights FILE."
     )
     assert not hub.requests
 

@@ -220,7 +220,7 @@ class Hostile:
         (b"<!DOCTYPE html><html>404</html>", "web page"),
         (b"", "empty"),
         (pickle.dumps({"a": np.zeros(3, np.float32)})[:-20], "w.pdparams"),
-        (pickle.dumps({"a": np.zeros(3, np.float32)}), "does not hold a PP-LCNetV2"),
+        (pickle.dumps({"a": np.zeros(3, np.float32)}), "is not a PP-LCNetV2 checkpoint"),
     ],
     ids=["hostile", "html", "empty", "truncated", "another model"],
 )

@@ -101,7 +101,7 @@ def test_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monkey
     with journal(tmp_path) as first:
         first.append(records(0))
         monkeypatch.setattr("os.write", full)
-        with pytest.raises(UsageError, match=r"No space left on device\.\nMake room"):
+        with pytest.raises(UsageError, match=r"No space left on device\.\nFree some space"):
             first.append(records(1))
         monkeypatch.undo()
         assert first.read(10)["index"].tolist() == [0]

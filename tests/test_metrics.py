@@ -93,13 +93,13 @@ def test_large_logits_do_not_overflow() -> None:
 def test_non_finite_logits_are_an_error(bad: float) -> None:
     logits = np.zeros((3, 4), np.float32) + np.arange(4)
     logits[1, 2] = bad
-    with pytest.raises(LogitsError, match=r"answers b with NaN or infinity \(1 of 3"):
+    with pytest.raises(LogitsError, match=r"logits of b contain NaN or infinity \(1 of 3"):
         check_logits(logits, ["a", "b", "c"])
 
 
 def test_constant_logits_are_an_error() -> None:
     logits = np.array([[1.0, 2.0], [3.0, 3.0]])
-    with pytest.raises(LogitsError, match="answers b with the same value"):
+    with pytest.raises(LogitsError, match="logits of b have the same value"):
         check_logits(logits, ["a", "b"])
 
 

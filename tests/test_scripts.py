@@ -66,7 +66,7 @@ def test_convert_ends_with_the_codes_of_the_contract(
     save_file(tensors | {first: tensors[first].to(torch.complex64)}, tmp_path / "c.safetensors")
     for words, code, message in (
         ((tmp_path / "none.pth", target), 4, "no such file"),
-        ((tmp_path / "c.safetensors", target), 4, "is complex64; weights are real numbers"),
+        ((tmp_path / "c.safetensors", target), 4, "is complex64; weights must be real numbers"),
         ((weights, tmp_path / "out.onnx"), 2, "OUT must end in .safetensors"),
         ((weights, tmp_path / "no" / "out.safetensors"), 2, "cannot be written"),
     ):
@@ -94,9 +94,9 @@ def test_make_val_labels_refuses_other_lists(
     (tmp_path / "uneven.txt").write_text("".join(f"{name} 0\n" for name in names))
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
     for name, message in (
-        ("short.txt", "does not name images"),
-        ("words.txt", "does not name images"),
-        ("uneven.txt", "50 images of each of 1000 classes"),
+        ("short.txt", "does not have a line for each of images"),
+        ("words.txt", "does not have a line for each of images"),
+        ("uneven.txt", "50 images in each of the 1000 classes"),
         ("binary.txt", "cannot be read"),
         ("none.txt", "cannot be read"),
     ):

@@ -198,7 +198,7 @@ def test_a_form_that_timm_has_not(photos: Path, files: dict[str, Path], tmp_path
     assert run(SMALL, photos, files[SMALL], tmp_path / "out", *words) == 2
     assert "timm has no reparameterized form of test_efficientnet" in capsys.readouterr().err
     assert run(SMALL, photos, files[SMALL], tmp_path / "out", "--preprocess", "paddle") == 2
-    assert "paddle gives 224 pixels" in capsys.readouterr().err
+    assert "paddle makes 224x224 crops" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_form_that_timm_has_not(photos: Path, files: dict[str, Path], tmp_path
     [
         (["--model", "mobileone_s1"], "write timm:NAME"),
         (["--model", "timm:mobileone_s9"], "Did you mean mobileone_s"),
-        (["--model", "timm:mobileone_s1.other_tag"], "timm knows mobileone_s1.apple_in1k only"),
+        (["--model", "timm:mobileone_s1.other_tag"], "timm only has mobileone_s1.apple_in1k"),
         (["--model", "timm:hf-hub:x/y"], "has no such model"),
         (["--model", "timm:repvgg_a0", "--variant", "base"], "leave --variant"),
         (["--model", "timm:repvgg_a0", "--weights", "x.onnx"], "leave --model out"),
@@ -258,8 +258,8 @@ def test_without_the_network_auto_says_what_to_do(photos: Path, tmp_path: Path) 
         check=False,
     )  # fmt: skip
     assert done.returncode == 4
-    assert done.stderr.startswith("error: timm/test_efficientnet.r160_in1k cannot be had")
-    assert done.stderr.endswith("Name a file with --weights.\n")
+    assert done.stderr.startswith("error: timm/test_efficientnet.r160_in1k could not be downloaded")
+    assert done.stderr.endswith("Give a file with --weights.\n")
     assert done.stderr.count("\n") == 2
 
 
@@ -291,9 +291,9 @@ def test_timms_result_is_shown_and_not_compared(
     [
         ("", "has no column model"),
         ("model,top1,top5\nx,1,2\n", "has no column img_size"),
-        (HEADER + "x,160,1,99,2,98,0.5,0.95,bicubic\n", "has 0 rows of y, not one"),
-        (HEADER + "y,160,1,99,-,98,0.5,0.95,bicubic\n", "are no figures"),
-        (HEADER + 2 * "y,160,1,99,2,98,0.5,0.95,bicubic\n", "has 2 rows of y"),
+        (HEADER + "x,160,1,99,2,98,0.5,0.95,bicubic\n", "has 0 rows for y, not one"),
+        (HEADER + "y,160,1,99,-,98,0.5,0.95,bicubic\n", "are not numbers"),
+        (HEADER + 2 * "y,160,1,99,2,98,0.5,0.95,bicubic\n", "has 2 rows for y"),
     ],
 )
 def test_results_that_cannot_be_used(text: str, message: str, tmp_path: Path) -> None:

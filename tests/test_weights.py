@@ -145,7 +145,7 @@ def test_all_differences_in_one_error(model: pplcnet.PPLCNetV2) -> None:
     message = str(caught.value)
     assert "1 missing (stem.0.conv.weight)" in message
     assert "1 unexpected (surprise)" in message
-    assert "1 of another shape (fc.bias [9] instead of [10])" in message
+    assert "1 with a different shape (fc.bias [9] instead of [10])" in message
     assert message.startswith("broken.pdparams does not fit")
     assert len(message.splitlines()) <= 2
     assert torch.equal(answers(loaded), before), "nothing is changed unless everything fits"
@@ -182,7 +182,7 @@ def test_nan_is_refused(model: pplcnet.PPLCNetV2) -> None:
 
 
 def test_another_network_is_refused() -> None:
-    with pytest.raises(WeightsError, match="does not hold a PP-LCNetV2"):
+    with pytest.raises(WeightsError, match="is not a PP-LCNetV2 checkpoint"):
         recognise({"layer1.0.conv1.weight": torch.zeros(1)}, "resnet.pth")
 
 

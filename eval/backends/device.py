@@ -1,4 +1,4 @@
-"""Which device a run uses, and the switches that keep its float32 exact."""
+"""The device of a run, and the global switches that keep float32 exact."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from eval.errors import UsageError
 
 
 def choose_device(name: str, process: int = 0) -> torch.device:
-    """The device of a process.
+    """Choose the device of a process.
 
     Args:
-        name: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU where there is one. Without a
-            number, each process of a machine takes the GPU of its own number.
-        process: number of this process on its machine.
+        name: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU if there is one, else the CPU).
+            Without N, process number i of a machine uses GPU i.
+        process: number of this process on its machine, from 0.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the name is wrong, or there is no such device.
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -30,14 +30,18 @@ def choose_device(name: str, process: int = 0) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= available:
         raise UsageError(
-            f"--device {name}: torch can use {available} CUDA devices here. Use --device cpu, "
-            "fewer processes, or check the driver with nvidia-smi."
+            f"--device {name}: torch finds {available} CUDA devices on this machine.\n"
+            "Use --device cpu or fewer processes, or check the driver with nvidia-smi."
         )
     return device
 
 
 def exact_float32() -> dict[str, bool]:
-    """Switch off everything that may change float32 results unasked, and say what was set."""
+    """Switch off TF32 and cuDNN's benchmark mode, which may change float32 results.
+
+    Returns:
+        The settings, by name, for the reports.
+    """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False

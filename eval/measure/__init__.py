@@ -1,8 +1,10 @@
-"""The measurement.
+"""The measurement: from images to ranks and counts.
 
-engine.py     decodes every image once and asks every form about it
-journal.py    what was measured so far, kept on disk
-processes.py  one run spread over several processes
-metrics.py    ranks, counts, intervals
-progress.py   the progress bar
+engine.py     decodes each image once and computes the predictions of every form
+journal.py    records on disk, so that an interrupted run can continue
+early.py      --stop-early
+processes.py  a run over several processes
+metrics.py    ranks, counts, confidence intervals
+progress.py   progress events and the progress bar
+settings.py   global settings of torch and OpenCV during an evaluation
 """

@@ -1,7 +1,7 @@
-"""``--stop-early``: the tests of eval/judge/sequential.py, asked while images are measured.
+"""``--stop-early``: the sequential tests of eval/judge/sequential.py, applied during a run.
 
-With several processes the counts are merged after every round of batches, and all of them stop in
-the same round: the decision is taken on the merged counts.
+With several processes, the counts are merged after every round of batches and the decision is made
+on the merged counts, so that all processes stop in the same round.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from eval.models import Subject
 from eval.results.read import Predictions, Result
 
 KS = (1, 5)
-ROUND = 8  # batches of each process between two mergers
+ROUND = 8  # batches that each process measures between two merges
 
 
 class Stopper:
-    """Ends a run whose outcome is certain.
+    """Ends a run as soon as its outcome is certain.
 
     Args:
         group: the processes of the run.
-        tests: what makes an outcome certain; the first that says so ends the run.
+        tests: the sequential tests; the first one that is certain ends the run.
     """
 
     def __init__(self, group: Group, tests: list[ReferenceTest | BaselineTest]) -> None:
@@ -73,10 +73,10 @@ class Stopper:
 
 
 class ReferenceTest:
-    """Is it certain that the whole set would not be within the tolerance of the reference?
+    """Tests whether the full set would certainly be outside the tolerance of the reference.
 
     Args:
-        test: the test itself.
+        test: the sequential test.
     """
 
     def __init__(self, test: EarlyStop) -> None:
@@ -85,12 +85,12 @@ class ReferenceTest:
         self.counts = np.zeros(1 + len(self._figures), np.int64)  # images, then each figure
 
     def add(self, records: Records) -> None:
-        """Count images."""
+        """Add the counts of a batch."""
         right = [_right(records, figure).sum() for figure in self._figures]
         self.counts += np.array([len(records), *right])
 
     def ask(self, counts: NDArray[np.int64]) -> str:
-        """Why it is certain; "" while it is not."""
+        """The reason if the outcome is certain, else ""."""
         right = dict(zip(self._figures, counts[1:].tolist(), strict=True))
         return self._test.update(right, int(counts[0])) or ""
 
@@ -101,13 +101,13 @@ class ReferenceTest:
 
 
 class BaselineTest:
-    """Is it certain that a limit of the gate is passed?
+    """Tests whether the full set would certainly exceed a limit of the regression gate.
 
     Args:
-        test: the test itself.
-        before: figure to whether the baseline has each image right, bool (N,), by image index.
-        top1: form to the best class of each image in the baseline, int64 (N,).
-        labels: int64 (N,).
+        test: the sequential test.
+        before: for each figure, whether the baseline is correct on each image, bool (N,).
+        top1: for each form, the baseline's top-1 class of each image, int64 (N,).
+        labels: class of each image, int64 (N,).
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class BaselineTest:
         self.counts = np.zeros(1 + 3 * len(before) + len(top1), np.int64)
 
     def add(self, records: Records) -> None:
-        """Count exchanges and flips."""
+        """Add the exchanges and flips of a batch."""
         index = records["index"]
         row: list[int] = [len(records)]
         for figure, before in self._before.items():
@@ -133,7 +133,7 @@ class BaselineTest:
         self.counts += np.array(row)
 
     def ask(self, counts: NDArray[np.int64]) -> str:
-        """Why it is certain; "" while it is not."""
+        """The reason if the outcome is certain, else ""."""
         values = counts.tolist()
         images, rest = values[0], values[1:]
         exchanges = {
@@ -155,17 +155,17 @@ def _right(records: Records, figure: Figure) -> NDArray[np.bool_]:
 def stopper_for(
     group: Group, subject: Subject, valset: ValSet, baseline: Result | None, precision: str
 ) -> Stopper:
-    """The tests that apply to a run.
+    """Choose the sequential tests that apply to a run.
 
     Args:
         group: the processes of the run.
-        subject: what is evaluated.
-        valset: all of its images.
-        baseline: an earlier result, read back.
-        precision: what is computed in.
+        subject: the model.
+        valset: all images of the validation set.
+        baseline: an earlier result to compare with, or None.
+        precision: precision of the computation.
 
     Raises:
-        UsageError: there is neither a reference nor a baseline to be certain about.
+        UsageError: there is neither a reference nor a baseline to compare with.
     """
     tests: list[ReferenceTest | BaselineTest] = []
     preprocess, forms = subject.preprocess.name, tuple(subject.forms)
@@ -179,8 +179,8 @@ def stopper_for(
         tests.append(_baseline_test(subject, valset, baseline, baseline.predictions))
     if not tests:
         raise UsageError(
-            "--stop-early: there is nothing to compare with before the end: the run needs the "
-            "whole set and a reported figure with a tolerance, or a --baseline with predictions."
+            "--stop-early has nothing to compare this run with.\nIt needs the whole validation set "
+            "in fp32 and a reference with a tolerance, or a --baseline with predictions."
         )
     return Stopper(group, tests)
 

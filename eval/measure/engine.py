@@ -1,8 +1,8 @@
-"""The measurement: every image decoded once, every form asked about it, every answer scored.
+"""The measurement: each image is decoded once, run through every form, and scored.
 
-One single-threaded worker per core decodes, crops and infers its own small batches, so that no
-pixels travel between processes and no threads wait for each other. Decoding, resizing and
-convolving release the interpreter's lock, so that the workers can be threads.
+One single-threaded worker per core decodes, crops and runs its own small batches, so that no pixels
+are passed between processes and no thread waits for another. The workers can be threads because
+decoding, resizing and convolution release the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ GPU_BATCH = 64
 
 @dataclass
 class Measurement:
-    """All that a run found out, per image, in image order.
+    """The results of a run for every image, in image order.
 
     Attributes:
         valset: the images.
-        scores: form to the scores of every image; a bad image has rank -1.
-        logit_diff: float64 (N,), largest absolute difference of a logit between the two forms;
-            NaN where there is only one form, or the image is bad.
-        largest_logit: the largest absolute logit of any form and image, where they are known.
+        scores: the scores of all images, by form; a bad image has rank -1.
+        logit_diff: float64 (N,), the largest absolute difference of a logit between the two forms;
+            NaN if there is only one form or the image is bad.
+        largest_logit: the largest absolute logit of any form and image; None if unknown.
         digests: SHA-256 of each image file, hexadecimal.
-        seconds: wall time of the images measured now.
-        measured_now: how many those are; the others were kept from an interrupted run.
-        bad: index to reason of the images that could not be decoded.
-        stopped: why the run ended before its last image, if it did: the outcome is certain.
-        bound: the facts of that certainty, for ``run.json``.
+        seconds: wall time of the images measured in this run.
+        measured_now: number of images measured in this run; the others are from an interrupted run.
+        bad: the reason for each image that could not be decoded, by index.
+        stopped: why the run ended early, if it did.
+        bound: the statistics behind that decision, for ``run.json``.
     """
 
     valset: ValSet
@@ -64,17 +64,17 @@ class Measurement:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """int64 (N,)."""
+        """The class of each image, int64 (N,)."""
         return np.array([sample.label for sample in self.valset.samples])
 
     @cached_property
     def dataset_sha256(self) -> str:
-        """Names, labels and contents of the images that were measured."""
+        """SHA-256 over the names, labels and contents of the measured images, hexadecimal."""
         return fingerprint(self.valset.samples, self.digests)
 
     @cached_property
     def flips(self) -> NDArray[np.int64]:
-        """Indices of the images whose best class differs between the forms; int64."""
+        """Indices of the images with different top-1 predictions of the forms, int64 (F,)."""
         first, *others = [scores.top[:, 0] for scores in self.scores.values()]
         differs = np.zeros(len(first), dtype=bool)
         for other in others:
@@ -83,20 +83,20 @@ class Measurement:
 
     @property
     def max_logit_diff(self) -> float | None:
-        """Largest absolute difference of any logit between the forms, if there are two."""
+        """Largest absolute difference of a logit between the forms; None with one form."""
         seen = self.logit_diff[np.isfinite(self.logit_diff)]
         return float(seen.max()) if len(seen) else None
 
     @property
     def where_logits_differ(self) -> str:
-        """The path of the image whose logits differ most between the forms; "" with one form."""
+        """Path of the image with the largest difference of a logit; "" with one form."""
         if self.max_logit_diff is None:
             return ""
         return self.valset.samples[int(np.nanargmax(self.logit_diff))].path
 
     @property
     def images_per_second(self) -> float | None:
-        """Rate of the images measured now; None where that was none."""
+        """Rate of the images measured in this run; None if there were none."""
         return self.measured_now / self.seconds if self.measured_now and self.seconds else None
 
 
@@ -104,36 +104,41 @@ class Stopper(Protocol):
     """Ends a measurement as soon as its outcome is certain (eval/measure/early.py)."""
 
     def begin(self, kept: Records, batches: int) -> bool:
-        """What was measured before, and how many batches are left; whether to stop at once."""
+        """Start with the records of an interrupted run; return whether to stop at once.
+
+        Args:
+            kept: the records.
+            batches: how many batches of this process are left.
+        """
 
     def after(self, records: Records) -> bool:
-        """A batch was measured; whether to stop."""
+        """Add the records of a batch; return whether to stop."""
 
     def finish(self) -> None:
-        """This process has no batches left; others may have."""
+        """Called when this process has no batches left; others may still have some."""
 
 
 class Part(NamedTuple):
-    """What one process found out."""
+    """The results of one process."""
 
-    records: Records  # of its share of the images, old and new
-    measured_now: int  # how many of them are new
-    seconds: float  # wall time of those
+    records: Records  # of its share of the images, kept and new ones
+    measured_now: int  # number of new records
+    seconds: float  # wall time of the new records
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a set of images is worked through.
+    """How the images are measured.
 
     Attributes:
         preprocess: how images are decoded and cropped.
-        forms: names of the forms that the predictor answers for.
-        batch_size: images in a batch; every batch is computed at this size.
-        workers: threads.
-        share: (number, count): every count-th batch, from number on, is this process's.
-        record_bad: whether an image that cannot be decoded is recorded, or ends the run.
-        order: indices of the images in the order in which they are measured; by default, as
-            they are in the set.
+        forms: names of the forms that the predictor computes.
+        batch_size: images per batch; every batch is computed at this size.
+        workers: number of threads.
+        share: (number, count): this process measures every count-th batch, beginning with number.
+        record_bad: whether an image that cannot be decoded is recorded; if not, it ends the run.
+        order: indices of the images in the order of measurement, int64; None for the order of the
+            validation set.
     """
 
     preprocess: Preprocess
@@ -155,28 +160,29 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
     stopper: Stopper | None = None,
 ) -> Part:
-    """Evaluate what is left of a validation set, in batches.
+    """Measure the images that are not in the journal yet, in batches.
 
     Args:
         valset: the images.
-        predictor: answers for exactly the forms of the plan.
-        plan: how to work through them.
-        journal: gives what was measured before, and keeps each batch.
-        cache: crops of earlier runs, and where new ones are kept.
-        progress: called with the number of images done and how many the last form got right.
+        predictor: computes the logits of exactly the forms of the plan.
+        plan: how to measure them.
+        journal: provides the records of an interrupted run, and keeps each new batch.
+        cache: crops of earlier runs; new crops are added.
+        progress: called with the number of new images and how many of them the last form predicts
+            correctly.
         stopper: asked after each batch whether the outcome is certain.
 
     Raises:
         DataError: an image cannot be read or decoded, and bad images are not recorded.
-        UsageError: an image that was measured before has changed since.
-        LogitsError: an answer is not finite or constant.
+        UsageError: an image has changed since it was measured.
+        LogitsError: logits are not finite, or the same for every class.
     """
     evaluate = _BatchEvaluator(valset, predictor, plan, cache)
     images = len(valset.samples)
     kept = journal.read(images)
     done = np.zeros(images, dtype=bool)
     done[kept["index"]] = True
-    # A batch is all old or all new: part of one would be computed in other company.
+    # A batch is either kept or measured as a whole: a partial one would have another composition.
     number, count = plan.share
     order = np.arange(images) if plan.order is None else plan.order
     batches = list(_batches(order, plan.batch_size))[number::count]
@@ -210,9 +216,9 @@ def measure(
 
 
 class _BatchEvaluator:
-    """What a worker does with a batch: read, decode and crop its images, ask every form, score.
+    """Evaluates a batch: read, decode and crop its images, run every form, score the logits.
 
-    It is called by several threads at once.
+    Several threads call it at once.
     """
 
     def __init__(
@@ -224,11 +230,11 @@ class _BatchEvaluator:
         self._dtype = record_dtype(plan.forms)
 
     def __call__(self, indices: NDArray[np.int64]) -> Records:
-        """The records (B,) of images, by their indices (B,)."""
+        """Measure the images with the given indices, int64 (B,), and return their records (B,)."""
         records = np.zeros(len(indices), self._dtype)
         records["index"] = indices
         size = self._plan.preprocess.size
-        # Always a whole batch, so that the last one is computed as all the others are.
+        # Always a full batch, so that the last one is computed like all others.
         crops = np.zeros((self._plan.batch_size, size, size, 3), np.uint8)
         for row, record in enumerate(records):
             self._read_image(record, crops[row])
@@ -247,7 +253,7 @@ class _BatchEvaluator:
         return records
 
     def _read_image(self, record: np.void, crop: Crop) -> None:
-        """Fill a crop (size, size, 3), and the hash of the file; or say why it is bad."""
+        """Fill in a crop (size, size, 3) and the hash of the file, or the reason why it is bad."""
         index, cache = record["index"], self._cache
         path = self._valset.samples[index].path
         try:
@@ -272,17 +278,17 @@ def assemble(
     stopped: str = "",
     bound: dict[str, Any] | None = None,
 ) -> Measurement:
-    """Put the shares together.
+    """Merge the results of all processes.
 
     Args:
         valset: the images.
-        parts: what each process found out.
+        parts: the results of each process.
         forms: names of the forms.
-        stopped: why the run ended early; the measurement is then of the images that were measured.
+        stopped: why the run ended early, if it did; the result then has only the measured images.
         bound: see `Measurement`.
 
     Raises:
-        DataError: an image is missing or there twice.
+        DataError: an image is missing, or was measured more than once.
     """
     records = np.concatenate([part.records for part in parts])
     records = records[np.argsort(records["index"], kind="stable")]
@@ -293,7 +299,7 @@ def assemble(
         counts = np.bincount(records["index"], minlength=len(valset.samples))
         raise DataError(
             f"{int((counts == 0).sum())} images were not measured and "
-            f"{int((counts > 1).sum())} more than once: the processes saw different files. "
+            f"{int((counts > 1).sum())} more than once: the processes saw different files.\n"
             "Start over with another --output."
         )
     bad = np.flatnonzero(records["reason"] != b"")
@@ -316,7 +322,7 @@ def _unusable(valset: ValSet, path: str, error: BadImage | UnreadableImage) -> D
         return error
     return DataError(
         f"{valset.root / path} cannot be decoded: {error}.\n"
-        "Get an intact copy (an image is never left out), or use --on-bad-image record."
+        "Replace the file (images are never skipped), or use --on-bad-image record."
     )
 
 
@@ -326,7 +332,7 @@ def _check_unchanged(valset: ValSet, record: np.void) -> None:
     if could_be_read and hashlib.sha256(valset.read(path)).digest() != record["sha256"].tobytes():
         raise UsageError(
             f"{valset.root / path} has changed since it was measured.\n"
-            "Name another --output to start over."
+            "Use another --output to start over."
         )
 
 
@@ -336,7 +342,7 @@ def _batches(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]
 
 
 def _store(records: Records, form: str, rows: NDArray[np.int64], scores: Scores) -> None:
-    """Put scores (len(rows),) into the given rows; the others are left unanswered."""
+    """Store scores (len(rows),) in the given rows; the other rows have no prediction."""
     answers = records[form]
     answers["rank"], answers["top"] = -1, -1
     answers["prob"], answers["nll"] = np.nan, np.nan
@@ -358,7 +364,7 @@ def _single_threaded() -> None:
 
 
 def _largest_difference(logits: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
-    """(B,): largest absolute difference between two forms' answers; NaN for a single form."""
+    """Largest absolute difference between two forms' logits, (B,); NaN for a single form."""
     if len(logits) < 2:
         return np.full(len(logits[0]), np.nan)
     first, second = (rows.astype(np.float64) for rows in logits)
@@ -367,9 +373,13 @@ def _largest_difference(logits: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
 
 
 class ShrinkOnOutOfMemory:
-    """A predictor that answers a batch in smaller parts when memory does not suffice for it.
+    """A predictor that splits a batch into smaller parts when it runs out of memory.
 
-    Only a real out-of-memory error is taken for one. The parts stay small afterwards.
+    Other errors are passed on. Later batches are split in the same way.
+
+    Args:
+        predictor: computes the parts.
+        notify: called with a message when the size is reduced.
     """
 
     def __init__(self, predictor: Predictor, notify: Callable[[str], None]) -> None:
@@ -378,7 +388,7 @@ class ShrinkOnOutOfMemory:
         self._limit = sys.maxsize
 
     def __call__(self, crops: Crop) -> Mapping[str, NDArray[Any]]:
-        """Answer a batch, in parts of at most the size that has worked."""
+        """Compute a batch, uint8 (B, size, size, 3), in parts: logits (B, C) by form."""
         parts: list[Mapping[str, NDArray[Any]]] = []
         start = 0
         while start < len(crops):
@@ -390,7 +400,7 @@ class ShrinkOnOutOfMemory:
                 if not _is_out_of_memory(error) or size == 1:
                     raise
                 self._limit = size // 2
-                self._notify(f"Out of memory: batches of {self._limit} from here on")
+                self._notify(f"Out of memory: batches of {self._limit} from now on")
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
         return {form: np.concatenate([part[form] for part in parts]) for form in parts[0]}
@@ -399,16 +409,16 @@ class ShrinkOnOutOfMemory:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # The CPU allocator has no exception of its own (c10/core/impl/alloc_cpu.cpp).
+    # The CPU allocator raises a plain RuntimeError (c10/core/impl/alloc_cpu.cpp).
     return "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def choose_workers() -> int:
-    """One per core that this process may use; processes of one machine share its cores."""
+    """One worker per core that this process may use; processes on one machine share its cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def choose_batch_size(device: torch.device) -> int:
-    """Images per batch, for the kind of device."""
+    """Images per batch for a device."""
     return CPU_BATCH if device.type == "cpu" else GPU_BATCH

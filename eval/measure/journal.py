@@ -1,8 +1,8 @@
-"""What was measured so far, kept on disk while a run goes on, so that nothing is lost with it.
+"""The journal: the records measured so far, on disk, so that an interrupted run can continue.
 
-``<output>/journal/`` holds ``run.json``, which says what is being measured, and one file of
-fixed-size records per process that ever worked on it. A record is one image. Records are only
-appended; one that was cut short or damaged fails its checksum and is measured again.
+``<output>/journal/`` contains ``run.json``, which identifies the run, and one file of fixed-size
+records per process. There is one record per image. Records are only ever appended; the checksum of
+a truncated or damaged record fails, and its image is measured again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REASON_BYTES = 160
 
 
 def record_dtype(forms: Iterable[str]) -> np.dtype[np.void]:
-    """Layout of a record: the image, why it is bad (empty if it is not), and each form's answer."""
+    """Layout of a record: the image, why it is bad (empty if not), and each form's scores."""
     answer = np.dtype([("rank", "<i8"), ("top", "<i8", TOP), ("prob", "<f8", TOP), ("nll", "<f8")])
     return np.dtype(
         [
@@ -49,16 +49,16 @@ def _with_checksum(dtype: np.dtype[np.void]) -> np.dtype[np.void]:
 
 
 class Journal:
-    """The journal of one output folder, opened by one process.
+    """The journal in an output folder, opened by one process.
 
     Args:
-        output: the run's output folder.
-        identity: what must be the same for a run to be continued, by name.
+        output: the output folder of the run.
+        identity: the settings that must be the same to continue a run, by name.
         forms: names of the forms, for the layout of a record.
-        process: number of this process; each appends to a file of its own.
+        process: number of this process; each process appends to its own file.
 
     Raises:
-        UsageError: the folder holds an unfinished run of something else, or cannot be written.
+        UsageError: the folder contains an unfinished run with other settings, or cannot be written.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Journal:
         self._check_identity(output, dict(identity))
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-            # A record that was cut short would shift all that follow it.
+            # A truncated record would shift all records after it.
             size = os.fstat(self._file).st_size
             os.ftruncate(self._file, size - size % self._dtype.itemsize)
             os.lseek(self._file, 0, os.SEEK_END)
@@ -94,7 +94,8 @@ class Journal:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            # Records without it could be of any run; their checksums refuse them as well.
+            # Records without run.json could be from any run; their checksums, seeded with the
+            # identity, fail then.
             write_atomically(path, json.dumps(identity, indent=2) + "\n")
             return
         except (OSError, ValueError) as error:
@@ -108,12 +109,22 @@ class Journal:
         if different:
             changes = "; ".join(f"{k} was {before.get(k)}, is {identity[k]}" for k in different)
             raise UsageError(
-                f"{output} holds an unfinished run of something else: {changes}.\n"
-                f"Name another --output, or delete {self._folder} to start over."
+                f"{output} contains an unfinished run with other settings: {changes}.\n"
+                f"Use another --output, or delete {self._folder} to start over."
             )
 
     def read(self, images: int) -> Records:
-        """All intact records of all processes, in index order, each image once."""
+        """Read all intact records of all processes.
+
+        Args:
+            images: size of the validation set; records of other indices are ignored.
+
+        Returns:
+            The records, sorted by index, at most one per image.
+
+        Raises:
+            UsageError: a file of the journal cannot be read.
+        """
         found = []
         for path in sorted(self._folder.glob("*.bin")):
             try:
@@ -133,10 +144,10 @@ class Journal:
         return records[first]
 
     def append(self, records: Records) -> None:
-        """Keep the records of a batch.
+        """Write the records of a batch.
 
         Raises:
-            UsageError: the disk is full or gone.
+            UsageError: they cannot be written, for example because the disk is full.
         """
         rows = np.empty(len(records), self._dtype)
         rows["record"] = records
@@ -148,11 +159,11 @@ class Journal:
         except OSError as error:
             raise UsageError(
                 f"{self._path} cannot be written: {error.strerror}.\n"
-                "Make room; the same command with the same --output continues."
+                "Free some space and run the same command again: it continues this run."
             ) from error
 
     def remove(self) -> None:
-        """Forget the run: its reports are written.
+        """Delete the journal, after the reports were written.
 
         Raises:
             UsageError: the folder cannot be removed.
@@ -163,8 +174,8 @@ class Journal:
             pass
         except OSError as error:
             raise UsageError(
-                f"{self._folder} cannot be removed: {error.strerror or error}.\nDelete it: the "
-                "reports of the run are complete."
+                f"{self._folder} cannot be removed: {error.strerror or error}.\n"
+                "Delete it; the reports of the run are complete."
             ) from error
 
     def _checksum(self, record: np.void) -> int:
@@ -172,7 +183,7 @@ class Journal:
 
 
 class NoJournal:
-    """The journal of a run that keeps nothing."""
+    """The journal of a run without an output folder: it stores nothing."""
 
     def __init__(self, forms: Iterable[str]) -> None:
         self._dtype = record_dtype(forms)
@@ -189,14 +200,14 @@ class NoJournal:
         pass
 
     def read(self, images: int) -> Records:  # noqa: ARG002
-        """Nothing was measured before."""
+        """No records."""
         return np.empty(0, self._dtype)
 
     def append(self, records: Records) -> None:
-        """Nothing is kept."""
+        """Do nothing."""
 
     def remove(self) -> None:
-        """There is nothing to forget."""
+        """Do nothing."""
 
 
 def _digest(identity: Mapping[str, Any]) -> bytes:

@@ -1,6 +1,6 @@
-"""What is counted: ranks first, then integers, and percentages only at the very end.
+"""The metrics: ranks of labels, then counts, and percentages only at the very end.
 
-All functions are pure; `Scores` is what they make of one batch and what a whole run collects.
+All functions are pure. `Scores` holds the results of one batch or of a whole run.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
 def check_logits(logits: NDArray[Any], names: list[str]) -> None:
-    """Refuse answers that a count would mistake for a right or a wrong one.
+    """Refuse logits that have no meaningful rank.
 
-    NaN compares false with everything, so it would rank 0; a constant row ranks by class index.
+    NaN compares false with everything, so a label with NaN would get rank 0; in a constant row, the
+    rank is the class index.
 
     Args:
         logits: (B, C).
         names: the images, for the message.
 
     Raises:
-        LogitsError: a row holds NaN or infinity, or the same value for every class.
+        LogitsError: a row contains NaN or infinity, or the same value for every class.
     """
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
         row = int(np.argmin(finite))
         raise LogitsError(
-            f"The model answers {names[row]} with NaN or infinity "
-            f"({int((~finite).sum())} of {len(names)} images of this batch).\n"
+            f"The logits of {names[row]} contain NaN or infinity "
+            f"({int((~finite).sum())} of {len(names)} images in this batch).\n"
             "Check the weights; with fp16, try --precision bf16 or fp32."
         )
     constant = logits.max(axis=1) == logits.min(axis=1)
     if constant.any():
         row = int(np.argmax(constant))
         raise LogitsError(
-            f"The model answers {names[row]} with the same value for every class: the weights "
-            "cannot be right."
+            f"The logits of {names[row]} have the same value for every class.\n"
+            "No trained model does this: check the weights."
         )
 
 
 def rank_of_label(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number of classes before the label: greater logits, and equal ones of a lower index.
+    """Rank of the label: classes with a greater logit, plus equal ones with a lower index.
 
     Args:
         logits: finite, (B, C).
-        labels: (B,).
+        labels: (B,), each in 0..C-1.
 
     Returns:
-        (B,), 0 is best.
+        int64 (B,); 0 is best.
     """
     own = np.take_along_axis(logits, labels[:, np.newaxis], axis=1)
     lower = np.arange(logits.shape[1]) < labels[:, np.newaxis]
@@ -64,12 +65,12 @@ def rank_of_label(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np
 
 
 def top_classes(logits: NDArray[Any], k: int = TOP) -> NDArray[np.int64]:
-    """The k best classes (B, k), best first; equal logits in the order of their index."""
+    """The top-k classes, int64 (B, k), best first; equal logits are ordered by class index."""
     return np.argsort(-logits, axis=1, kind="stable")[:, :k]
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Natural logarithm of the probabilities, (B, C), in float64."""
+    """Natural logarithm of the softmax of logits (B, C), as float64 (B, C)."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result
@@ -79,11 +80,13 @@ def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 class Scores:
     """Per-image results of one form, in image order.
 
+    An image without a prediction has rank and classes -1, and NaN elsewhere.
+
     Attributes:
         rank: int64 (N,), see `rank_of_label`.
-        top: int64 (N, 5), the best classes.
+        top: int64 (N, 5), the top-5 classes.
         prob: float64 (N, 5), their probabilities.
-        nll: float64 (N,), minus the log-probability of the label, in nats.
+        nll: float64 (N,), negative log-likelihood of the label, in nats.
     """
 
     rank: NDArray[np.int64]
@@ -93,7 +96,7 @@ class Scores:
 
     @classmethod
     def empty(cls, n: int) -> Scores:
-        """Room for n images, to be filled by `put`."""
+        """Scores of n images without predictions, to be filled by `put`."""
         return cls(
             np.full(n, -1), np.full((n, TOP), -1), np.full((n, TOP), np.nan), np.full(n, np.nan)
         )
@@ -105,12 +108,13 @@ class Scores:
         labels: NDArray[np.int64],
         among: NDArray[np.int64] | None = None,
     ) -> Scores:
-        """Score finite logits (B, C) against labels (B,).
+        """Score a batch of logits.
 
         Args:
-            logits: of all classes.
-            labels: each in 0..C-1, and in `among` if that is given.
-            among: ascending labels of the classes that count, as if the model had no others.
+            logits: finite, (B, C).
+            labels: int64 (B,), each in 0..C-1, and in `among` if that is given.
+            among: int64 (K,), ascending; if given, only these classes are scored, as if the model
+                had no others.
         """
         if among is not None:
             part = cls.of(logits[:, among], np.searchsorted(among, labels))
@@ -133,33 +137,51 @@ class Scores:
 
     @property
     def mean_nll(self) -> float | None:
-        """Mean negative log-likelihood in nats of the images that were answered, if any were."""
+        """Mean negative log-likelihood, in nats, of the images with a prediction; None if none."""
         known = self.nll[np.isfinite(self.nll)]
         return float(known.mean()) if len(known) else None
 
     def correct(self, k: int) -> int:
-        """Number of images whose label is among the k best."""
+        """Number of images with the label in the top-k."""
         return int(((self.rank >= 0) & (self.rank < k)).sum())
 
     def correct_per_class(self, labels: NDArray[np.int64], k: int, classes: int) -> NDArray[Any]:
-        """The same for each class, int64 (classes,)."""
+        """Number of images of each class with the label in the top-k, int64 (classes,).
+
+        Args:
+            labels: int64 (N,).
+            k: of the top-k.
+            classes: number of classes.
+        """
         hit = (self.rank >= 0) & (self.rank < k)
         return np.bincount(labels[hit], minlength=classes)
 
 
 def percent(correct: int, total: int) -> float:
-    """Share in percent, unrounded.
+    """Accuracy in percent, unrounded.
 
     Raises:
-        ValueError: there is nothing to divide by.
+        ValueError: `total` is not positive.
     """
     if total <= 0:
-        raise ValueError("No accuracy of zero images.")
+        raise ValueError("Accuracy is undefined for zero images.")
     return 100.0 * correct / total
 
 
 def wilson_interval(correct: int, total: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval of a share, in percent (Wilson, JASA 22, 1927)."""
+    """Wilson score interval of an accuracy, in percent (Wilson, JASA 22, 1927).
+
+    Args:
+        correct: number of correct images.
+        total: number of images.
+        z: quantile of the normal distribution; the default gives a 95 % interval.
+
+    Returns:
+        The lower and the upper end.
+
+    Raises:
+        ValueError: `total` is not positive.
+    """
     share = percent(correct, total) / 100
     centre = share + z * z / (2 * total)
     spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))

@@ -1,7 +1,7 @@
-"""One run over several processes, started by ``torchrun``; a plain run is a group of one.
+"""A run over several processes, started by ``torchrun``; a plain run is a group of one process.
 
-The processes share nothing while they measure. Each does every n-th batch; at the end every one
-receives the records of all, and the first one reports.
+The processes share nothing while they measure. Each measures every n-th batch. At the end, all of
+them receive all records, and the first one writes the reports.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """This process among those of the run."""
+    """The processes of the run, as seen by one of them."""
 
-    number: int = 0
-    count: int = 1
-    local_number: int = 0  # on this machine: which GPU is its own
+    number: int = 0  # of this process
+    count: int = 1  # of processes
+    local_number: int = 0  # of this process on its machine; selects its GPU
 
     @property
     def is_first(self) -> bool:
@@ -30,14 +30,14 @@ class Group:
         return self.number == 0
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         if self.count > 1:
             import torch.distributed as dist
 
             dist.barrier()
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, in each of them."""
+        """Collect the values of all processes, in every process, in order of their numbers."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
@@ -54,7 +54,7 @@ def is_first_process() -> bool:
 
 @contextmanager
 def process_group() -> Iterator[Group]:
-    """Join the processes that torchrun started, if it did (it sets ``WORLD_SIZE``)."""
+    """Join the process group if the run was started by torchrun, which sets ``WORLD_SIZE``."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Group()
@@ -62,8 +62,8 @@ def process_group() -> Iterator[Group]:
     import torch
     import torch.distributed as dist
 
-    # A process may be waiting at the end for one with larger images; torchrun ends the group if
-    # any of them dies.
+    # The timeout is long because a process may have to wait for one with larger images; torchrun
+    # ends all of them if one dies.
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1)
     )

@@ -1,4 +1,4 @@
-"""Progress: what a run reports while it goes on, and the bar that shows it on a terminal."""
+"""Progress events of a run, and the progress bar that shows them on a terminal."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 
 class Event(NamedTuple):
-    """Something that happened during an evaluation.
+    """A progress event of an evaluation.
 
     Attributes:
-        stage: what is going on, such as ``evaluating``; empty for a message alone.
-        done, total: images of this stage.
-        correct: images that the last form got right so far; None where that is not known.
-        message: a line for a person; empty where there is none.
+        stage: the current stage, such as ``evaluating``; empty for a message only.
+        done, total: images done in this stage, and images in all.
+        correct: images that the last form has predicted correctly so far; None if unknown.
+        message: one line for the user; empty if there is none.
     """
 
     stage: str = ""
@@ -29,7 +29,7 @@ Observer = Callable[[Event], None]
 
 
 def ignore(_: Event) -> None:
-    """The observer of those who do not watch."""
+    """An observer that ignores all events."""
 
 
 class ProgressBar:

@@ -1,4 +1,4 @@
-"""Global settings that the predictions depend on: set for an evaluation, and put back after it."""
+"""Global settings that predictions depend on: set for an evaluation and restored afterwards."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _CHATTY = ("torch.onnx", "nncf", "onnxscript")  # loggers of exporters and quant
 
 @contextmanager
 def exact_settings() -> Iterator[dict[str, Any]]:
-    """Exact float32 and one thread per worker, for as long as the context lasts.
+    """Use exact float32 and one thread per worker until the context ends.
 
-    TF32 and cuDNN's benchmark mode are off. Each worker decodes and computes on its own thread, so
-    that OpenCV and torch must not start more. The random state is put back, too.
+    TF32 and cuDNN's benchmark mode are switched off. Each worker decodes and computes in its own
+    thread, so OpenCV and torch must not start more threads. Torch's random state is restored, too.
 
     Yields:
-        What was set, for the reports.
+        The settings, by name, for the reports.
     """
     cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark

@@ -1,16 +1,16 @@
-"""What is evaluated: a subject, and where subjects come from.
+"""The subject of an evaluation, and the sources that subjects come from.
 
-A `Source` is asked for before torch is imported: it knows what is reported about the model and
-refuses options that do not fit. `Source.load` reads the checkpoint and gives the `Subject`, which
-is all that the rest of the evaluation knows about a model.
+A `Source` is opened before torch is imported: it knows the model's published accuracy and refuses
+options that do not fit. `Source.load` then reads the checkpoint and returns the `Subject`. The rest
+of the evaluation knows the model only through its `Subject`.
 
-    variants.py     our own networks, from a checkpoint of Paddle's, timm's or ours
+    variants.py     PP-LCNetV2, from a checkpoint in Paddle's, timm's or our own layout
     timm.py         ``--model timm:NAME``
     torchvision.py  ``--model torchvision:NAME``
-    exported.py     a file of another runtime, such as ``.onnx``
+    exported.py     a file exported for another runtime, such as ``.onnx``
     demo.py         the embedded known-answer model
 
-Another source is one more module and one more row of `SOURCES`.
+To add a source, write one module and add one row to `SOURCES`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from eval.errors import ModelError, UsageError
 from eval.measure.progress import Observer
 from eval.request import Request
 
-if TYPE_CHECKING:  # torch takes seconds to import: wrong options are refused without
+if TYPE_CHECKING:  # torch takes seconds to import, and wrong options are refused without it
     from torch import nn
 
     from eval.images.preprocess import Preprocess
@@ -51,20 +51,21 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated.
+    """A loaded model, with everything that an evaluation needs to know about it.
 
     Attributes:
-        name: what reports call it.
-        title: what a person would call it.
-        weights: where the weights are from.
-        layout: how they are kept, in words.
-        files: every file whose bytes the predictions depend on.
-        forms: name of each form to its model, in evaluation mode, or to an exported file.
-        preprocess: how its images are to be prepared.
-        published: what is reported about it, and how far a run may be from that.
-        params, macs: of each form, for one image; None where they are not known.
-        precision: what an exported file computes in; None where that can be chosen.
-        caution: a line that has to stand over every figure; empty for most.
+        name: its name in the reports.
+        title: its name as people would write it.
+        weights: the checkpoint, or a description of where the weights are from.
+        layout: the layout of the checkpoint, in words.
+        files: all files that the predictions depend on.
+        forms: the model of each form, in evaluation mode, or the path of its exported file.
+        preprocess: the preprocessing of its images.
+        published: its published accuracy, and the tolerance.
+        params, macs: number of parameters, and of multiply-accumulates for one image, by form;
+            None where unknown.
+        precision: the precision of an exported file; None if it can be chosen.
+        caution: a warning that must stand above every figure; empty for most subjects.
     """
 
     name: str
@@ -82,32 +83,32 @@ class Subject:
 
     @cached_property
     def sha256(self) -> str:
-        """Of all files, see `combined_sha256`; "" where they are not known."""
+        """Hash of all files (see `combined_sha256`), hexadecimal; "" if they are unknown."""
         return combined_sha256(self.files) if self.files else ""
 
     def check_unchanged(self) -> None:
-        """The files still are what they were when they were read.
+        """Check that no file has changed since it was read.
 
         Raises:
-            ModelError: one of them has changed, or is gone.
+            ModelError: a file has changed, or is gone.
         """
         for file in self.files:
             if identify([file.path])[0].sha256 != file.sha256:
                 raise ModelError(
-                    f"{file.path} has changed while it was evaluated.\n"
-                    "Nothing of this run can be trusted: start it again."
+                    f"{file.path} changed during the evaluation, so the results cannot be "
+                    "trusted.\nRun the evaluation again."
                 )
 
 
 class Source(Protocol):
-    """A model that has been asked for and not been loaded yet.
+    """A model that was requested but is not loaded yet.
 
     Attributes:
-        request: what was asked for.
-        name: what reports will call it.
-        published: what is reported about it.
+        request: the request.
+        name: its name in the reports.
+        published: its published accuracy, and the tolerance.
         preprocess: the name of its own preprocessing.
-        backend: what computes it unless another one is asked for.
+        backend: the backend used by default.
     """
 
     request: Request
@@ -117,21 +118,26 @@ class Source(Protocol):
     backend: str
 
     def images(self, folder: Path, observer: Observer) -> Path:
-        """The validation set to evaluate on; `folder` is where one may be made."""
-
-    def own_preprocess(self) -> Preprocess:
-        """How the model's images are prepared unless another way is asked for."""
-
-    def load(self, classes: int, observer: Observer) -> Subject:
-        """Read the model.
+        """The validation set to evaluate on.
 
         Args:
-            classes: how many it has to tell apart.
-            observer: is told about downloads and other things that take long.
+            folder: where a source may create its own images.
+            observer: receives progress events.
+        """
+
+    def own_preprocess(self) -> Preprocess:
+        """The model's own preprocessing, used by default."""
+
+    def load(self, classes: int, observer: Observer) -> Subject:
+        """Load the model.
+
+        Args:
+            classes: number of classes, which is the number of logits.
+            observer: receives events about downloads and other slow steps.
 
         Raises:
-            ModelError: the weights are missing, damaged, refused or of another model.
-            UsageError: the model does not have the form that was asked for.
+            ModelError: the weights are missing, damaged, refused, or belong to another model.
+            UsageError: the model does not have the requested form.
         """
 
 
@@ -139,8 +145,8 @@ class Entry(NamedTuple):
     """One kind of source.
 
     Attributes:
-        module: has ``open_source(request) -> Source``.
-        is_meant: whether a request asks for this kind; the first row that says yes is taken.
+        module: a module with ``open_source(request) -> Source``.
+        is_meant: whether a request is for this kind of source; the first match is used.
     """
 
     module: str
@@ -167,10 +173,10 @@ SOURCES: tuple[Entry, ...] = (
 
 
 def open_source(request: Request) -> Source:
-    """Find the model that a request asks for.
+    """Open the source of the model in a request.
 
     Raises:
-        UsageError: there is none of that name, or options do not fit it.
+        UsageError: there is no such model, or the options do not fit it.
     """
     for entry in SOURCES:
         if entry.is_meant(request):
@@ -183,7 +189,7 @@ def open_source(request: Request) -> Source:
 
 
 class RequestedImages:
-    """What most sources have in common: they are evaluated on the images that were named."""
+    """Base class of the sources that are evaluated on the validation set of the request."""
 
     backend = "torch"
 
@@ -197,10 +203,10 @@ class RequestedImages:
 
 
 def choose_preprocess(source: Source) -> Preprocess:
-    """The preprocessing that was asked for, or the model's own.
+    """The preprocessing of the request, or else the model's own.
 
     Raises:
-        UsageError: it gives images of another size than the model takes.
+        UsageError: the requested preprocessing has a different image size than the model.
     """
     from eval.images.preprocess import PREPROCESS
 
@@ -209,8 +215,8 @@ def choose_preprocess(source: Source) -> Preprocess:
     chosen = own if asked is None else PREPROCESS[asked]
     if chosen.size != own.size:
         raise UsageError(
-            f"--preprocess {asked} gives {chosen.size} pixels, {source.name} takes {own.size}.\n"
-            "Leave --preprocess out: the model's own is used."
+            f"--preprocess {asked} makes {chosen.size}x{chosen.size} crops, {source.name} takes "
+            f"{own.size}x{own.size}.\nOmit --preprocess to use the model's own."
         )
     return chosen
 
@@ -219,7 +225,7 @@ def identify(paths: Sequence[Path]) -> tuple[ModelFile, ...]:
     """Hash the files of a model.
 
     Raises:
-        ModelError: one cannot be read.
+        ModelError: a file cannot be read.
     """
     files = []
     for path in paths:
@@ -229,14 +235,18 @@ def identify(paths: Sequence[Path]) -> tuple[ModelFile, ...]:
                 files.append(ModelFile(path, file.tell(), digest))
         except OSError as error:
             raise ModelError(
-                f"{path} cannot be read: {error.strerror or error}.\nName a checkpoint with "
-                "--weights FILE."
+                f"{path} cannot be read: {error.strerror or error}.\n"
+                "Give another file with --weights FILE."
             ) from error
     return tuple(files)
 
 
 def combined_sha256(files: Sequence[ModelFile]) -> str:
-    """SHA-256 of a model's files: a single file's own; of several, of their sorted list."""
+    """SHA-256 of a model's files, hexadecimal.
+
+    For a single file, it is the file's own hash; for several, the hash of their sorted
+    ``<sha256>  <name>`` lines.
+    """
     if len(files) == 1:
         return files[0].sha256
     lines = sorted(f"{file.sha256}  {file.path.name}\n" for file in files)
@@ -244,10 +254,18 @@ def combined_sha256(files: Sequence[ModelFile]) -> str:
 
 
 def counts(forms: Mapping[str, nn.Module], size: int) -> dict[str, Any]:
-    """Parameters and multiply-accumulates of each form of a library's model, for `Subject`.
+    """Count the parameters and multiply-accumulates (MACs) of a library's model.
 
-    MACs are half the operations that torch's own counter finds in the convolutions, matrix
-    products and attentions of one image; normalisation and activations are not counted.
+    MACs are half the operations that torch's own counter finds in convolutions, matrix products
+    and attention for one image; normalisation and activations are not counted.
+
+    Args:
+        forms: the model of each form, on the CPU.
+        size: height and width of the image, in pixels.
+
+    Returns:
+        The arguments ``params`` and ``macs`` of `Subject`; a MAC count is None if the model cannot
+        be counted.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -260,6 +278,6 @@ def counts(forms: Mapping[str, nn.Module], size: int) -> dict[str, Any]:
             with torch.inference_mode(), FlopCounterMode(display=False) as counter:
                 model(torch.zeros(1, 3, size, size))
             macs[form] = counter.get_total_flops() // 2
-        except Exception:  # a count is no reason to end an evaluation
+        except Exception:  # a missing count must not end the evaluation
             macs[form] = None
     return {"params": {f: count_parameters(m) for f, m in forms.items()}, "macs": macs}

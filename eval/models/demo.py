@@ -1,12 +1,13 @@
-"""The embedded default: a small 1000-class val folder and weights whose counts are known.
+"""The embedded demo: a small 1000-class validation set, and weights with known counts for it.
 
-The images are drawn in integer arithmetic from a frozen generator and carry the oddities of
-ImageNet. The weights are a random backbone with calibrated BN statistics and a head that
-`scripts/make_demo.py` fitted once, with timm's model and torchvision's transforms and nothing
-of ours, so that 437 of the 1000 answers are right. A pipeline that differs from theirs in
-channel order, crop, resize, BN, a branch or the dropout factor gets other counts.
+The images are drawn in integer arithmetic from a frozen random generator and have the same kinds of
+unusual files as ImageNet. The weights are a random backbone with calibrated batch normalisation
+statistics, and a head that `scripts/make_demo.py` fitted once, with timm's model and torchvision's
+transforms and none of our code, so that 437 of the 1000 predictions are correct. A pipeline with
+another channel order, crop, resize, batch normalisation, branch or dropout factor gets different
+counts.
 
-Only numpy and Pillow are needed here. The figures say nothing about ImageNet.
+Only numpy and Pillow are needed here. The counts say nothing about accuracy on ImageNet.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _IMAGE_SEED = 20240
 _WEIGHT_SEED = 1
 
-# Of every 40 images, these are odd; the others are plain baseline RGB.
+# Kinds of the unusual images among every 40; the others are plain baseline RGB.
 _KINDS = {
     3: "grey",
     11: "cmyk",
@@ -76,9 +77,9 @@ _KINDS = {
     37: "rotated",
 }
 _HUGE = {137: (2800, 2100), 500: (2100, 2800), 862: (2600, 1900)}
-_PNG = 421  # ImageNet has one, too: n02105855_2933.JPEG
+_PNG = 421  # ImageNet also has a PNG: n02105855_2933.JPEG
 
-# Base: output channels, depthwise kernel, split pointwise, branches, SE, blocks.
+# Stages of base: output channels, depthwise kernel, split pointwise, branches, SE, blocks.
 _STAGES = (
     (128, 3, False, False, False, 2),
     (256, 3, False, False, False, 2),
@@ -88,14 +89,14 @@ _STAGES = (
 
 
 def kind(index: int) -> str:
-    """What is odd about image `index`: a value of the table above, `huge`, `png` or `plain`."""
+    """The kind of image `index` (0..999): a value of `_KINDS`, ``huge``, ``png`` or ``plain``."""
     if index in _HUGE:
         return "huge"
     return "png" if index == _PNG else _KINDS.get(index % 40, "plain")
 
 
 def demo_image(index: int) -> bytes:
-    """Return the file of image `index` (0..999), the same pixels on every machine."""
+    """Make the file of image `index` (0..999), with the same pixels on every machine."""
     random = np.random.RandomState(_IMAGE_SEED + index)
     odd = kind(index)
     if odd == "huge":
@@ -106,7 +107,7 @@ def demo_image(index: int) -> bytes:
     if odd == "grey":
         image = image.convert("L")
     elif odd == "cmyk":
-        # Not convert(): its K is always 0, and a reader that ignores K would pass.
+        # Not convert(): its K is always 0, so a reader that ignores K would go unnoticed.
         ink = 255 - np.asarray(image)
         black = ink.min(2, keepdims=True) // 2
         image = Image.frombytes("CMYK", image.size, np.dstack([ink - black, black]).tobytes())
@@ -131,12 +132,12 @@ def demo_image(index: int) -> bytes:
 
 
 def _integer(random: np.random.RandomState, low: int, high: int) -> int:
-    """Draw from low..high, both included, from the same stream on every platform."""
+    """Draw from low..high, inclusive; the same numbers on every platform."""
     return int(random.randint(low, high + 1, dtype=np.int64))
 
 
 def _size(random: np.random.RandomState, odd: str) -> tuple[int, int]:
-    """Draw (width, height): a third portrait, sides that round and crop in every way."""
+    """Draw (width, height): a third portrait, with sizes that cover all rounding cases."""
     short = _integer(random, 33, 80) if odd == "tiny" else _integer(random, 230, 400)
     percent = _integer(random, 200, 330) if odd == "panorama" else _integer(random, 100, 160)
     long = short * percent // 100
@@ -144,10 +145,10 @@ def _size(random: np.random.RandomState, odd: str) -> tuple[int, int]:
 
 
 def _draw(random: np.random.RandomState, width: int, height: int) -> NDArray[np.uint8]:
-    """Draw an (height, width, 3) image: colour cells of five sizes under a few shapes.
+    """Draw a (height, width, 3) image: coloured cells of five sizes under a few shapes.
 
-    Cells and stripes give every image its own texture, with edges at all phases: that is what
-    makes a shifted crop or another resize visible.
+    Cells and stripes give every image its own texture, with edges at all phases, so that a shifted
+    crop or another resize changes the predictions.
     """
     y = np.arange(height, dtype=np.int32)[:, None]
     x = np.arange(width, dtype=np.int32)[None, :]
@@ -178,12 +179,20 @@ def _draw(random: np.random.RandomState, width: int, height: int) -> NDArray[np.
 
 
 def backbone_weights(statistics: NDArray[np.float16] | None) -> dict[str, NDArray[np.float32]]:
-    """Draw all weights but `fc`; `statistics` (2, channels) are BN means and variances."""
+    """Draw all weights except `fc`.
+
+    Args:
+        statistics: (2, channels), the means and variances of batch normalisation, in the order of
+            the weights; None for 0 and 1.
+
+    Returns:
+        Tensors by Paddle's names.
+    """
     return _Backbone(statistics).weights
 
 
 class _Backbone:
-    """Draws PPLCNetV2_base without its `fc`, under Paddle's names and in Paddle's order."""
+    """Draws PPLCNetV2_base without `fc`, with Paddle's names and in Paddle's order."""
 
     def __init__(self, statistics: NDArray[np.float16] | None) -> None:
         self.weights: dict[str, NDArray[np.float32]] = {}
@@ -198,7 +207,7 @@ class _Backbone:
             for number in range(depth):
                 block = f"stages.{stage}.{number}"
                 if branches:
-                    # Like the official code: no 1x1 branch where the stride is 2.
+                    # As in the official code, there is no 1x1 branch if the stride is 2.
                     for i, size in enumerate((5, 3) if number == 0 else (5, 3, 1)):
                         self._conv_bn(f"{block}.dw_conv_list.{i}", width, 1, size)
                     self._placeholder(f"{block}.dw_conv", width, kernel)
@@ -216,12 +225,12 @@ class _Backbone:
         self._conv("last_conv", 1280, width, 1)
 
     def _uniform(self, low: int, high: int, *shape: int) -> NDArray[np.float32]:
-        """Draw (low..high) / 64: exact in float32."""
+        """Draw from (low..high) / 64, which is exact in float32."""
         drawn = self._random.randint(low, high + 1, shape, dtype=np.int16)
         return drawn.astype(np.float32) / np.float32(64)
 
     def _conv(self, name: str, out: int, width: int, kernel: int) -> None:
-        # Depthwise kernels lean to positive, so that the features are not mere noise.
+        # Depthwise weights are mostly positive, so that the features are not just noise.
         lean = 18 if width == 1 else 0
         fan_in = np.float32(width * kernel * kernel)
         weight = self._uniform(lean - 110, lean + 110, out, width, kernel, kernel)
@@ -234,7 +243,7 @@ class _Backbone:
 
     def _conv_bn(self, name: str, out: int, width: int, kernel: int) -> None:
         self._conv(f"{name}.conv", out, width, kernel)
-        # Small outputs in some channels: their variance is near epsilon, which then matters.
+        # In some channels the variance is close to epsilon, so that a wrong epsilon is noticed.
         halvings = self._random.randint(0, 6, (out, 1, 1, 1), dtype=np.int16)
         self.weights[f"{name}.conv.weight"] *= np.ldexp(np.float32(1), -halvings)
         self.weights[f"{name}.bn.weight"] = self._uniform(16, 64, out)
@@ -247,26 +256,29 @@ class _Backbone:
         self.weights[f"{name}.bn._variance"] = variance.astype(np.float32)
 
     def _placeholder(self, name: str, width: int, kernel: int) -> None:
-        """What official files hold beside the branches, unused: noise, to catch its use."""
+        """Add the unused merged convolution of official files, as noise: using it is noticed."""
         self.weights[f"{name}.weight"] = self._uniform(-64, 64, width, 1, kernel, kernel)
         self.weights[f"{name}.bias"] = self._uniform(-64, 64, width)
 
 
 @cache
 def fitted() -> dict[str, NDArray[np.generic]]:
-    """Read what scripts/make_demo.py fitted.
+    """Read the arrays that scripts/make_demo.py fitted.
 
-    `fc` int8 (1280, 1000) with `scale` and `bias` float32 (1000,); `statistics` float16
-    (2, channels): BN means and variances in the order of the weights; `pixels` uint8 (1000, 8):
-    digests of the images; `outcome` uint8 (preprocessings, 1000): 0 for an image that is right,
-    1 in the top five, 2 wrong.
+    Returns:
+        ``fc`` int8 (1280, 1000), with ``scale`` and ``bias`` float32 (1000,);
+        ``statistics`` float16 (2, channels), the means and variances of batch normalisation, in the
+        order of the weights;
+        ``pixels`` uint8 (1000, 8), the digests of the images;
+        ``outcome`` uint8 (preprocessings, 1000): 0 for an image that is correct, 1 for one that is
+        correct in the top-5 only, 2 for one that is wrong.
     """
     with (resources.files("eval") / "resources" / "demo.npz").open("rb") as file:
         return dict(np.load(file))
 
 
 def demo_weights() -> dict[str, NDArray[np.float32]]:
-    """Return PPLCNetV2_base under Paddle's names and in its layouts, bit for bit the same."""
+    """The weights of the demo: PPLCNetV2_base in Paddle's layout, float32, always bit-identical."""
     known = fitted()
     weights = backbone_weights(known["statistics"].astype(np.float16))
     weights["fc.weight"] = known["fc"].astype(np.float32) * known["scale"].astype(np.float32)
@@ -275,9 +287,10 @@ def demo_weights() -> dict[str, NDArray[np.float32]]:
 
 
 def pixel_digest(file: bytes) -> NDArray[np.uint8]:
-    """Digest (8,) of what a decoder makes of an image file: size, orientation, RGB pixels.
+    """Digest, uint8 (8,), of a decoded image file: size, orientation, RGB pixels.
 
-    Not of the file: another encoder release may order its markers otherwise, to no effect.
+    The digest is not of the file's bytes, because another version of the encoder may write its
+    markers in another order, without any effect on the pixels.
     """
     with Image.open(io.BytesIO(file)) as image:
         header = f"{image.size} {image.getexif().get(_ORIENTATION, 1)} ".encode()
@@ -286,7 +299,7 @@ def pixel_digest(file: bytes) -> NDArray[np.uint8]:
 
 
 def demo_variant() -> VariantConfig:
-    """The known answer as the reference of a run: equal to the image, or failed."""
+    """The configuration of the demo: its known answer is the reference, with zero tolerance."""
     source = "known answer of the embedded demo: synthetic images, says nothing about ImageNet"
     return VariantConfig(
         name="demo",
@@ -302,7 +315,7 @@ def demo_variant() -> VariantConfig:
 
 
 class DemoSource:
-    """The embedded default: its images, its weights and its known answer."""
+    """The embedded demo: its images, its weights and its known answer."""
 
     name = "demo"
     preprocess = "torchvision"
@@ -314,7 +327,7 @@ class DemoSource:
         self._weights = Path()
 
     def images(self, folder: Path, observer: Observer) -> Path:
-        """Make the demo in ``<folder>/demo``, or find it there intact."""
+        """Make the demo in ``<folder>/demo``, unless it is already there and intact."""
         from eval.images.classes import imagenet_classes
 
         synsets = [row.synset for row in imagenet_classes()]
@@ -332,7 +345,7 @@ class DemoSource:
         return PREPROCESS[self.preprocess]
 
     def load(self, classes: int, observer: Observer) -> Subject:  # noqa: ARG002
-        """See `eval.models.Source.load`; the images are made before."""
+        """See `eval.models.Source.load`; call `images` first, which also makes the weights."""
         return load_network(self, self._weights, classes, CAUTION)
 
 
@@ -344,12 +357,22 @@ def open_source(request: Request) -> DemoSource:
 def make_demo(
     root: Path, synsets: Sequence[str], progress: Callable[[int, int], None] | None = None
 ) -> tuple[Path, Path]:
-    """Make the demo below `root`, or find it there intact, and return (val folder, weights file).
+    """Make the demo in the folder `root`, unless it is already there and intact.
 
-    `synsets` are the 1000 folder names in label order; image i goes to the i-th.
-    `progress(done, total)` is called after each image. The folder appears complete or not at all.
-    Raises `DataError` if the images come out with other pixels here than the known answer is
-    for, if `root` holds something else, or if it cannot be written.
+    The folder appears complete or not at all.
+
+    Args:
+        root: the folder of the demo.
+        synsets: the 1000 folder names in label order; image i goes into the i-th.
+        progress: called with (done, total) after each image.
+
+    Returns:
+        The folder of the validation set, and the checkpoint.
+
+    Raises:
+        DataError: the images have different pixels on this machine than the known answer was
+            computed for, `root` contains something else, or it cannot be written.
+        ValueError: the synsets are not 1000 different names.
     """
     if len(set(synsets)) != DEMO_IMAGES:
         raise ValueError(f"expected {DEMO_IMAGES} different synsets, but got {len(set(synsets))}")
@@ -358,16 +381,16 @@ def make_demo(
         if not _is_intact(root, synsets):
             _replace(root, synsets, progress)
     except OSError as error:
-        raise DataError(f"demo: cannot write {root}: {error}; name another folder") from error
+        raise DataError(f"demo: cannot write {root}: {error}; use another folder") from error
     return root / "val", root / WEIGHTS_NAME
 
 
 def _replace(
     root: Path, synsets: Sequence[str], progress: Callable[[int, int], None] | None
 ) -> None:
-    """Make the demo beside `root`, then rename it, so that nobody sees half of it."""
+    """Make the demo next to `root`, then rename it, so that it never appears half-written."""
     if root.exists() and any(root.iterdir()) and not (root / _MANIFEST).is_file():
-        raise DataError(f"demo: {root} holds something else; name another folder, or empty it")
+        raise DataError(f"demo: {root} contains something else; use another folder, or empty it")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         made = Path(scratch) / "new"
@@ -401,7 +424,7 @@ def _write_images(
         return bool((pixel_digest(file) == known[index]).all())
 
     other = []
-    with ThreadPoolExecutor() as pool:  # drawing and encoding release the interpreter lock
+    with ThreadPoolExecutor() as pool:  # drawing and encoding release the interpreter's lock
         for index, same in enumerate(pool.map(write, range(DEMO_IMAGES))):
             if not same:
                 other.append(paths[index])
@@ -409,15 +432,15 @@ def _write_images(
                 progress(index + 1, DEMO_IMAGES)
     if other:
         raise DataError(
-            f"demo: {len(other)} of {DEMO_IMAGES} images have other pixels here than the known "
-            f"answer is for (first: {other[0].relative_to(val)}); {_made_with()['decoder']} "
-            "encodes or decodes differently.\n"
-            "The demo needs a Pillow whose libjpeg-turbo is exact, such as the wheels on PyPI."
+            f"demo: {len(other)} of {DEMO_IMAGES} images have different pixels on this machine "
+            f"(first: {other[0].relative_to(val)}), because {_made_with()['decoder']} encodes or "
+            "decodes differently.\n"
+            "Use a Pillow with an exact libjpeg-turbo, such as the wheels on PyPI."
         )
 
 
 def _parameter_names(weights: dict[str, NDArray[np.float32]]) -> dict[str, str]:
-    """The table that Paddle stores beside the tensors; readers drop it."""
+    """The table of names that Paddle stores next to the tensors; readers ignore it."""
     kinds = {"weight": "w_0", "bias": "b_0", "_mean": "w_1", "_variance": "w_2"}
     layers: dict[str, str] = {}
     names = {}
@@ -432,7 +455,7 @@ def _parameter_names(weights: dict[str, NDArray[np.float32]]) -> dict[str, str]:
 
 
 def _made_with() -> dict[str, str]:
-    """What the files depend on: a demo made with other versions is made anew."""
+    """The versions that the files depend on; a demo made with other versions is made again."""
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
     fit = (resources.files("eval") / "resources" / "demo.npz").read_bytes()
     return {
@@ -442,7 +465,7 @@ def _made_with() -> dict[str, str]:
 
 
 def _is_intact(root: Path, synsets: Sequence[str]) -> bool:
-    """Are the files at `root` byte for byte those that were written, with these versions?"""
+    """Whether the files in `root` are unchanged and were made with the current versions."""
     try:
         manifest = json.loads((root / _MANIFEST).read_text(encoding="utf-8"))
         folders = sorted(folder.name for folder in (root / "val").iterdir())
@@ -455,7 +478,7 @@ def _is_intact(root: Path, synsets: Sequence[str]) -> bool:
 
 
 def _files_digest(root: Path) -> str:
-    """SHA-256 over the names and contents of all files below `root` but the manifest."""
+    """SHA-256 over the names and contents of all files below `root`, except the manifest."""
     digest = hashlib.sha256()
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         if path != root / _MANIFEST:

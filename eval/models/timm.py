@@ -1,9 +1,9 @@
-"""``--model timm:NAME``: any of timm's classifiers of the 1000 classes, prepared as timm does it.
+"""``--model timm:NAME``: any timm image classifier, with timm's own preprocessing.
 
-The weights file is read by our own reader, which executes nothing, and given to timm as tensors, so
-that timm's own adaptations of old checkpoints apply. The preprocessing is timm's own transform up
-to the uint8 crop, with the model's own mean and standard deviation. Families that have a deploy
-form (MobileOne, FastViT, RepVGG, RepViT, ...) get it through timm's own hook.
+Our own reader loads the checkpoint, without running code in it, and passes the tensors to timm, so
+that timm's own conversions of old checkpoints apply. The preprocessing is timm's transform up to
+the uint8 crop, then the model's mean and standard deviation. Models with a deploy form (MobileOne,
+FastViT, RepVGG, RepViT, ...) are reparameterized by timm's `reparameterize_model`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PREFIX = "timm:"
-WEIGHTS_FILE = "model.safetensors"  # of timm's repositories on the hub
-OWN = "timm"  # the name of a model's own preprocessing
+WEIGHTS_FILE = "model.safetensors"  # in timm's repositories on the hub
+OWN = "timm"  # the name of timm's own preprocessing
 _COLUMNS = ("model", "img_size", "top1", "top5", "crop_pct", "interpolation")
 
 
 class TimmSource(RequestedImages):
-    """A model of timm's."""
+    """A timm model."""
 
     preprocess = OWN
 
@@ -66,7 +66,7 @@ class TimmSource(RequestedImages):
         preprocess = choose_preprocess(self)
         forms = forms_of(model, tuple(self.request.forms or ()), self.model)
         if len(forms) == 1 and not self.request.forms:
-            observer(Event(message=f"{self.model}: timm has no reparameterized form of it"))
+            observer(Event(message=f"{self.model}: no reparameterized form in timm"))
         subject = Subject(
             name=self.name,
             title=f"timm's {self.model}",
@@ -78,7 +78,7 @@ class TimmSource(RequestedImages):
             published=self.published,
             **counts(forms, preprocess.size),
         )
-        subject.check_unchanged()  # what was hashed is what was read
+        subject.check_unchanged()  # the hash must be that of the bytes that were read
         return subject
 
 
@@ -88,14 +88,14 @@ def open_source(request: Request) -> TimmSource:
 
 
 def timm_variant(model: str, results: Path | None) -> VariantConfig:
-    """What a run of a model is about: nothing to compare with, and what timm published, if named.
+    """The configuration of a timm model: no reference, but timm's own result if a table is given.
 
     Args:
         model: ``timm:NAME``, with or without the tag of its weights.
-        results: timm's ``results-imagenet.csv``, or another of its tables.
+        results: timm's ``results-imagenet.csv``, or another table of the same kind.
 
     Raises:
-        UsageError: there is no such model, or the table has no figures of it.
+        UsageError: there is no such model, or the table has no accuracy for it.
     """
     name = model.removeprefix(PREFIX)
     if not model.startswith(PREFIX):
@@ -109,7 +109,7 @@ def timm_variant(model: str, results: Path | None) -> VariantConfig:
         cfg = get_pretrained_cfg(name)
     except RuntimeError:
         known = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
-        raise UsageError(f"--model {model}: timm knows {examples(known)} only.") from None
+        raise UsageError(f"--model {model}: timm only has {examples(known)}.") from None
     if cfg and cfg.tag and "." not in name:
         name = f"{name}.{cfg.tag}"
     others = (published(results, name),) if results else ()
@@ -117,14 +117,15 @@ def timm_variant(model: str, results: Path | None) -> VariantConfig:
 
 
 def published(results: Path, name: str) -> OtherResult:
-    """The row of a model in one of timm's tables of results.
+    """Read a model's accuracy, in percent, from one of timm's tables of results.
 
     Args:
         results: a CSV file with the columns model, img_size, top1, top5, crop_pct, interpolation.
-        name: with its tag, as the table has it.
+        name: the model's name in the table, with its tag.
 
     Raises:
-        UsageError: the file cannot be read, or has not these columns, or no such row.
+        UsageError: the file cannot be read, lacks a column, does not have exactly one row for the
+            model, or has an accuracy that is not a number.
     """
     try:
         with results.open(newline="", encoding="utf-8") as file:
@@ -134,12 +135,12 @@ def published(results: Path, name: str) -> OtherResult:
     missing = [column for column in _COLUMNS if not rows or column not in rows[0]]
     if missing:
         raise UsageError(
-            f"--timm-results {results} has no column {examples(missing)}: name a table like timm's "
-            "results-imagenet.csv."
+            f"--timm-results {results} has no column {examples(missing)}.\n"
+            "Use a table like timm's results-imagenet.csv."
         )
     found = [row for row in rows if row["model"] == name]
     if len(found) != 1:
-        raise UsageError(f"--timm-results {results} has {len(found)} rows of {name}, not one.")
+        raise UsageError(f"--timm-results {results} has {len(found)} rows for {name}, not one.")
     row = found[0]
     source = (
         f"{results.name}: {row['img_size']} pixels, crop_pct {row['crop_pct']}, "
@@ -149,22 +150,26 @@ def published(results: Path, name: str) -> OtherResult:
         return OtherResult("timm", source, float(row["top1"]), float(row["top5"]))
     except (TypeError, ValueError):
         figures = f"{row['top1']!r} and {row['top5']!r}"
-        raise UsageError(f"--timm-results {results}, {name}: {figures} are no figures.") from None
+        raise UsageError(f"--timm-results {results}, {name}: {figures} are not numbers.") from None
 
 
 def weights_path(name: str, weights: str) -> Path:
-    """The weights file: the one that was named, or timm's own from the Hugging Face hub.
+    """The checkpoint: the given file, or timm's own from the Hugging Face hub.
+
+    Args:
+        name: timm's name of the model, with or without a tag.
+        weights: a file, or ``auto``.
 
     Raises:
-        ModelError: it is not there, or timm has none.
+        ModelError: timm publishes no weights for the model, or they could not be downloaded.
     """
     if weights != "auto":
         return Path(weights)
     cfg = get_pretrained_cfg(name)
     if cfg is None or not cfg.hf_hub_id:
         raise ModelError(
-            f"timm has no weights of {name} on the Hugging Face hub.\nName a file with --weights, "
-            "or add the tag of some (timm.list_models('NAME*', pretrained=True))."
+            f"timm has no weights for {name} on the Hugging Face hub.\nGive a file with --weights, "
+            "or a name with a tag (see timm.list_models('NAME*', pretrained=True))."
         )
     repository, _, revision = cfg.hf_hub_id.partition("@")
     try:
@@ -175,22 +180,23 @@ def weights_path(name: str, weights: str) -> Path:
         )
     except Exception as error:  # the hub's own errors, the network's, and the disk's
         raise ModelError(
-            f"{repository} cannot be had from the Hugging Face hub ({type(error).__name__}: "
-            f"{shown(' '.join(str(error).split()))}).\nName a file with --weights."
+            f"{repository} could not be downloaded from the Hugging Face hub "
+            f"({type(error).__name__}: {shown(' '.join(str(error).split()))}).\n"
+            "Give a file with --weights."
         ) from error
 
 
 def load_model(name: str, path: Path, num_classes: int = 1000) -> nn.Module:
-    """A model with its weights, as trained, in evaluation mode.
+    """Load a timm model in its unfused form, in evaluation mode.
 
     Args:
-        name: of timm's, with or without a tag.
-        path: ``.safetensors``, ``.pth`` or ``.pt``; nothing in it is executed.
-        num_classes: how many it has to tell apart.
+        name: timm's name of the model, with or without a tag.
+        path: a ``.safetensors``, ``.pth`` or ``.pt`` file; no code in it is run.
+        num_classes: number of classes, which is the number of logits.
 
     Raises:
-        ModelError: the weights cannot be read, do not fit, are not finite, or are of a model with
-            another number of classes.
+        ModelError: the weights cannot be read, do not fit, are not finite, or have another number
+            of classes.
     """
     try:
         tensors = read_checkpoint(path)
@@ -199,7 +205,7 @@ def load_model(name: str, path: Path, num_classes: int = 1000) -> nn.Module:
     bad = [key for key, value in tensors.items() if not _is_finite(value)]
     if bad:
         raise ModelError(f"{path}: {examples(bad)}: NaN or infinite values.")
-    # Without it, timm would replace a classifier of another width by a random one.
+    # With num_classes, timm does not replace a classifier of another width by a random one.
     overlay: dict[str, Any] = {
         "state_dict": tensors,
         "source": "",
@@ -210,11 +216,11 @@ def load_model(name: str, path: Path, num_classes: int = 1000) -> nn.Module:
         model: nn.Module = timm.create_model(
             name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=num_classes
         )
-    except Exception as error:  # timm's adaptations of old checkpoints fail in ways of their own
+    except Exception as error:  # timm's conversions of old checkpoints raise errors of many types
         reason = shown(" ".join(str(error).split()))
         raise ModelError(
             f"{path} does not fit timm's {name} ({type(error).__name__}: {reason}).\n"
-            "Use the weights of this model, as they were trained (not reparameterized)."
+            "Use a checkpoint of this model in its unfused form (not reparameterized)."
         ) from error
     classes = getattr(model, "num_classes", None)
     if classes != num_classes:
@@ -227,16 +233,21 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def forms_of(model: nn.Module, asked: tuple[str, ...], name: str) -> dict[str, nn.Module]:
-    """The forms that were asked for; those that there are, where none was named.
+    """The requested forms of a model, or all of its forms.
+
+    Args:
+        model: in its unfused form, in evaluation mode.
+        asked: the requested forms; empty for all.
+        name: timm's name of the model, for messages.
 
     Raises:
-        UsageError: the model has no deploy form of its own.
+        UsageError: the reparameterized form was requested, but the model has none.
     """
     deploy = reparameterize_model(model).eval()
     if set(deploy.state_dict()) == set(model.state_dict()):
         if "reparameterized" in asked:
             raise UsageError(
-                f"--forms {','.join(asked)}: timm has no reparameterized form of {name}. "
+                f"--forms {','.join(asked)}: timm has no reparameterized form of {name}.\n"
                 "Use --forms unfused."
             )
         return {"unfused": model}
@@ -251,7 +262,7 @@ def preprocess_of(model: nn.Module | str) -> Preprocess:
         model: the model, or its name.
 
     Raises:
-        UsageError: its input is not a square image of three channels.
+        UsageError: the model's input is not a square image of three channels.
     """
     if isinstance(model, str):
         cfg = get_pretrained_cfg(model)
@@ -260,7 +271,10 @@ def preprocess_of(model: nn.Module | str) -> Preprocess:
         config = timm.data.resolve_data_config({}, model=model)
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
-        raise UsageError(f"--model: an input of {config['input_size']} is not supported.")
+        raise UsageError(
+            f"--model: input size {config['input_size']} is not supported, only square images of "
+            "three channels."
+        )
     transform = timm.data.create_transform(**config, is_training=False, normalize=False)
     return Preprocess(
         "timm",

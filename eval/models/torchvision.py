@@ -1,7 +1,8 @@
-"""``--model torchvision:NAME``: torchvision's classifiers with the weights that it publishes.
+"""``--model torchvision:NAME``: torchvision's image classifiers with their published weights.
 
-A name is that of a model or of its weights: ``resnet50``, ``ResNet50_Weights.IMAGENET1K_V1``. The
-weights entry gives the preprocessing and the published accuracy (torchvision/models/_api.py).
+NAME is the name of a model or of its weights: ``resnet50``, ``ResNet50_Weights.IMAGENET1K_V1``. The
+entry of the weights enum gives the preprocessing and the published accuracy
+(torchvision/models/_api.py).
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     from eval.images.preprocess import Crop, Preprocess
 
 PREFIX = "torchvision:"
-SET = "ImageNet-1K"  # torchvision's name of the validation set in a weights entry
+SET = "ImageNet-1K"  # torchvision's name of the validation set in the weights enum
 
 
 class TorchvisionSource(RequestedImages):
-    """A model of torchvision's and an entry of its weights enum."""
+    """A torchvision model and an entry of its weights enum."""
 
     preprocess = "torchvision-weights"
 
@@ -36,7 +37,7 @@ class TorchvisionSource(RequestedImages):
         assert request.library_model is not None
         if request.forms and tuple(request.forms) != ("unfused",):
             raise UsageError(
-                f"--forms {','.join(request.forms)}: torchvision has no reparameterized forms. "
+                f"--forms {','.join(request.forms)}: torchvision has no reparameterized forms.\n"
                 "Use --forms unfused."
             )
         self.model, self.entry = find_weights(request.library_model.removeprefix(PREFIX))
@@ -76,19 +77,19 @@ class TorchvisionSource(RequestedImages):
         observer(Event(message=f"{self.name}: {self.entry.url}"))
         try:
             self.entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        except Exception as error:  # the network's errors, the disk's, and a wrong hash
+        except Exception as error:  # network errors, disk errors, and a wrong hash
             raise ModelError(
                 f"{self.entry.url} could not be downloaded ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:120]}).\nName a file with --weights."
+                f"{' '.join(str(error).split())[:120]}).\nGive a file with --weights."
             ) from error
         return Path(torch.hub.get_dir()) / "checkpoints" / Path(self.entry.url).name
 
 
 def find_weights(name: str) -> tuple[str, Any]:
-    """The model's name and the entry of its weights.
+    """Find the model's name and the entry of its weights enum.
 
     Args:
-        name: of a model, or of an entry of its weights (``ResNet50_Weights.DEFAULT``).
+        name: the name of a model or of an entry (``ResNet50_Weights.DEFAULT``).
 
     Raises:
         UsageError: torchvision has no such classifier.
@@ -116,7 +117,13 @@ def find_weights(name: str) -> tuple[str, Any]:
 
 
 def published(name: str, model: str, entry: Any) -> VariantConfig:
-    """What torchvision reports about an entry of its weights: shown, not gated."""
+    """The accuracy, in percent, that torchvision publishes for weights: shown, not gated.
+
+    Args:
+        name: the name in the reports.
+        model: torchvision's name of the model.
+        entry: the entry of the model's weights enum.
+    """
     metrics = entry.meta.get("_metrics", {}).get(SET, {})
     reference = {}
     if metrics:
@@ -128,7 +135,12 @@ def published(name: str, model: str, entry: Any) -> VariantConfig:
 
 
 def load_model(name: str, path: Path, classes: int) -> nn.Module:
-    """A model with the tensors of a checkpoint, in evaluation mode; nothing in it is executed.
+    """Load a torchvision model, in evaluation mode.
+
+    Args:
+        name: torchvision's name of the model.
+        path: the checkpoint; no code in it is run.
+        classes: number of classes, which is the number of logits.
 
     Raises:
         ModelError: the checkpoint cannot be read, does not fit, or is not finite.
@@ -146,7 +158,6 @@ def load_model(name: str, path: Path, classes: int) -> nn.Module:
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
         raise ModelError(f"{path}: {examples(bad)}: NaN or infinite values.")
-    # Old checkpoints name the layers of DenseNet with a dot (torchvision/models/densenet.py).
     options: dict[str, Any] = {"num_classes": classes}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": True, "transform_input": True, "init_weights": False}
@@ -163,7 +174,7 @@ def load_model(name: str, path: Path, classes: int) -> nn.Module:
 
 
 def preprocess_of(entry: Any) -> Preprocess:
-    """The preprocessing of an entry of the weights enum, up to the uint8 crop.
+    """The preprocessing that belongs to an entry of the weights enum.
 
     Raises:
         UsageError: its transform is not a resize, a centre crop and a normalisation.
@@ -181,7 +192,7 @@ def preprocess_of(entry: Any) -> Preprocess:
         table = torchvision_table(transform.mean, transform.std)
     except (AttributeError, TypeError, ValueError):
         raise UsageError(
-            f"--model: the transform of {entry} is not one of torchvision's image classification."
+            f"--model: the transform of {entry} is not torchvision's ImageClassification preset."
         ) from None
     return Preprocess(
         TorchvisionSource.preprocess, words, _crop_with(transform, size), table, size=size
@@ -193,7 +204,7 @@ def _listed(values: Any) -> str:
 
 
 def _crop_with(transform: Any, size: int) -> Callable[[bytes], Crop]:
-    """The first steps of ``transforms/_presets.py``, ImageClassification: those before floats."""
+    """Resize and crop as in ``transforms/_presets.py``, ImageClassification."""
     import numpy as np
     from torchvision.transforms import functional
 

@@ -1,4 +1,4 @@
-"""Our own networks: PP-LCNetV2 from a checkpoint of Paddle's, timm's or this package's."""
+"""PP-LCNetV2, from a checkpoint in Paddle's, timm's or this package's layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class VariantSource(RequestedImages):
-    """A configuration and its checkpoint."""
+    """A variant from a configuration file, and its checkpoint."""
 
     preprocess = "torchvision"
 
@@ -51,20 +51,20 @@ class VariantSource(RequestedImages):
 
 
 def load_network(source: Source, path: Path, classes: int, caution: str = "") -> Subject:
-    """One of our networks, from a checkpoint.
+    """Load a PP-LCNetV2 from a checkpoint.
 
     Args:
-        source: what was asked for.
+        source: the source of the model.
         path: the checkpoint.
-        classes: width of its answer.
+        classes: number of classes, which is the number of logits.
         caution: see `Subject`.
 
     Raises:
-        ModelError: the checkpoint is missing, damaged, refused or of another model.
+        ModelError: the checkpoint is missing, damaged, refused, or belongs to another model.
     """
     from pplcnet import count_macs, count_parameters
 
-    files = identify([path]) if path.is_file() else ()  # else the reader says what is wrong
+    files = identify([path]) if path.is_file() else ()  # if not, the reader reports the problem
     request = source.request
     forms, layout = load_forms(source.published.model, path, tuple(request.forms or FORMS), classes)
     subject = Subject(
@@ -80,17 +80,26 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
         macs={form: count_macs(model) for form, model in forms.items()},
         caution=caution,
     )
-    subject.check_unchanged()  # what was hashed is what was read
+    subject.check_unchanged()  # the hash must be that of the bytes that were read
     return subject
 
 
 def load_forms(
     model_name: str, path: Path, wanted: tuple[str, ...], classes: int
 ) -> tuple[Mapping[str, PPLCNetV2], str]:
-    """The forms that are wanted, in evaluation mode, and the layout of the checkpoint.
+    """Load the requested forms of a PP-LCNetV2.
+
+    Args:
+        model_name: a key of `pplcnet.VARIANTS`.
+        path: the checkpoint.
+        wanted: the names of the forms.
+        classes: number of classes, which is the number of logits.
+
+    Returns:
+        The forms, in evaluation mode, and the layout of the checkpoint in words.
 
     Raises:
-        ModelError: the checkpoint is missing, damaged, refused or of another model.
+        ModelError: the checkpoint is missing, damaged, refused, or belongs to another model.
     """
     import pplcnet
 
