@@ -119,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
         help="end as soon as it is certain that the whole set would FAIL",
     )
     add("--history", type=Path, metavar="FILE", help="append the summary to this CSV file, too")
+    add(
+        "--model-card",
+        type=Path,
+        metavar="FILE",
+        help="write a complete result as the metadata of a Hugging Face model card, too",
+    )
     add("--baseline", metavar="PATH", help="compare with an earlier result at the end")
     add("--quiet", action="store_true", help="print nothing on stderr but errors")
     add("--verbose", action="store_true", help="explain the tolerance; print tracebacks")

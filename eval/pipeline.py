@@ -139,6 +139,16 @@ def follow_up(evaluation: Evaluation, request: Request) -> Evaluation:
             append_history(Path(request.history), Path(request.output))
         except EvalError as error:
             problems.append(error)
+    if request.model_card:
+        from eval.results.files import write_atomically
+        from eval.results.model_card import model_card
+
+        try:
+            rows = evaluation.summary.to_dict("records")
+            card = model_card(rows, model_name=evaluation.subject.name)
+            write_atomically(Path(request.model_card), card)
+        except EvalError as error:
+            problems.append(error)
     if request.baseline and request.output and not evaluation.measured.stopped:
         from eval.judge.gate import Asked
         from eval.regression import compare_results

@@ -21,7 +21,17 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 ON_BAD_IMAGE = ("fail", "record")
 LARGEST_BATCH = 4096  # images; of each worker, 600 MB as uint8 crops of 224 pixels
 
-_PATHS = ("data", "config", "labels", "classes", "timm_results", "cache", "output", "history")
+_PATHS = (
+    "data",
+    "config",
+    "labels",
+    "classes",
+    "timm_results",
+    "cache",
+    "output",
+    "history",
+    "model_card",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +63,7 @@ class Request:
             is written: `eval.Evaluation.save` does it on demand.
         history: a CSV file to which the summary is appended.
         baseline: an earlier result to compare with at the end.
+        model_card: a file for the result as metadata of a Hugging Face model card.
         stop_early: end as soon as it is certain that the full set would FAIL.
         latency: measure the time per image, too.
         command: how this was asked for, for the reports.
@@ -84,6 +95,7 @@ class Request:
     output: Path | str | None = None
     history: Path | str | None = None
     baseline: Path | str | None = None
+    model_card: Path | str | None = None
     stop_early: bool = False
     latency: bool = False
     command: str = ""
