@@ -6,7 +6,7 @@ import io
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,6 +29,7 @@ from eval.images.preprocess import PREPROCESS
 from eval.images.valset import Sample
 from eval.judge.verdict import FormResult, Verdict
 from eval.measure.engine import Measurement
+from eval.models.demo import CAUTION
 from eval.results.calibration import coverage_curve, reliability
 from eval.results.html import THUMBNAIL, count_in_words, html_report
 from eval.results.plots import Accuracy, accuracy_plot, coverage_plot, places_plot, reliability_plot
@@ -87,18 +88,18 @@ class Page(HTMLParser):
 
 
 def result(**changes: Any) -> FormResult:
+    """Base's reported figures, 23 images short of them in top-1; `expected` follows `reference`."""
     values: dict[str, Any] = {
         "form": "unfused",
         "images": 50_000,
         "images_expected": 50_000,
-        "top1_correct": 38_497,
-        "top5_correct": 46_635,
-        "reference_top1": 77.04,
-        "reference_top5": 93.27,
+        "correct": {1: 38_497, 5: 46_635},
+        "reference": {1: 77.04, 5: 93.27},
         "reference_source": "a paper",
         "tolerance": 25,
         "verdict": Verdict.PASS,
         "reason": "because",
+        "expected": {1: 38_520, 5: 46_635},
     }
     return FormResult(**(values | changes))
 
@@ -115,39 +116,41 @@ def test_a_pass_is_said_in_images() -> None:
 
 
 def test_each_count_has_its_own_verdict() -> None:
-    failed = result(top1_correct=38_546, verdict=Verdict.FAIL)
+    failed = result(correct={1: 38_546, 5: 46_635}, verdict=Verdict.FAIL)
     assert count_in_words(failed, 1) == (
         "38,546 of 50,000, 26 more than reported; tolerance 25: FAIL"
     )
     assert count_in_words(failed, 5).endswith("tolerance 25: PASS")
 
 
+PART = {"images": 400, "verdict": Verdict.PARTIAL, "expected": {}}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         (
-            {"images": 400, "top1_correct": 301, "verdict": Verdict.PARTIAL},
+            {**PART, "correct": {1: 301, 5: 350}},
             "301 of 400; 95 % interval 70.79 to 79.23 % (reported: 77.04 %, inside)",
         ),
         (
-            {"images": 400, "top1_correct": 201, "verdict": Verdict.PARTIAL},
+            {**PART, "correct": {1: 201, 5: 350}},
             "201 of 400; 95 % interval 45.37 to 55.12 % (reported: 77.04 %, outside)",
         ),
         (
-            {
-                "images": 400,
-                "top1_correct": 301,
-                "verdict": Verdict.PARTIAL,
-                "reference_top1": None,
-            },
+            {**PART, "correct": {1: 301, 5: 350}, "reference": {1: None, 5: None}},
             "301 of 400; 95 % interval 70.79 to 79.23 %",
         ),
-        ({"verdict": Verdict.INCOMPLETE}, "38,497 of 50,000"),
+        ({"verdict": Verdict.INCOMPLETE, "expected": {}}, "38,497 of 50,000"),
         (
             {"verdict": Verdict.NO_REFERENCE, "tolerance": None},
             "38,497 of 50,000, 23 fewer than reported",
         ),
-        ({"verdict": Verdict.NO_REFERENCE, "reference_top1": None}, "38,497 of 50,000"),
+        (
+            {"verdict": Verdict.NO_REFERENCE, "reference": {1: None, 5: None}, "expected": {}},
+            "38,497 of 50,000",
+        ),
+        ({"verdict": Verdict.DISAGREE}, "38,497 of 50,000, 23 fewer than reported"),
     ],
 )
 def test_other_verdicts_claim_no_comparison(changes: dict[str, Any], words: str) -> None:
@@ -185,7 +188,7 @@ def test_partial() -> None:
     measured = random_measurement(300)
     text = Page(page_of(measured, reported_as_measured(measured, images=50_000))).text
     assert "Only a part of the set was measured, so nothing is compared." in text
-    assert "Reason: 300 of 50,000 images: a subset is not compared." in text
+    assert "Reason: 300 of 50,000 images: a part of the set is not compared." in text
     assert "700 classes without images are left out." in text
     assert "fewer than reported" not in text
 
@@ -209,7 +212,8 @@ def test_incomplete_lists_the_bad_images() -> None:
 
 def test_no_reference_and_a_single_form() -> None:
     measured = random_measurement(200, forms=("unfused",))
-    page = Page(page_of(measured, reported_as_measured(measured, reference={}, tolerance={}, others=())))
+    nothing = reported_as_measured(measured, reference={}, tolerance={}, others=())
+    page = Page(page_of(measured, nothing))
     assert "Measured, and compared with nothing." in page.text
     assert "Reason: base has no reported figure to compare with." in page.text
     assert "agreement" not in [section.get("id") for section in page.all("section")]
@@ -219,10 +223,10 @@ def test_no_reference_and_a_single_form() -> None:
 
 def test_demo_says_what_it_is() -> None:
     measured = random_measurement(200)
-    text = Page(page_of(measured, reported_as_measured(measured, name="demo"))).text
-    assert "This is the demo." in text
-    assert "say nothing about the accuracy on ImageNet" in text
-    assert "The demo gives its known answer." in text
+    known = reported_as_measured(measured, name="demo", reference_word="known answer")
+    text = Page(page_of(measured, known, caution=CAUTION)).text
+    assert CAUTION in text
+    assert "This is the known answer, within the tolerance." in text
     assert "exactly as many as the known answer" in text
     assert "on the ImageNet validation set" not in text
 
@@ -304,7 +308,8 @@ def test_answers_without_probabilities_have_no_calibration() -> None:
     for scores in measured.scores.values():
         scores.prob[:] = np.nan
         scores.nll[:] = np.nan
-    page = Page(page_of(measured, preprocess="of another device"))
+    elsewhere = replace(PREPROCESS["torchvision"], name="of another device")
+    page = Page(page_of(measured, preprocess=elsewhere))
     sections = [section.get("id") for section in page.all("section")]
     assert "confidence" not in sections
     assert "classes" in sections
@@ -409,7 +414,8 @@ def test_names_from_outside_are_escaped(plotted: None) -> None:
         reference={"": Reference(evil, top1=70.0)},
         others=(OtherResult(evil, evil, 50.0), OtherResult("$x^2$ & <b>", "", 60.0)),
     )
-    html = page_of(measured, config, command=f"python {evil}", versions={evil: evil}, device=evil)
+    versions = {"torch": "2", "torchvision": "0", "timm": "1", evil: evil}
+    html = page_of(measured, config, command=f"python {evil}", versions=versions, device=evil)
     page = Page(html)
     assert "<script>alert" not in html
     assert len(page.all("script")) == 1
@@ -429,16 +435,14 @@ def test_a_name_that_is_no_text_can_be_written(
     samples = list(measured.valset.samples)
     samples[wrong] = Sample("n01440764/caf\udce9.JPEG", 0)  # Latin-1 bytes on a UTF-8 system
     measured.valset = replace(measured.valset, samples=tuple(samples))
-    facts = facts_of(reported_as_measured(measured))
-    results = [judge(measured, form, facts.variant, "torchvision", "fp32") for form in FORMS]
-    write_html_report(tmp_path, facts, measured, results)
+    evaluation_of(measured).save(tmp_path)
     assert "caf\\udce9.JPEG" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_thumbnails_are_the_crops_that_the_model_saw() -> None:
     measured = random_measurement(200)
     for name in ("torchvision", "squash"):
-        image = Page(page_of(measured, preprocess=name)).all("img")[0]
+        image = Page(page_of(measured, preprocess=PREPROCESS[name])).all("img")[0]
         path = image["alt"].removeprefix("The crop of ")
         shown = Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
         assert shown.size == (THUMBNAIL, THUMBNAIL)

@@ -62,9 +62,7 @@ def measured(
             record_bad=record_bad,
         )
         with Journal(output, {}, forms, number) as journal:
-            parts.append(
-                engine.measure(valset, predictor, plan, journal=journal)
-            )
+            parts.append(engine.measure(valset, predictor, plan, journal=journal))
     return engine.assemble(valset, parts, forms)
 
 

@@ -206,10 +206,10 @@ def test_a_top5_alone_is_compared() -> None:
 
 
 def test_an_early_end_is_a_fail() -> None:
-    measured = counted(3, 3, images=5)
-    judgement = judge(measured, of_nine(100.0), "paddle", "fp32", stopped="certain after 5 images")
+    measured = counted(3, 3, images=5, stopped="certain after 5 images")
+    judgement = judge(measured, of_nine(100.0), "paddle", "fp32")
     assert (judgement.verdict, judgement.exit_code) == (Verdict.FAIL, 1)
-    assert judgement.forms[0].reason == "certain after 5 images"
+    assert judgement.forms[0].reason == "ended early: certain after 5 images"
 
 
 def test_one_form_that_fails_fails_the_run() -> None:
