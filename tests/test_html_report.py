@@ -6,7 +6,7 @@ import io
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,23 +15,24 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from conftest import jpeg
 from markupsafe import Markup
 from PIL import Image
+from small_evaluations import (
+    evaluation_of,
+    picture,
+    random_measurement,
+    reported_as_measured,
+)
 
-from eval.config import OtherResult, Reference, Tolerance, VariantConfig
-from eval.images.classes import imagenet_classes
+from eval.config import OtherResult, Reference, VariantConfig
 from eval.images.preprocess import PREPROCESS
-from eval.images.valset import Sample, ValSet
-from eval.judge.verdict import FormResult, Verdict, judge
+from eval.images.valset import Sample
+from eval.judge.verdict import FormResult, Verdict
 from eval.measure.engine import Measurement
-from eval.measure.metrics import Scores
+from eval.models.demo import CAUTION
 from eval.results.calibration import coverage_curve, reliability
-from eval.results.html import THUMBNAIL, count_in_words, html_report, write_html_report
+from eval.results.html import THUMBNAIL, count_in_words, html_report
 from eval.results.plots import Accuracy, accuracy_plot, coverage_plot, places_plot, reliability_plot
-from eval.results.write import RunFacts
-
-FORMS = ("unfused", "reparameterized")
 
 
 @pytest.fixture
@@ -47,103 +48,8 @@ def _quick_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
             monkeypatch.setattr(f"eval.results.html.{name}_plot", lambda *_: Markup("<svg></svg>"))
 
 
-def picture(path: str) -> bytes:
-    """An image of its own for each path."""
-    seed = int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()[:4])
-    coarse = np.random.RandomState(seed).randint(0, 256, (5, 6, 3), dtype=np.uint8)
-    return jpeg(coarse.repeat(50, 0).repeat(50, 1))
-
-
-def measure(
-    n: int, forms: tuple[str, ...] = FORMS, read: Callable[[str], bytes] = picture
-) -> Measurement:
-    """Answers drawn at random, about three of four right; both forms give the same ones."""
-    rng = np.random.default_rng(0)
-    labels = np.sort(np.arange(n) % 1000)
-    synsets = [row.synset for row in imagenet_classes()]
-    rank = np.where(rng.random(n) < 0.76, 0, rng.integers(1, 1000, n))
-    top = (
-        labels[:, np.newaxis] + rng.permuted(np.tile(np.arange(1, 21), (n, 1)), axis=1)[:, :5]
-    ) % 1000
-    rows = np.flatnonzero(rank < 5)
-    top[rows, rank[rows]] = labels[rows]
-    prob = np.sort(rng.dirichlet(np.ones(6) / 2, n), axis=1)[:, :0:-1]
-    scores = Scores(rank, top, prob, rng.exponential(1.0, n))
-    samples = tuple(
-        Sample(f"{synsets[label]}/photo_{i:05d}.JPEG", int(label)) for i, label in enumerate(labels)
-    )
-    return Measurement(
-        valset=ValSet(Path("/data/val"), "1000 synset folders", samples, read, Path),
-        scores={
-            form: Scores(rank.copy(), top.copy(), prob.copy(), scores.nll.copy()) for form in forms
-        },
-        logit_diff=rng.uniform(0, 1e-4, n) if len(forms) > 1 else np.full(n, np.nan),
-        largest_logit=12.0,
-        digests=["00" * 32] * n,
-        seconds=10.0,
-        measured_now=n,
-    )
-
-
-def variant(measured: Measurement, **changes: Any) -> VariantConfig:
-    """A configuration whose reported figures are what is measured."""
-    scores = next(iter(measured.scores.values()))
-    n = len(measured.valset.samples)
-    reference = Reference(
-        "a paper", top1=100 * scores.correct(1) / n, top5=100 * scores.correct(5) / n
-    )
-    config = VariantConfig(
-        name="base",
-        model="base",
-        images=n,
-        reference={"": reference},
-        tolerance={"torchvision": Tolerance(10, "float noise")},
-        others=(OtherResult("Vast fp16", "a model zoo", 76.482, 93.172),),
-    )
-    return replace(config, **changes)
-
-
-def facts_of(config: VariantConfig, **changes: Any) -> RunFacts:
-    values: dict[str, Any] = {
-        "run_id": "base-20260101T000000Z",
-        "started_at": "2026-01-01T00:00:00+00:00",
-        "command": "python -m eval.imagenet --data '/data/my val'",
-        "variant": config,
-        "preprocess": "torchvision",
-        "preprocess_description": "Resize(256); CenterCrop(224)",
-        "backend": "torch",
-        "device": "cpu",
-        "precision": "fp32",
-        "batch_size": 8,
-        "workers": 2,
-        "processes": 1,
-        "weights": "/weights/base.pdparams",
-        "weights_sha256": "ab" * 32,
-        "weights_layout": "paddle",
-        "params": {},
-        "macs": {},
-        "data": "/data/val",
-        "layout": "1000 synset folders",
-        "limit": None,
-        "settings": {"cudnn.benchmark": False},
-        "versions": {"torch": "2.9", "timm": ""},
-        "git_commit": "c0ffee",
-        "machine": "Linux",
-    }
-    return RunFacts(**(values | changes))
-
-
-def page_of(measured: Measurement, config: VariantConfig | None = None, **changes: Any) -> str:
-    sizes = {
-        "params": dict.fromkeys(measured.scores, 6_687_208),
-        "macs": dict.fromkeys(measured.scores, 600_076_712),
-    }
-    facts = facts_of(config or variant(measured), **(sizes | changes))
-    results = [
-        judge(measured, form, facts.variant, facts.preprocess, facts.precision)
-        for form in measured.scores
-    ]
-    return html_report(facts, measured, results)
+def page_of(measured: Measurement, published: VariantConfig | None = None, **changes: Any) -> str:
+    return html_report(evaluation_of(measured, published, **changes))
 
 
 class Page(HTMLParser):
@@ -182,18 +88,18 @@ class Page(HTMLParser):
 
 
 def result(**changes: Any) -> FormResult:
+    """Base's reported figures, 23 images short of them in top-1; `expected` follows `reference`."""
     values: dict[str, Any] = {
         "form": "unfused",
         "images": 50_000,
         "images_expected": 50_000,
-        "top1_correct": 38_497,
-        "top5_correct": 46_635,
-        "reference_top1": 77.04,
-        "reference_top5": 93.27,
+        "correct": {1: 38_497, 5: 46_635},
+        "reference": {1: 77.04, 5: 93.27},
         "reference_source": "a paper",
         "tolerance": 25,
         "verdict": Verdict.PASS,
         "reason": "because",
+        "expected": {1: 38_520, 5: 46_635},
     }
     return FormResult(**(values | changes))
 
@@ -210,39 +116,41 @@ def test_a_pass_is_said_in_images() -> None:
 
 
 def test_each_count_has_its_own_verdict() -> None:
-    failed = result(top1_correct=38_546, verdict=Verdict.FAIL)
+    failed = result(correct={1: 38_546, 5: 46_635}, verdict=Verdict.FAIL)
     assert count_in_words(failed, 1) == (
         "38,546 of 50,000, 26 more than reported; tolerance 25: FAIL"
     )
     assert count_in_words(failed, 5).endswith("tolerance 25: PASS")
 
 
+PART = {"images": 400, "verdict": Verdict.PARTIAL, "expected": {}}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         (
-            {"images": 400, "top1_correct": 301, "verdict": Verdict.PARTIAL},
+            {**PART, "correct": {1: 301, 5: 350}},
             "301 of 400; 95 % interval 70.79 to 79.23 % (reported: 77.04 %, inside)",
         ),
         (
-            {"images": 400, "top1_correct": 201, "verdict": Verdict.PARTIAL},
+            {**PART, "correct": {1: 201, 5: 350}},
             "201 of 400; 95 % interval 45.37 to 55.12 % (reported: 77.04 %, outside)",
         ),
         (
-            {
-                "images": 400,
-                "top1_correct": 301,
-                "verdict": Verdict.PARTIAL,
-                "reference_top1": None,
-            },
+            {**PART, "correct": {1: 301, 5: 350}, "reference": {1: None, 5: None}},
             "301 of 400; 95 % interval 70.79 to 79.23 %",
         ),
-        ({"verdict": Verdict.INCOMPLETE}, "38,497 of 50,000"),
+        ({"verdict": Verdict.INCOMPLETE, "expected": {}}, "38,497 of 50,000"),
         (
             {"verdict": Verdict.NO_REFERENCE, "tolerance": None},
             "38,497 of 50,000, 23 fewer than reported",
         ),
-        ({"verdict": Verdict.NO_REFERENCE, "reference_top1": None}, "38,497 of 50,000"),
+        (
+            {"verdict": Verdict.NO_REFERENCE, "reference": {1: None, 5: None}, "expected": {}},
+            "38,497 of 50,000",
+        ),
+        ({"verdict": Verdict.DISAGREE}, "38,497 of 50,000, 23 fewer than reported"),
     ],
 )
 def test_other_verdicts_claim_no_comparison(changes: dict[str, Any], words: str) -> None:
@@ -253,7 +161,7 @@ def test_other_verdicts_claim_no_comparison(changes: dict[str, Any], words: str)
 
 
 def test_pass() -> None:
-    measured = measure(2000)
+    measured = random_measurement(2000)
     page = Page(page_of(measured))
     right = measured.scores["unfused"].correct(1)
     assert page.all("section")[0]["class"] == "verdict PASS"
@@ -266,7 +174,7 @@ def test_pass() -> None:
 
 
 def test_fail_of_one_form_is_the_headline() -> None:
-    measured = measure(200)
+    measured = random_measurement(200)
     scores = measured.scores["reparameterized"]
     wrong = np.flatnonzero(scores.rank > 0)[:11]
     scores.rank[wrong] = 0
@@ -277,16 +185,16 @@ def test_fail_of_one_form_is_the_headline() -> None:
 
 
 def test_partial() -> None:
-    measured = measure(300)
-    text = Page(page_of(measured, variant(measured, images=50_000))).text
+    measured = random_measurement(300)
+    text = Page(page_of(measured, reported_as_measured(measured, images=50_000))).text
     assert "Only a part of the set was measured, so nothing is compared." in text
-    assert "Reason: 300 of 50,000 images: a subset is not compared." in text
+    assert "Reason: 300 of 50,000 images: a part of the set is not compared." in text
     assert "700 classes without images are left out." in text
     assert "fewer than reported" not in text
 
 
 def test_incomplete_lists_the_bad_images() -> None:
-    measured = measure(1000)
+    measured = random_measurement(1000)
     measured.bad = {3: "truncated <file>", 7: "no image"}
     for scores in measured.scores.values():
         for index in measured.bad:
@@ -303,8 +211,9 @@ def test_incomplete_lists_the_bad_images() -> None:
 
 
 def test_no_reference_and_a_single_form() -> None:
-    measured = measure(200, forms=("unfused",))
-    page = Page(page_of(measured, variant(measured, reference={}, tolerance={}, others=())))
+    measured = random_measurement(200, forms=("unfused",))
+    nothing = reported_as_measured(measured, reference={}, tolerance={}, others=())
+    page = Page(page_of(measured, nothing))
     assert "Measured, and compared with nothing." in page.text
     assert "Reason: base has no reported figure to compare with." in page.text
     assert "agreement" not in [section.get("id") for section in page.all("section")]
@@ -313,17 +222,17 @@ def test_no_reference_and_a_single_form() -> None:
 
 
 def test_demo_says_what_it_is() -> None:
-    measured = measure(200)
-    text = Page(page_of(measured, variant(measured, name="demo"))).text
-    assert "This is the demo." in text
-    assert "say nothing about the accuracy on ImageNet" in text
-    assert "The demo gives its known answer." in text
+    measured = random_measurement(200)
+    known = reported_as_measured(measured, name="demo", reference_word="known answer")
+    text = Page(page_of(measured, known, caution=CAUTION)).text
+    assert CAUTION in text
+    assert "This is the known answer, within the tolerance." in text
     assert "exactly as many as the known answer" in text
     assert "on the ImageNet validation set" not in text
 
 
 def test_forms_that_disagree_are_no_pass() -> None:
-    measured = measure(200)
+    measured = random_measurement(200)
     measured.logit_diff[5] = 0.5
     page = Page(page_of(measured))
     assert page.all("section")[0]["class"] == "verdict DISAGREE"
@@ -332,14 +241,14 @@ def test_forms_that_disagree_are_no_pass() -> None:
 
 
 def test_below_one_percent_hints_at_the_labels() -> None:
-    measured = measure(200)
+    measured = random_measurement(200)
     for scores in measured.scores.values():
         scores.rank[:] = 500
     assert "are the labels in another order" in Page(page_of(measured)).text
 
 
 def test_flips_are_counted_shown_and_listed() -> None:
-    measured = measure(2000)
+    measured = random_measurement(2000)
     top = measured.scores["unfused"].top
     flipped = np.arange(0, 1000, 4)  # 250: 24 with thumbnails, 200 listed, 26 counted
     top[flipped, :2] = top[flipped, 1::-1]
@@ -353,7 +262,7 @@ def test_flips_are_counted_shown_and_listed() -> None:
 
 
 def test_the_most_confident_mistakes_come_first() -> None:
-    measured = measure(200)
+    measured = random_measurement(200)
     scores = measured.scores["reparameterized"]
     confidence = np.where(scores.rank > 0, scores.prob[:, 0], 0)
     expected = np.argsort(-confidence, kind="stable")[:24]
@@ -362,7 +271,7 @@ def test_the_most_confident_mistakes_come_first() -> None:
 
 
 def test_classes_are_worst_first_and_add_up() -> None:
-    measured = measure(5000)
+    measured = random_measurement(5000)
     html = page_of(measured)
     table = html[html.index('id="class-table"') :]
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>.*?</tr>", table)]
@@ -379,7 +288,7 @@ def test_classes_are_worst_first_and_add_up() -> None:
 
 
 def test_ece_and_pairs_are_those_of_the_deployed_form() -> None:
-    measured = measure(1000)
+    measured = random_measurement(1000)
     scores = measured.scores["reparameterized"]
     scores.prob[:, 0] = 1.0
     scores.rank[:] = 1
@@ -387,7 +296,7 @@ def test_ece_and_pairs_are_those_of_the_deployed_form() -> None:
     scores.top[measured.labels < 3, 0] = 3
     page = Page(page_of(measured))
     assert "100.00 points (reparameterized)" in page.text
-    measured = measure(3000)
+    measured = random_measurement(3000)
     scores = measured.scores["reparameterized"]
     scores.top[:, 0], scores.rank[:] = measured.labels, 0
     scores.top[:3, 0], scores.rank[:3] = 1, 2  # all three tenches are taken for goldfish
@@ -395,11 +304,12 @@ def test_ece_and_pairs_are_those_of_the_deployed_form() -> None:
 
 
 def test_answers_without_probabilities_have_no_calibration() -> None:
-    measured = measure(200)
+    measured = random_measurement(200)
     for scores in measured.scores.values():
         scores.prob[:] = np.nan
         scores.nll[:] = np.nan
-    page = Page(page_of(measured, preprocess="of another device"))
+    elsewhere = replace(PREPROCESS["torchvision"], name="of another device")
+    page = Page(page_of(measured, preprocess=elsewhere))
     sections = [section.get("id") for section in page.all("section")]
     assert "confidence" not in sections
     assert "classes" in sections
@@ -407,7 +317,7 @@ def test_answers_without_probabilities_have_no_calibration() -> None:
 
 
 def test_everything_that_is_needed_to_repeat_it() -> None:
-    measured = measure(200)
+    measured = random_measurement(200)
     text = Page(page_of(measured)).text
     for value in (
         "python -m eval.imagenet --data '/data/my val'",
@@ -462,7 +372,7 @@ def test_all_answers_equally_confident(confidence: float) -> None:
 
 
 def test_self_contained(plotted: None) -> None:
-    measured = measure(200)
+    measured = random_measurement(200)
     html = page_of(measured)
     page = Page(html)
     assert not page.all("link")[1:]
@@ -477,7 +387,7 @@ def test_self_contained(plotted: None) -> None:
 
 
 def test_only_its_own_script_may_run() -> None:
-    page = Page(page_of(measure(200)))
+    page = Page(page_of(random_measurement(200)))
     assert len(page.raw["script"]) == 1
     digest = base64.b64encode(hashlib.sha256(page.raw["script"][0].encode()).digest()).decode()
     policy = next(row["content"] for row in page.all("meta") if row.get("http-equiv"))
@@ -486,7 +396,7 @@ def test_only_its_own_script_may_run() -> None:
 
 
 def test_names_from_outside_are_escaped(plotted: None) -> None:
-    measured = measure(200)
+    measured = random_measurement(200)
     evil = "<script>alert(1)</script>"
     quotes = '"onerror="alert(2)" x=\'.JPEG'
     scores = measured.scores["reparameterized"]
@@ -498,13 +408,14 @@ def test_names_from_outside_are_escaped(plotted: None) -> None:
     samples[second] = Sample(f"n01440764/{quotes}", 0)
     measured.valset = replace(measured.valset, samples=tuple(samples))
     measured.logit_diff[first] = 1e-3
-    config = variant(
+    config = reported_as_measured(
         measured,
         name=evil,
         reference={"": Reference(evil, top1=70.0)},
         others=(OtherResult(evil, evil, 50.0), OtherResult("$x^2$ & <b>", "", 60.0)),
     )
-    html = page_of(measured, config, command=f"python {evil}", versions={evil: evil}, device=evil)
+    versions = {"torch": "2", "torchvision": "0", "timm": "1", evil: evil}
+    html = page_of(measured, config, command=f"python {evil}", versions=versions, device=evil)
     page = Page(html)
     assert "<script>alert" not in html
     assert len(page.all("script")) == 1
@@ -517,23 +428,21 @@ def test_a_name_that_is_no_text_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eval.measure.engine.fingerprint", lambda samples, digests: "00" * 32)
-    measured = measure(200)
+    measured = random_measurement(200)
     scores = measured.scores["reparameterized"]
     wrong = int(np.flatnonzero(scores.rank > 0)[0])
     scores.prob[wrong, 0] = 1.0
     samples = list(measured.valset.samples)
     samples[wrong] = Sample("n01440764/caf\udce9.JPEG", 0)  # Latin-1 bytes on a UTF-8 system
     measured.valset = replace(measured.valset, samples=tuple(samples))
-    facts = facts_of(variant(measured))
-    results = [judge(measured, form, facts.variant, "torchvision", "fp32") for form in FORMS]
-    write_html_report(tmp_path, facts, measured, results)
+    evaluation_of(measured).save(tmp_path)
     assert "caf\\udce9.JPEG" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_thumbnails_are_the_crops_that_the_model_saw() -> None:
-    measured = measure(200)
+    measured = random_measurement(200)
     for name in ("torchvision", "squash"):
-        image = Page(page_of(measured, preprocess=name)).all("img")[0]
+        image = Page(page_of(measured, preprocess=PREPROCESS[name])).all("img")[0]
         path = image["alt"].removeprefix("The crop of ")
         shown = Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
         assert shown.size == (THUMBNAIL, THUMBNAIL)
@@ -547,13 +456,13 @@ def test_an_image_that_cannot_be_shown_ends_nothing() -> None:
         raise FileNotFoundError(path)
 
     for read in (gone, lambda path: b"not an image"):
-        page = Page(page_of(measure(200, read=read)))
+        page = Page(page_of(random_measurement(200, read=read)))
         assert not page.all("img")
         assert "no picture" in page.text
 
 
 def test_50_000_images_are_small_and_quick(plotted: None) -> None:
-    measured = measure(50_000)
+    measured = random_measurement(50_000)
     top = measured.scores["unfused"].top
     top[:20_000, :2] = top[:20_000, 1::-1]
     measured.bad = dict.fromkeys(range(40_000, 45_000), "a reason that is as long as reasons are")
@@ -598,7 +507,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def loaded(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A report of 2,000 images with flips, opened from disk."""
-    measured = measure(2000)
+    measured = random_measurement(2000)
     measured.scores["unfused"].top[:8, 0] += 1
     file = tmp_path_factory.mktemp("report") / "report.html"
     file.write_text(page_of(measured), encoding="utf-8")

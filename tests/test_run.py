@@ -53,20 +53,16 @@ def measured(
 ) -> engine.Measurement:
     parts = []
     for number in range(shares):
+        plan = engine.Plan(
+            PREPROCESSING,
+            tuple(forms),
+            batch_size,
+            workers,
+            share=(number, shares),
+            record_bad=record_bad,
+        )
         with Journal(output, {}, forms, number) as journal:
-            parts.append(
-                engine.measure(
-                    valset,
-                    PREPROCESSING,
-                    predictor,
-                    forms,
-                    batch_size=batch_size,
-                    workers=workers,
-                    journal=journal,
-                    share=(number, shares),
-                    record_bad=record_bad,
-                )
-            )
+            parts.append(engine.measure(valset, predictor, plan, journal=journal))
     return engine.assemble(valset, parts, forms)
 
 
@@ -116,10 +112,8 @@ def test_shares_make_a_whole(valset: ValSet, tmp_path: Path, shares: int) -> Non
 
 def test_a_missing_share_is_noticed(valset: ValSet, tmp_path: Path) -> None:
     with Journal(tmp_path / "out", {}, ("a",)) as journal:
-        part = engine.measure(
-            valset, PREPROCESSING, Fake(("a",)), ("a",),
-            batch_size=4, workers=1, journal=journal, share=(0, 2),
-        )  # fmt: skip
+        plan = engine.Plan(PREPROCESSING, ("a",), batch_size=4, workers=1, share=(0, 2))
+        part = engine.measure(valset, Fake(("a",)), plan, journal=journal)
     with pytest.raises(DataError, match="4 images were not measured and 0 more than once"):
         engine.assemble(valset, [part], ("a",))
     with pytest.raises(DataError, match="4 images were not measured and 7 more than once"):
@@ -249,7 +243,7 @@ def test_non_finite_answers_end_the_run(valset: ValSet, tmp_path: Path) -> None:
     ids=["cuda", "python", "cpu"],
 )  # fmt: skip
 def test_smaller_batches_when_memory_is_short(
-    valset: ValSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception
+    valset: ValSet, tmp_path: Path, error: Exception
 ) -> None:
     class Small(Fake):
         def __call__(self, crops: Crop) -> dict[str, NDArray[np.float32]]:
@@ -257,13 +251,12 @@ def test_smaller_batches_when_memory_is_short(
                 raise error
             return super().__call__(crops)
 
-    small = Small()
-    found = measured(
-        valset, tmp_path / "out", engine.ShrinkOnOutOfMemory(small), batch_size=8, workers=1
-    )
+    small, told = Small(), list[str]()
+    shrinking = engine.ShrinkOnOutOfMemory(small, told.append)
+    found = measured(valset, tmp_path / "out", shrinking, batch_size=8, workers=1)
     assert_same(found, measured(valset, tmp_path / "whole", Fake()))
     assert set(small.batches) == {2}
-    assert "Out of memory: batches of 4" in capsys.readouterr().err
+    assert told[0] == "Out of memory: batches of 4 from here on"
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(valset: ValSet, tmp_path: Path) -> None:
@@ -274,5 +267,6 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(valset: ValSet, tmp_pat
 
     broken = Broken()
     with pytest.raises(RuntimeError, match="Float but found Half"):
-        measured(valset, tmp_path / "out", engine.ShrinkOnOutOfMemory(broken), batch_size=11)
+        shrinking = engine.ShrinkOnOutOfMemory(broken, lambda _: None)
+        measured(valset, tmp_path / "out", shrinking, batch_size=11)
     assert len(broken.batches) == 1, "not tried again"

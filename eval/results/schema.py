@@ -300,7 +300,8 @@ def predictions_table(evaluation: Evaluation) -> pd.DataFrame:
     measured = evaluation.measured
     columns: dict[str, Any] = {
         "index": range(len(measured.valset.samples)),
-        "path": [sample.path for sample in measured.valset.samples],
+        # Not pandas' own text: names may hold bytes that are not text.
+        "path": pd.Series([sample.path for sample in measured.valset.samples], dtype=object),
         "label": measured.labels,
     }
     for form, scores in measured.scores.items():
