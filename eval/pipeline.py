@@ -144,7 +144,7 @@ def follow_up(evaluation: Evaluation, request: Request) -> Evaluation:
         from eval.results.model_card import model_card
 
         try:
-            rows = evaluation.summary.to_dict("records")
+            rows: list[Any] = evaluation.summary.to_dict("records")
             card = model_card(rows, model_name=evaluation.subject.name)
             write_atomically(Path(request.model_card), card)
         except EvalError as error:
