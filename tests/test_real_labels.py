@@ -33,7 +33,7 @@ def valset(tmp_path: Path) -> ValSet:
 
 def test_counts_by_hand() -> None:
     labels = LabelSet("mine", (frozenset({3}), frozenset({1, 4}), frozenset(), frozenset({0})))
-    top = np.array([[3, 0, 1, 2, 5], [2, 0, 4, 1, 9], [7, 8, 9, 1, 2], [-1, -1, -1, -1, -1]])
+    top = np.array([[3, 0, 1, 2, 5], [2, 4, 0, 1, 9], [7, 8, 9, 1, 2], [-1, -1, -1, -1, -1]])
     assert score(labels, top) == LabelScore("mine", images=3, top1_correct=1, top5_correct=2)
     assert score(labels, top).top1 == 100 / 3
     assert score(labels, top).top5 == 200 / 3

@@ -351,8 +351,13 @@ def test_predictions_of_a_model_with_three_classes(tmp_path: Path) -> None:
     assert scores.prob[:, :3].tolist() == [[0.7, 0.2, 0.1], [0.5, 0.3, 0.2]]
     with pytest.raises(DataError, match="class 2; classes are 0 to 1"):
         predictions.read_answers(path, 2)
-    np.savez(tmp_path / "p.npz", logits=[[1.0, 2.0, 3.0]], path=["a"])
-    assert isinstance(predictions.read_answers(tmp_path / "p.npz", 3), Logits)
+    for row in ([1.0, 2.0, 4.0], [0.1, 0.2, 0.7]):  # logits, probabilities
+        np.savez(tmp_path / "p.npz", logits=[row], path=["a"])
+        answers = predictions.read_answers(tmp_path / "p.npz", 3)
+        scores = answers.scores(np.array([0]), np.array([1]))
+        assert scores.rank.tolist() == [1]
+        assert scores.top.tolist() == [[2, 1, 0, -1, -1]]
+        assert np.isnan(scores.prob[0]).tolist() == [False, False, False, True, True]
 
 
 def test_names_that_repeat_in_the_val_set_are_refused() -> None:
@@ -366,7 +371,7 @@ def test_names_that_repeat_in_the_val_set_are_refused() -> None:
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take a second; one test has them."""
-    monkeypatch.setattr("eval.results.html.write_html_report", lambda *_: None)
+    monkeypatch.setattr("eval.results.html.html_report", lambda *_: "")
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """Which images there are, what they show, and their pixels.
 
 valset.py      opens a validation set: its images, labels and bytes
-layouts/       the ways in which people keep one: folders, tar, parquet
+layouts/       the layouts in which people keep one: folders, tar, parquet
 labels.py      the official labels, and label files
-classes.py     the classes that a model tells apart, in index order
-sets.py        ImageNet's validation set, and the test sets made since
+classes.py     the classes of a model, in index order
+labelset.py    which predictions are right: the set's own labels, or ReaL
+sets.py        ImageNet's validation set, and the test sets that others made
 preprocess.py  from the bytes of a file to the model's input, bit for bit
 cache.py       crops kept on disk
+survey.py      checks every image of a set before it is evaluated
+text.py        small text files, and names fit for a message
 """

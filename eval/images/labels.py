@@ -27,7 +27,6 @@ from eval.images.text import examples as examples
 from eval.images.text import shown as shown
 
 VAL_IMAGES = 50_000
-CLASSES = len(IMAGENET)  # for readers of results that know ImageNet only; not used in here
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 
 # The second group is what the Hugging Face copy appends to the names.

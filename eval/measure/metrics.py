@@ -69,6 +69,12 @@ def top_classes(logits: NDArray[Any], k: int = TOP) -> NDArray[np.int64]:
     return np.argsort(-logits, axis=1, kind="stable")[:, :k]
 
 
+def padded(rows: NDArray[Any], filler: float) -> NDArray[Any]:
+    """Rows (B, k) as (B, 5), for models of fewer than five classes."""
+    missing = max(0, TOP - rows.shape[1])
+    return np.pad(rows, ((0, 0), (0, missing)), constant_values=filler)
+
+
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Natural logarithm of the softmax of logits (B, C), as float64 (B, C)."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
@@ -84,8 +90,8 @@ class Scores:
 
     Attributes:
         rank: int64 (N,), see `rank_of_label`.
-        top: int64 (N, 5), the top-5 classes.
-        prob: float64 (N, 5), their probabilities.
+        top: int64 (N, 5), the top-5 classes; -1 where a model has fewer classes.
+        prob: float64 (N, 5), their probabilities; NaN where a model has fewer classes.
         nll: float64 (N,), negative log-likelihood of the label, in nats.
     """
 
@@ -118,13 +124,13 @@ class Scores:
         """
         if among is not None:
             part = cls.of(logits[:, among], np.searchsorted(among, labels))
-            return replace(part, top=among[part.top])
+            return replace(part, top=np.where(part.top < 0, -1, among[part.top]))
         log_prob = log_softmax(logits)
         top = top_classes(logits)
         return cls(
             rank=rank_of_label(logits, labels),
-            top=top,
-            prob=np.exp(np.take_along_axis(log_prob, top, axis=1)),
+            top=padded(top, -1),
+            prob=padded(np.exp(np.take_along_axis(log_prob, top, axis=1)), np.nan),
             nll=-np.take_along_axis(log_prob, labels[:, np.newaxis], axis=1)[:, 0],
         )
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from eval.errors import DataError, LogitsError, UsageError
 from eval.images.labels import examples, image_key, shown
 from eval.images.valset import Sample
-from eval.measure.metrics import TOP, Scores, check_logits, rank_of_label, top_classes
+from eval.measure.metrics import TOP, Scores, check_logits, padded, rank_of_label, top_classes
 
 CHUNK = 2048  # images whose logits are sorted at a time
 
@@ -111,7 +111,12 @@ def _score_probabilities(values: NDArray[np.float64], labels: NDArray[np.int64])
     with np.errstate(divide="ignore"):
         nll = -np.log(np.take_along_axis(values, labels[:, np.newaxis], axis=1)[:, 0])
     prob = np.take_along_axis(values, top, axis=1)
-    return Scores(rank=rank_of_label(values, labels), top=top, prob=prob, nll=nll)
+    return Scores(
+        rank=rank_of_label(values, labels),
+        top=padded(top, -1),
+        prob=padded(prob, np.nan),
+        nll=nll,
+    )
 
 
 def read_answers(
