@@ -892,10 +892,10 @@ def test_a_label_without_bound_takes_no_memory(
 # --- Boundaries by hand
 
 
-def _result(images: int = 1000, **counts: int) -> Result:
+def _result(images: int = 1000, **cells: object) -> Result:
     """A whole run of `images`, with counts of top-1 and top-5, without predictions."""
     row = replace(a_row(), images=images, top1_correct=600, top5_correct=800)
-    return Result("x", {("x", "x"): replace(row, **counts)})
+    return Result("x", {("x", "x"): replace(row, **cells)})
 
 
 @pytest.mark.parametrize(
@@ -923,6 +923,26 @@ def test_the_limit_itself_is_allowed_and_one_more_is_not(
         assert found[f"top-{k}"] is passed
         assert found[f"top-{6 - k}"] is True
         assert comparison.exit_code == (0 if passed else 1)
+
+
+@pytest.mark.parametrize(("top1", "top5"), [(7, 3), (3, 7)])
+def test_each_count_has_its_own_limit(top1: int, top5: int) -> None:
+    asked = Asked(top1=Limit(Fraction(5)), top5=Limit(Fraction(5)))
+    for name, option, drops in (("top-1", "top1", 7), ("top-5", "top5", 7)):
+        after = _result(top1_correct=600 - top1, top5_correct=800 - top5)
+        (comparison,) = compare(
+            _result(), after, replace(asked, **{option: Limit(Fraction(drops))})
+        )
+        failed = [check.name for check in comparison.checks if check.passed is False]
+        assert failed == [k for k, drop in (("top-1", top1), ("top-5", top5))
+                          if drop > 5 and k != name]  # fmt: skip
+
+
+def test_a_failed_baseline_is_refused_unless_it_is_allowed() -> None:
+    failed = _result(verdict=Verdict.FAIL)
+    with pytest.raises(UsageError, match="says FAIL"):
+        gate.check_baseline_verdict(failed, failed.rows["x", "x"])
+    gate.check_baseline_verdict(failed, failed.rows["x", "x"], allow_failed=True)
 
 
 @pytest.mark.parametrize(
@@ -1218,6 +1238,9 @@ def test_refusals_word_for_word() -> None:
     assert _refused(_named("A", one), _named("B", *two_forms)) == (
         "Not comparable: form is u in the baseline and u, f in the candidate.\n"
         "Name one with --form NAME, or as --form BASELINE:CANDIDATE."
+    )
+    assert _refused(_named("A", *two_forms), _named("B", one)).startswith(
+        "Not comparable: form is u, f in the baseline and u in the candidate.\n"
     )
     for form, missing, source in (("i", "i", "A"), ("u:i", "i", "B"), ("i:u", "i", "A")):
         assert _refused(_named("A", one), _named("B", *two_forms), Asked(form=form)) == (
