@@ -269,14 +269,16 @@ def test_finished_length_is_the_last_end_of_a_row(
         (60, 10, {"verdict": "INCOMPLETE", "bad_images": 30}, ""),
         (60, 10, {"verdict": "DISAGREE", "max_abs_logit_diff": 1.1}, ""),
         (60, 10, {"verdict": "DISAGREE", "max_abs_logit_diff": 1.1, "bad_images": 1}, ""),
-        # A figure of two decimals is a window of half an image to each side, and more is not.
+        # The count that a figure stands for is the nearest; a half is rounded up.
         (60, 10, {"reference_top1": "57.5"}, ""),
-        (60, 10, {"reference_top1": "62.5"}, ""),
-        (60, 10, {"reference_top1": "57.49"}, "2.51 images from its reference, tolerance 2"),
-        (60, 10, {"reference_top1": "62.51"}, "2.51 images from its reference, tolerance 2"),
-        (60, 10, {"reference_top5": "72.51"}, "2.51 images from its reference, tolerance 2"),
-        (60, 10, {"verdict": "FAIL", "reference_top1": "58.49"}, ""),
-        (60, 10, {"verdict": "FAIL", "reference_top1": "58.5"}, "all counts are within 2 images"),
+        (60, 10, {"reference_top1": "62.49"}, ""),
+        (60, 10, {"reference_top1": "57.49"}, "3 images from its reference, tolerance 2"),
+        (60, 10, {"reference_top1": "62.5"}, "3 images from its reference, tolerance 2"),
+        (60, 10, {"reference_top5": "72.5"}, "3 images from its reference, tolerance 2"),
+        (60, 10, {"verdict": "FAIL", "reference_top1": "57.49"}, ""),
+        (60, 10, {"verdict": "FAIL", "reference_top1": "57.5"}, "all counts are within 2 images"),
+        (60, 10, {"tolerance": 0}, ""),
+        (60, 10, {"verdict": "FAIL", "tolerance": 0}, "all counts are within 0 images"),
         # What nobody's run has earned.
         (60, 10, {"images_expected": 101}, "100 of 101 images were measured"),
         (60, 10, {"images_expected": 99}, "100 of 99 images were measured"),
@@ -323,7 +325,6 @@ def test_every_verdict_of_a_run_can_be_read() -> None:
 def test_what_the_judge_says_is_never_refused(
     right: int, reference: int, tolerance: int, top1: bool
 ) -> None:
-    """The judge rounds the reference to whole images, either way: both of its words are read."""
     figure = f"{reference / 100}"
     cells = {"reference_top1": "", "reference_top5": "", "tolerance": tolerance}
     cells["reference_top1" if top1 else "reference_top5"] = figure

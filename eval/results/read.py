@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from eval.errors import UsageError
 from eval.images.classes import ClassList, ImageClass
 from eval.images.labels import examples, image_key
-from eval.judge.verdict import Verdict
+from eval.judge.verdict import Verdict, expected_correct
 from eval.measure.metrics import percent
 from eval.results.schema import SUMMARY_COLUMNS
 
@@ -336,10 +335,10 @@ def _check_accuracy(row: Row, where: str) -> None:
             raise _damaged(name, cell, "not what its counts say")
 
 
-def _gaps(row: Row) -> list[Fraction]:
-    """How far each count is from the reported figure, in images; exact, so that nothing rounds."""
+def _gaps(row: Row) -> list[int]:
+    """How far each count is from the reported figure, in images, as the judge counts it."""
     return [
-        abs(row.correct(k) - Fraction(reference) / 100 * row.images_expected)
+        abs(row.correct(k) - expected_correct(float(reference), row.images_expected))
         for k in (1, 5)
         if (reference := row.cells[f"reference_top{k}"])
     ]
@@ -353,9 +352,8 @@ def _why_not_pass(row: Row) -> str:
         return f"bad_images is {row.bad_images}"
     if not gaps or not tolerance:
         return "there is no reference or no tolerance"
-    # The reference's own count of images is rounded, so that half an image decides nothing.
-    if max(gaps) > int(tolerance) + Fraction(1, 2):
-        return f"a count is {float(max(gaps)):g} images from its reference, tolerance {tolerance}"
+    if max(gaps) > int(tolerance):
+        return f"a count is {max(gaps)} images from its reference, tolerance {tolerance}"
     return ""
 
 
@@ -369,7 +367,7 @@ def _why_not_fail(row: Row) -> str:
         return ""  # stopped early, when no PASS was possible any more
     if not gaps or not tolerance:
         return "there is no reference or no tolerance"
-    if max(gaps) <= int(tolerance) - Fraction(1, 2):
+    if max(gaps) <= int(tolerance):
         return f"all counts are within {tolerance} images of their references"
     return ""
 
