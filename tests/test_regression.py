@@ -938,6 +938,15 @@ def test_each_count_has_its_own_limit(top1: int, top5: int) -> None:
                           if drop > 5 and k != name]  # fmt: skip
 
 
+def test_the_gravest_verdict_of_a_run_stands_for_it() -> None:
+    rows = {
+        ("x", form): replace(a_row(), form=form, verdict=verdict)
+        for form, verdict in (("a", Verdict.INCOMPLETE), ("b", Verdict.DISAGREE))
+    }
+    for row in rows.values():
+        assert gate.verdict_of(Result("x", rows), row) is Verdict.DISAGREE
+
+
 def test_a_failed_baseline_is_refused_unless_it_is_allowed() -> None:
     failed = _result(verdict=Verdict.FAIL)
     with pytest.raises(UsageError, match="says FAIL"):
