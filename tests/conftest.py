@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from skip_summary import pytest_terminal_summary as pytest_terminal_summary
 from torch import nn
 
 import pplcnet
