@@ -52,10 +52,10 @@ MINUS = "−"  # noqa: RUF001 - as wide as the plus sign
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.25)  # of the images, in the coverage table
 
 _HEADLINES = {
-    Verdict.PASS: "The accuracy matches the {reference}, within the tolerance.",
+    Verdict.PASS: "The result matches the {reference}, within the tolerance.",
     Verdict.NO_REFERENCE: "Measured; there is no reference to compare with.",
     Verdict.PARTIAL: "Only part of the set was measured, so it is not judged.",
-    Verdict.FAIL: "The accuracy does not match the {reference}.",
+    Verdict.FAIL: "The result does not match the {reference}.",
     Verdict.INCOMPLETE: "Some images could not be decoded, so the accuracy is not judged.",
     Verdict.DISAGREE: "The two forms disagree: do not deploy these weights.",
 }
