@@ -1,7 +1,7 @@
-"""Configuration files: the reported figures of a variant, and how far a run may be from them.
+"""Configuration files: the reported accuracy of a variant, and the tolerance.
 
-The built-in files are in ``configs/``, one a variant. Precedence: command line, then the
-configuration file; there are no environment variables.
+The built-in files are in ``configs/``, one per variant. Command-line options override the
+configuration file; no environment variables are read.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Reference:
 
     Attributes:
         source: where it is published.
-        top1, top5: as reported; None where nothing was.
-        gated: whether a difference from it fails a run.
+        top1, top5: as reported; None if not reported.
+        gated: whether a run fails if it differs by more than the tolerance.
     """
 
     source: str
@@ -40,7 +40,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How many images a count may differ from the reference, and why so many."""
+    """How many images a count may differ from the reference by, and why."""
 
     images: int
     reason: str
@@ -48,7 +48,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class OtherResult:
-    """A third-party result, in percent: shown beside ours, never compared with it.
+    """A third-party result, in percent: shown next to ours, never compared with it.
 
     Attributes:
         name: who measured it.
@@ -69,13 +69,13 @@ class VariantConfig:
     """One file under ``configs/``.
 
     Attributes:
-        name: what reports call it, and which weights ``--weights auto`` downloads.
+        name: its name in the reports, and for ``--weights auto``.
         model: a key of `pplcnet.VARIANTS`.
-        images: size of the whole set; a smaller one is a subset, which is never compared.
-        reference: by name of the preprocessing; the entry "" serves those that are not listed.
-        tolerance: by name of the preprocessing; one that is not listed is not gated.
+        images: number of images in the full set; runs on fewer images are not compared.
+        reference: by name of the preprocessing; the entry "" is for all others.
+        tolerance: by name of the preprocessing; without a tolerance, a run is not gated.
         others: third-party results.
-        reference_word: what reports call the reference.
+        reference_word: the word for the reference in reports.
     """
 
     name: str
@@ -102,15 +102,15 @@ def config_dir() -> Path:
 
 
 def builtin_variants() -> list[str]:
-    """Names that ``--variant`` takes."""
+    """The names of the built-in configurations, for ``--variant``."""
     return sorted(path.stem for path in config_dir().glob("*.toml"))
 
 
 def load_variant(name: str) -> VariantConfig:
-    """A built-in configuration by name.
+    """Load a built-in configuration by name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such configuration.
     """
     names = builtin_variants()
     if name not in names:
@@ -119,11 +119,11 @@ def load_variant(name: str) -> VariantConfig:
 
 
 def load_config(path: Path) -> VariantConfig:
-    """A configuration file.
+    """Load a configuration file.
 
     Raises:
-        UsageError: it cannot be read, or a key is missing, unknown or has a value that makes no
-            sense; the message names the file, the key and the value.
+        UsageError: it cannot be read, or a key is missing, unknown or has an invalid value; the
+            message gives the file, the key and the value.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -141,8 +141,8 @@ def load_config(path: Path) -> VariantConfig:
         raise UsageError(f"{path}: {_explain(str(error), table)}") from None
 
 
-# What a file may hold. Each class is a table of it; `__post_init__` checks what no single value
-# shows, and msgspec adds the table's name to the message.
+# The schema of a file. Each class is a table in it. `__post_init__` checks what concerns more than a
+# single value; msgspec adds the table's name to the message.
 
 _Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
@@ -227,7 +227,7 @@ class _File(_Table):
 
 
 def _check_name(name: str) -> None:
-    """It becomes the name of a folder, and part of file names and run ids."""
+    """Check a name, which becomes a folder name and part of file names and run ids."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name) or ".." in name:
         raise ValueError(
             f"name = {_shortened(name)}: use at most 64 letters, digits, dots, dashes and "
@@ -255,12 +255,12 @@ def _hint(word: str, known: Iterable[str]) -> str:
 
 
 def _shortened(value: object) -> str:
-    """A value for a message: printable, and of at most one line."""
+    """A value for a message: printable, at most 60 characters."""
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# msgspec's names of types, in TOML's words.
+# msgspec's type names, in TOML's terms.
 _TYPES = {
     "float": "a number",
     "int": "a whole number",
@@ -272,7 +272,7 @@ _TYPES = {
 
 
 def _explain(message: str, table: dict[str, Any]) -> str:
-    """A message of msgspec in plain words, with the key and the value that it is about.
+    """Reword a message of msgspec, adding the key and the value.
 
     Args:
         message: such as "Expected `int` >= 1 - at `$.tolerance.paddle.images`".
@@ -292,7 +292,7 @@ def _explain(message: str, table: dict[str, Any]) -> str:
         return f"{_shortened(message)}."
     if missing := re.fullmatch(r"Object missing required field `(\w+)`", problem):
         return f"{where}{missing[1]!r} is missing."
-    if not problem.startswith("Expected `"):  # one of our own, from a __post_init__
+    if not problem.startswith("Expected `"):  # our own message, from a __post_init__
         return f"{where}{problem.removesuffix('.')}."
     expected = re.sub(r"( \| null)?`(, got .*)?", "", problem.removeprefix("Expected `"))
     kind, _, rest = expected.partition(" ")
@@ -307,7 +307,7 @@ def _value_at(path: str, table: dict[str, Any]) -> Any:
 
 
 def _keys_of(path: str) -> tuple[str, ...]:
-    """The keys that the table at a path may have."""
+    """The valid keys of the table at a path."""
     tables: dict[str, type[_Table]] = {
         "": _File,
         "reference": _ReferenceTable,

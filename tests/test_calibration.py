@@ -101,7 +101,7 @@ def test_coverage_is_what_filtering_gives(rows: list[tuple[float, bool]], thresh
 def test_no_answers_is_an_error(function: object) -> None:
     with pytest.raises(ValueError, match="at least one"):
         function(np.empty(0), np.empty(0, bool))  # type: ignore[operator]
-    with pytest.raises(ValueError, match=r"\(2,\) probabilities and \(1,\) answers"):
+    with pytest.raises(ValueError, match=r"of shape \(2,\) and predictions of shape \(1,\)"):
         function(np.ones(2), np.ones(1, bool))  # type: ignore[operator]
 
 

@@ -165,11 +165,11 @@ def test_pass() -> None:
     page = Page(page_of(measured))
     right = measured.scores["unfused"].correct(1)
     assert page.all("section")[0]["class"] == "verdict PASS"
-    assert "This is the reported accuracy, within the tolerance." in page.text
+    assert "The result matches the reported accuracy, within the tolerance." in page.text
     assert f"{right:,} of 2,000, exactly as many as reported; tolerance 10: PASS" in page.text
-    assert "The two forms agree on the best class of all 2,000 images." in page.text
+    assert "The top-1 predictions of the two forms are the same on all 2,000 images." in page.text
     assert page.text.count("Both forms") == 1
-    assert "by others, not compared" in page.text
+    assert "third-party, not compared" in page.text
     assert "This is the demo" not in page.text
 
 
@@ -187,9 +187,9 @@ def test_fail_of_one_form_is_the_headline() -> None:
 def test_partial() -> None:
     measured = random_measurement(300)
     text = Page(page_of(measured, reported_as_measured(measured, images=50_000))).text
-    assert "Only a part of the set was measured, so nothing is compared." in text
+    assert "Only part of the set was measured, so it is not judged." in text
     assert "Reason: 300 of 50,000 images: a part of the set is not compared." in text
-    assert "700 classes without images are left out." in text
+    assert "700 classes without images are not shown." in text
     assert "fewer than reported" not in text
 
 
@@ -202,11 +202,11 @@ def test_incomplete_lists_the_bad_images() -> None:
             scores.prob[index], scores.nll[index] = np.nan, np.nan
     measured.logit_diff[list(measured.bad)] = np.nan
     text = Page(page_of(measured)).text
-    assert "Some images could not be decoded: these figures are not complete." in text
+    assert "Some images could not be decoded, so the accuracy is not judged." in text
     assert "2 of 1,000 images could not be decoded." in text
     assert measured.valset.samples[3].path in text
     assert "truncated <file>" in text
-    assert "agree on the best class of all 998 images" in text
+    assert "are the same on all 998 images" in text
     assert "than reported" not in text
 
 
@@ -214,7 +214,7 @@ def test_no_reference_and_a_single_form() -> None:
     measured = random_measurement(200, forms=("unfused",))
     nothing = reported_as_measured(measured, reference={}, tolerance={}, others=())
     page = Page(page_of(measured, nothing))
-    assert "Measured, and compared with nothing." in page.text
+    assert "Measured; there is no reference to compare with." in page.text
     assert "Reason: base has no reported figure to compare with." in page.text
     assert "agreement" not in [section.get("id") for section in page.all("section")]
     assert "Both forms" not in page.text
@@ -226,7 +226,7 @@ def test_demo_says_what_it_is() -> None:
     known = reported_as_measured(measured, name="demo", reference_word="known answer")
     text = Page(page_of(measured, known, caution=CAUTION)).text
     assert CAUTION in text
-    assert "This is the known answer, within the tolerance." in text
+    assert "The result matches the known answer, within the tolerance." in text
     assert "exactly as many as the known answer" in text
     assert "on the ImageNet validation set" not in text
 
@@ -253,7 +253,7 @@ def test_flips_are_counted_shown_and_listed() -> None:
     flipped = np.arange(0, 1000, 4)  # 250: 24 with thumbnails, 200 listed, 26 counted
     top[flipped, :2] = top[flipped, 1::-1]
     page = Page(page_of(measured))
-    assert "disagree on the best class of 250 of 2,000 images" in page.text
+    assert "two forms differ on 250 of 2,000 images" in page.text
     assert "26 more are in run.json" in page.text
     shown = [image["alt"] for image in page.all("img")][:24]
     assert shown == [f"The crop of {measured.valset.samples[i].path}" for i in flipped[:24]]
@@ -458,7 +458,7 @@ def test_an_image_that_cannot_be_shown_ends_nothing() -> None:
     for read in (gone, lambda path: b"not an image"):
         page = Page(page_of(random_measurement(200, read=read)))
         assert not page.all("img")
-        assert "no picture" in page.text
+        assert "no image" in page.text
 
 
 def test_50_000_images_are_small_and_quick(plotted: None) -> None:

@@ -45,7 +45,7 @@ def logits(model: pplcnet.PPLCNetV2, shared: Path) -> dict[str, dict[str, np.nda
         preprocess = PREPROCESS[name]
         predictor = TorchPredictor(forms, preprocess, torch.device("cpu"))
         batches = []
-        for batch in engine._batches(len(valset.samples), 8):
+        for batch in engine._batches(np.arange(len(valset.samples)), 8):
             crops = [preprocess.crop(valset.read(valset.samples[i].path)) for i in batch]
             batches.append(predictor(np.stack(crops)))
         found[name] = {form: np.concatenate([b[form] for b in batches]) for form in FORMS}

@@ -1,6 +1,6 @@
 "use strict";
 
-// Without this script every table is complete and in its first order; nothing shows that would not work.
+// Without this script, all tables are complete and in their initial order, and no inactive control is visible.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];

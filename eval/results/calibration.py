@@ -1,7 +1,7 @@
-"""What per-image results tell beyond two percentages: calibration, coverage, confusions, ranks.
+"""Statistics beyond top-1 and top-5: calibration, coverage, confusions, positions of the label.
 
-All functions are pure. They take answered images only: a bad image has no probability, and is
-left out by the caller, who says so.
+All functions are pure. Their inputs are images with a prediction; the caller removes bad images,
+which have none, and reports them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 BINS = 15  # as in Guo et al. 2017
-POSITIONS = (1, 2, 3, 4, 5, 10, 20, 50, 100, 1000)  # last place that each bar of ranks counts
+POSITIONS = (1, 2, 3, 4, 5, 10, 20, 50, 100, 1000)  # last position of each bar of the plot
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often answers of a given confidence are right.
+    """Accuracy and confidence of predictions, in bins of confidence.
 
     Attributes:
-        count: int64 (bins,), images of each bin.
-        confidence: float64 (bins,), mean top-1 probability; NaN where the bin is empty.
-        accuracy: float64 (bins,), share of right answers; NaN where the bin is empty.
+        count: int64 (bins,), number of images in each bin.
+        confidence: float64 (bins,), mean top-1 probability; NaN for an empty bin.
+        accuracy: float64 (bins,), share of correct predictions, 0 to 1; NaN for an empty bin.
     """
 
     count: NDArray[np.int64]
@@ -35,7 +35,7 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error in 0..1: the bins' mean gap, weighted by their images.
+        """Expected calibration error, 0 to 1: the mean gap of the bins, weighted by their images.
 
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
         """
@@ -44,17 +44,17 @@ class Reliability:
 
 
 def reliability(confidence: Floats, correct: NDArray[np.bool_], bins: int = BINS) -> Reliability:
-    """Group answers by their confidence, in bins of equal width.
+    """Group predictions by their confidence, in bins of equal width.
 
-    Bin m of M holds ((m - 1) / M, m / M], as in the paper; a confidence of 0 is in the first.
+    Bin m of M covers ((m - 1) / M, m / M], as in Guo et al. 2017; the first one includes 0.
 
     Args:
-        confidence: (N,), top-1 probabilities.
-        correct: (N,), whether the top-1 answer is right.
-        bins: how many.
+        confidence: float64 (N,), top-1 probabilities.
+        correct: bool (N,), whether the top-1 prediction is correct.
+        bins: number of bins.
 
     Raises:
-        ValueError: there are no answers.
+        ValueError: there are no predictions, or the shapes differ.
     """
     _check(confidence, correct)
     edges = np.arange(1, bins) / bins
@@ -70,15 +70,16 @@ def reliability(confidence: Floats, correct: NDArray[np.bool_], bins: int = BINS
 
 @dataclass(frozen=True)
 class Coverage:
-    """What answering only when confident enough costs and gains.
+    """Coverage and accuracy when only confident predictions are kept.
 
-    One entry per distinct confidence, most confident first, for keeping all answers that are at
-    least as confident: equally confident answers are kept together.
+    There is one entry per distinct confidence, most confident first: it keeps all predictions that
+    are at least that confident.
 
     Attributes:
         confidence: float64 (M,), strictly decreasing.
-        coverage: float64 (M,), share of the images that are kept; ends at 1.
-        accuracy: float64 (M,), share of the kept that is right; ends at the top-1 accuracy.
+        coverage: float64 (M,), share of the images that are kept, 0 to 1; the last one is 1.
+        accuracy: float64 (M,), share of the kept images that are correct, 0 to 1; the last one is
+            the top-1 accuracy.
     """
 
     confidence: Floats
@@ -86,32 +87,36 @@ class Coverage:
     accuracy: Floats
 
     def from_confidence(self, threshold: Floats) -> tuple[Floats, Floats]:
-        """Coverage and accuracy of the answers at or above each threshold (T,).
+        """Coverage and accuracy of the predictions at or above confidence thresholds.
 
-        The accuracy is NaN where no answer is.
+        Args:
+            threshold: float64 (T,).
+
+        Returns:
+            Coverage and accuracy, float64 (T,) each; the accuracy is NaN if no prediction is kept.
         """
         entries = np.searchsorted(-self.confidence, -threshold, side="right")
         coverage = np.append(0.0, self.coverage)[entries]
         return coverage, np.append(np.nan, self.accuracy)[entries]
 
     def keeping(self, share: float) -> int:
-        """The first entry that keeps at least this share of the images."""
+        """Index of the first entry that keeps at least this share of the images, 0 to 1."""
         return int(
             np.searchsorted(self.coverage, share, side="left").clip(max=len(self.coverage) - 1)
         )
 
 
 def coverage_curve(confidence: Floats, correct: NDArray[np.bool_]) -> Coverage:
-    """Accuracy of the most confident answers, for every share of them.
+    """Compute the accuracy of the most confident predictions, for every possible coverage.
 
     Geifman and El-Yaniv, "Selective Classification for Deep Neural Networks", NIPS 2017.
 
     Args:
-        confidence: (N,), top-1 probabilities.
-        correct: (N,), whether the top-1 answer is right.
+        confidence: float64 (N,), top-1 probabilities.
+        correct: bool (N,), whether the top-1 prediction is correct.
 
     Raises:
-        ValueError: there are no answers.
+        ValueError: there are no predictions, or the shapes differ.
     """
     _check(confidence, correct)
     order = np.argsort(-confidence, kind="stable")
@@ -123,15 +128,15 @@ def coverage_curve(confidence: Floats, correct: NDArray[np.bool_]) -> Coverage:
 
 
 def confusions(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> pd.DataFrame:
-    """Wrong answers by label and predicted class, most frequent first.
+    """Count the wrong predictions by label and predicted class, most frequent first.
 
     Args:
-        labels: (N,).
-        predicted: (N,), the top-1 class.
+        labels: int64 (N,).
+        predicted: int64 (N,), the top-1 classes.
 
     Returns:
-        Columns ``label, predicted, images`` and ``reverse``, the images of the opposite
-        confusion.
+        Columns ``label``, ``predicted``, ``images`` and ``reverse``, the number of images of the
+        reverse confusion.
     """
     wrong = labels != predicted
     pairs = pd.DataFrame({"label": labels[wrong], "predicted": predicted[wrong]})
@@ -149,14 +154,14 @@ def confusions(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> pd.Da
 def place_counts(
     rank: NDArray[np.int64], positions: tuple[int, ...] = POSITIONS
 ) -> list[tuple[str, int]]:
-    """How many labels come first, second, ... among the answers.
+    """Count the images by the position of their label, which is its rank plus one.
 
     Args:
-        rank: (N,), 0 is best.
-        positions: the last place of each group, ascending.
+        rank: int64 (N,), 0 is best.
+        positions: the last position of each group, ascending.
 
     Returns:
-        The places in words ("6-10"), and the number of images.
+        The positions as text ("6-10") and the number of images, for each group.
     """
     group = np.searchsorted(positions, rank + 1, side="left")
     counts = np.bincount(group, minlength=len(positions))[: len(positions)]
@@ -170,6 +175,6 @@ def place_counts(
 def _check(confidence: NDArray[Any], correct: NDArray[Any]) -> None:
     if not len(confidence) or confidence.shape != correct.shape:
         raise ValueError(
-            f"{confidence.shape} probabilities and {correct.shape} answers: "
-            "as many of each are needed, and at least one."
+            f"probabilities of shape {confidence.shape} and predictions of shape {correct.shape}: "
+            "the shapes must be the same, with at least one image."
         )

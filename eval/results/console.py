@@ -15,7 +15,7 @@ _HEADER = f"{'':<16} {'top-1':>8} {'correct':>8} {'top-5':>8} {'correct':>8} {'N
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
-    """The figures, what they are compared with, and the verdict; without a trailing newline."""
+    """Format the results, the reference and the verdict, without a trailing newline."""
     subject, measured = evaluation.subject, evaluation.measured
     first = evaluation.judgement.forms[0]
     lines = [subject.caution] if subject.caution else []
@@ -70,20 +70,20 @@ def _remarks(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
     measured = evaluation.measured
     if measured.max_logit_diff is not None:
         yield (
-            f"Both forms: largest logit difference {measured.max_logit_diff:.2g}, "
-            f"{len(measured.flips)} flipped predictions"
+            f"Between the forms: largest logit difference {measured.max_logit_diff:.2g}, "
+            f"{len(measured.flips)} different top-1 predictions"
         )
     if measured.bad:
         yield f"Bad images, counted as wrong: {len(measured.bad)} (bad_images.csv)"
     low, high = first.interval()
     rate = measured.images_per_second
     yield (
-        f"95 % interval of {first.form} top-1: {low:.3f} to {high:.3f}"
+        f"95 % confidence interval of {first.form} top-1: {low:.3f} to {high:.3f}"
         + ("" if rate is None else f"; {rate:.1f} images/s")
     )
     if first.anytime:
         low, high = first.anytime
         yield (
-            f"Top-1 of all {first.images_expected:,} images, whenever the run ended: "
-            f"{low:.3f} to {high:.3f} (95 %)"
+            f"95 % confidence interval of top-1 on all {first.images_expected:,} images: "
+            f"{low:.3f} to {high:.3f} (valid even if the run was stopped early)"
         )

@@ -1,9 +1,9 @@
-"""``report.html``: what a run found, for a person who would rather look than read.
+"""``report.html``: the results of a run as a page for people.
 
-One file that needs no network and no other file: styles, script, plots and thumbnails are inside.
-Its size is bounded by the 1000 classes and a fixed number of thumbnails, not by the images. What
-comes from outside (names of files, classes and figures) is escaped by the template engine, and a
-content security policy lets only the page's own script run.
+The page is one self-contained file: styles, script, plots and thumbnails are embedded, and it loads
+nothing. Its size depends on the number of classes and a fixed number of thumbnails, not on the
+number of images. The template engine escapes all text from outside (names of files, classes and
+results), and a content security policy lets only the page's own script run.
 """
 
 from __future__ import annotations
@@ -42,35 +42,38 @@ from eval.results.schema import shown_facts
 if TYPE_CHECKING:
     from eval.evaluation import Evaluation
 
-THUMBNAIL = 128  # pixels a side, about 5 kB each
+THUMBNAIL = 128  # pixels per side; about 5 kB each
 MISTAKES = 24  # with thumbnails
 FLIPS = 24  # with thumbnails
-LISTED = 200  # rows of a list that could be as long as the validation set
+LISTED = 200  # most rows of a list that could be as long as the validation set
 PAIRS = 25
 NOTHING = "–"  # noqa: RUF001 - an en dash
-MINUS = "−"  # noqa: RUF001 - as wide as the plus
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.25)  # of the images, in the table of coverage
+MINUS = "−"  # noqa: RUF001 - as wide as the plus sign
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.25)  # of the images, in the coverage table
 
 _HEADLINES = {
-    Verdict.PASS: "This is the {reference}, within the tolerance.",
-    Verdict.NO_REFERENCE: "Measured, and compared with nothing.",
-    Verdict.PARTIAL: "Only a part of the set was measured, so nothing is compared.",
-    Verdict.FAIL: "This is not the {reference}.",
-    Verdict.INCOMPLETE: "Some images could not be decoded: these figures are not complete.",
+    Verdict.PASS: "The result matches the {reference}, within the tolerance.",
+    Verdict.NO_REFERENCE: "Measured; there is no reference to compare with.",
+    Verdict.PARTIAL: "Only part of the set was measured, so it is not judged.",
+    Verdict.FAIL: "The result does not match the {reference}.",
+    Verdict.INCOMPLETE: "Some images could not be decoded, so the accuracy is not judged.",
     Verdict.DISAGREE: "The two forms disagree: do not deploy these weights.",
 }
 _COMPARED = (Verdict.PASS, Verdict.FAIL)
 
 
 def html_report(evaluation: Evaluation) -> str:
-    """The whole page.
+    """Make the page.
 
-    Where something can be shown of one form only, it is that of the last one: with both, the
-    reparameterized form, which is what gets deployed.
+    Sections that can only show one form show the last one: if both were evaluated, that is the
+    reparameterized form, which is the one that is deployed.
 
     Args:
-        evaluation: a finished one; thumbnails are made from its images, as far as they can be
-            read.
+        evaluation: a finished evaluation. Thumbnails are made from its images; images that can no
+            longer be read have none.
+
+    Returns:
+        The HTML, which can be encoded as UTF-8.
     """
     measured, judgement = evaluation.measured, evaluation.judgement
     shown = judgement.forms[-1].form
@@ -104,14 +107,14 @@ def html_report(evaluation: Evaluation) -> str:
         confidence=_confidence(measured, shown),
         facts_groups=_facts_groups(evaluation),
     )
-    # A file name may hold bytes that are not text, which Python keeps as lone surrogates.
+    # A file name may contain bytes that are not text; Python represents them as lone surrogates.
     return html.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _set_name(evaluation: Evaluation) -> str:
-    """The set of images, in words."""
+    """The name of the image set, for the title of the page."""
     if evaluation.subject.caution:
-        return "images made for it"
+        return "synthetic images"
     image_set = evaluation.measured.valset.image_set
     return "the ImageNet validation set" if image_set is VAL else image_set.name
 
@@ -156,24 +159,24 @@ def _signed(number: float, form: str = "+,") -> str:
 
 
 def _path(path: str) -> Markup:
-    """A file name that may be broken after its folders."""
-    return Markup("/<wbr>").join(path.split("/"))  # escapes what it joins
+    """A path with optional line breaks after its folders."""
+    return Markup("/<wbr>").join(path.split("/"))  # escapes the parts
 
 
-# ---- the verdict, in words and in images
+# ---- the verdict
 
 
 @dataclass(frozen=True)
 class _VerdictText:
-    """The first thing on the page.
+    """The verdict at the top of the page.
 
     Attributes:
-        name: of the gravest verdict.
+        name: the verdict of the run.
         headline: one sentence.
-        groups: forms, and what is said of their top-1 and top-5; forms with the same counts are
-            one group.
-        reasons: why nothing was judged, in the judge's own words, each once.
-        warnings: what makes the figures doubtful whatever the verdict.
+        groups: forms, with the name, percentage and description of their top-1 and top-5; forms
+            with the same counts are one group.
+        reasons: why nothing was judged, without repetitions.
+        warnings: reasons to doubt the results, whatever the verdict.
     """
 
     name: str
@@ -208,12 +211,12 @@ def _verdict(evaluation: Evaluation) -> _VerdictText:
 
 
 def count_in_words(result: FormResult, k: int, reference: str = "reported") -> str:
-    """A count, and how far it is from the reported one: in images, as it is judged.
+    """Describe a count and its difference from the reference, in images.
 
     Args:
         result: the judgement of a form.
         k: 1 or 5.
-        reference: what the counts are compared with, in words.
+        reference: the name of the reference.
 
     >>> count_in_words(result, 1)  # doctest: +SKIP
     '38,497 of 50,000, 23 fewer than reported; tolerance 25: PASS'
@@ -236,7 +239,7 @@ def count_in_words(result: FormResult, k: int, reference: str = "reported") -> s
     return text
 
 
-# ---- the figures, side by side
+# ---- the table of results
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,7 @@ class _Figures:
     """A row of the table; None is shown as a dash."""
 
     name: str
-    kind: str  # measured, reported or other
+    kind: str  # measured, reported or other (third-party)
     note: str
     top1: float | None
     top5: float | None
@@ -276,7 +279,7 @@ def _figures(evaluation: Evaluation) -> list[_Figures]:
         _Figures(
             name=f"{form}, {score.name} labels",
             kind="measured",
-            note=f"of {score.images:,} images that have some",
+            note=f"on the {score.images:,} images that have such labels",
             top1=score.top1,
             top5=score.top5,
             correct=(score.top1_correct, score.top5_correct),
@@ -318,13 +321,14 @@ def _accuracy_plot(evaluation: Evaluation) -> Markup:
 
 @dataclass(frozen=True)
 class _Card:
-    """One image that is looked at.
+    """One image with its predictions.
 
     Attributes:
-        path: inside the val set.
-        thumbnail: a data URI; None where the image cannot be shown.
+        path: inside the validation set.
+        thumbnail: a data URI; None if the image cannot be shown.
         label: its class.
-        answers: of each form, or of the one: its name, class, probability and the label's place.
+        answers: for each form shown: its name, its top-1 class and probability, and the position of
+            the label (1 is best).
     """
 
     path: str
@@ -346,10 +350,10 @@ def _card(evaluation: Evaluation, index: int, forms: Iterable[str], *, thumbnail
 
 
 def _thumbnail(evaluation: Evaluation, path: str) -> str | None:
-    """The crop that the model saw, smaller; None where it cannot be made again.
+    """The model's crop, reduced, as a data URI; None if it cannot be made.
 
-    A picture is not worth a report: the images may lie elsewhere by now, or the preprocessing of
-    predictions made elsewhere is not known.
+    A missing thumbnail must not prevent the report: the images may have been moved, or the
+    preprocessing may be unknown, as for predictions made by another program.
     """
     try:
         crop = evaluation.subject.preprocess.crop(evaluation.measured.valset.read(path))
@@ -363,14 +367,14 @@ def _thumbnail(evaluation: Evaluation, path: str) -> str | None:
 
 @dataclass(frozen=True)
 class _Agreement:
-    """What the two forms say of the same images.
+    """How well the predictions of the two forms agree.
 
     Attributes:
-        flips: images whose best class differs.
-        max_diff: largest absolute difference of any logit.
-        where: the image of that difference.
+        flips: number of images with different top-1 predictions.
+        max_diff: largest absolute difference of a logit.
+        where: path of the image with that difference.
         cards: the first flips, with thumbnails.
-        listed: the next ones, without.
+        listed: the next flips, without thumbnails.
     """
 
     flips: int
@@ -381,7 +385,7 @@ class _Agreement:
 
 
 def _agreement(evaluation: Evaluation) -> _Agreement | None:
-    """None for a single form."""
+    """Compare the forms; None if there is only one."""
     measured = evaluation.measured
     if len(measured.scores) < 2:
         return None
@@ -416,7 +420,7 @@ def _bad_images(measured: Measurement) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _ClassRow:
-    """One class that has images."""
+    """One class, with at least one image."""
 
     label: int
     synset: str
@@ -425,18 +429,18 @@ class _ClassRow:
     correct1: list[int]  # of each form
     top1: float
     top5: float
-    taken_for: tuple[int, int] | None  # most frequent wrong answer, and how often
+    taken_for: tuple[int, int] | None  # most frequent wrong prediction, and how often
 
 
 def _pairs(measured: Measurement, form: str) -> list[dict[str, int]]:
-    """The most frequent confusions; those that happened once are no pattern."""
+    """The most frequent confusions, without those that happened only once."""
     pairs = confusions(*_answered_classes(measured, form))
     frequent = pairs[pairs["images"] > 1].head(PAIRS)
     return [{str(k): int(v) for k, v in row.items()} for row in frequent.to_dict("records")]
 
 
 def _classes(measured: Measurement, form: str) -> list[_ClassRow]:
-    """Worst first."""
+    """The classes that have images, worst first."""
     classes = measured.valset.classes
     labels = measured.labels
     images = np.bincount(labels, minlength=len(classes))
@@ -471,7 +475,7 @@ def _classes(measured: Measurement, form: str) -> list[_ClassRow]:
 def _answered_classes(
     measured: Measurement, form: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Labels and best classes of the images that were answered."""
+    """Labels and top-1 classes, int64 (N,) each, of the images that have a prediction."""
     best = measured.scores[form].top[:, 0]
     answered = best >= 0
     return measured.labels[answered], best[answered]
@@ -482,13 +486,13 @@ def _answered_classes(
 
 @dataclass(frozen=True)
 class _Confidence:
-    """What the probabilities are worth.
+    """The calibration of the top-1 probabilities.
 
     Attributes:
-        images: how many have one.
-        ece: of each form, in points.
-        excess: mean confidence minus accuracy, in points.
-        coverage: rows of share, lowest confidence and accuracy, in percent but the confidence.
+        images: number of images with a probability.
+        ece: expected calibration error of each form, in percentage points.
+        excess: mean confidence minus accuracy, in percentage points.
+        coverage: rows of coverage in percent, lowest confidence (0 to 1), and accuracy in percent.
         reliability_plot, coverage_plot, places_plot: SVG.
     """
 
@@ -502,7 +506,7 @@ class _Confidence:
 
 
 def _confidence(measured: Measurement, form: str) -> _Confidence | None:
-    """None where no answer has a probability, as those of another device may."""
+    """None if a form has no probabilities, as predictions of another program may."""
     bins = {}
     for name, scores in measured.scores.items():
         answered = (scores.rank >= 0) & np.isfinite(scores.prob[:, 0])
@@ -532,22 +536,22 @@ def _confidence(measured: Measurement, form: str) -> _Confidence | None:
     )
 
 
-# ---- how to repeat it
+# ---- how to reproduce this run
 
 
 def _facts_groups(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What somebody needs to repeat the run, by heading."""
+    """The facts needed to reproduce the run, as rows of name and text, by heading."""
     return [
         (title, [pair for name, value in facts for pair in _entries(name, value)])
         for title, facts in shown_facts(evaluation).items()
     ]
 
 
-_OWN_NAMES = ("settings", "versions", "files")  # tables whose keys say enough
+_OWN_NAMES = ("settings", "versions", "files")  # tables with self-explanatory keys
 
 
 def _entries(name: str, value: Any) -> list[tuple[str, str]]:
-    """A fact as rows of name and text; a table has one for each of its keys."""
+    """A fact as rows of name and text; a table has one row per key."""
     if isinstance(value, dict):
         prefix = "" if name in _OWN_NAMES else f"{name}, "
         return [(f"{prefix}{key}", _text(item)) for key, item in value.items()]

@@ -1,7 +1,7 @@
-"""The report's plots, as SVG to be put into a page.
+"""The plots of the report, as SVG elements for the page.
 
-Text stays text, and colours are the page's own CSS variables, so that one drawing serves light,
-dark and print. No pyplot: no global state, no choice of a backend, nothing to close.
+Text stays text and colours are the page's CSS variables, so that one SVG works in light mode, dark
+mode and print. pyplot is not used, which avoids its global state and its choice of a backend.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from eval.results.calibration import Coverage, Reliability
 
 SIZE = (4.4, 3.3)  # inches; the page scales it
 
-# Stand-ins that survive matplotlib. Black is its default, which it leaves out of the SVG.
+# Placeholder colours, replaced by CSS variables. Not black: matplotlib omits its default colour.
 _TEXT, _MUTED, _LINE, _FIRST, _SECOND = (f"#00000{i}" for i in range(1, 6))
 _VARIABLES = {
     _TEXT: "var(--text)",
@@ -34,7 +34,7 @@ _VARIABLES = {
 _SHORTER = re.compile(r"(\d\.\d\d)\d+")
 _STYLE: dict[str, object] = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # names come from outside and may hold dollars
+    "text.parse_math": False,  # names come from outside and may contain dollar signs
     "text.color": _TEXT,
     "axes.labelcolor": _MUTED,
     "axes.edgecolor": _LINE,
@@ -54,12 +54,12 @@ _STYLE: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Accuracy:
-    """One row of `accuracy_plot`; figures in percent.
+    """One row of `accuracy_plot`, in percent.
 
     Attributes:
-        name: what the row is called.
+        name: the label of the row.
         value: the accuracy.
-        interval: its 95 % interval, where it is ours to know.
+        interval: its 95 % confidence interval; None for third-party results.
     """
 
     name: str
@@ -68,7 +68,12 @@ class Accuracy:
 
 
 def accuracy_plot(rows: Sequence[Accuracy], reported: float | None) -> Markup:
-    """Measured top-1 accuracies with their intervals, and the reported one as a line."""
+    """Plot top-1 accuracies with their confidence intervals, and the reference as a line.
+
+    Args:
+        rows: one per result.
+        reported: the reference in percent, or None.
+    """
     title = "Top-1 accuracy: " + ", ".join(f"{row.name} {row.value:.3f} %" for row in rows)
     if reported is not None:
         title += f", reported {reported} %"
@@ -99,7 +104,7 @@ def accuracy_plot(rows: Sequence[Accuracy], reported: float | None) -> Markup:
 
 
 def reliability_plot(bins: Reliability) -> Markup:
-    """Accuracy against confidence, above the number of images of each bin."""
+    """Plot accuracy against confidence and, below, the number of images in each bin."""
     number = len(bins.count)
     edges = np.arange(number) / number
     title = f"Reliability diagram: expected calibration error {100 * bins.ece:.2f} points"
@@ -116,7 +121,7 @@ def reliability_plot(bins: Reliability) -> Markup:
                 middle = [sum(ends) / 2] * 2
                 upper.plot(middle, [100 * accuracy, 100 * confidence], color=_SECOND, linewidth=0.8)
         upper.plot((0, 1), (0, 100), color=_MUTED, linewidth=1, linestyle="--")
-        upper.set(ylim=(0, 100), ylabel="right, %")
+        upper.set(ylim=(0, 100), ylabel="accuracy, %")
         upper.grid(axis="y")
         lower.bar(left, bins.count, color=_MUTED, **style)
         lower.set(xlim=(0, 1), xlabel="top-1 probability (confidence)", ylabel="images")
@@ -126,16 +131,16 @@ def reliability_plot(bins: Reliability) -> Markup:
 
 
 def coverage_plot(curve: Coverage) -> Markup:
-    """Share of the images answered, and accuracy of those answers, against the confidence."""
+    """Plot coverage and accuracy against the confidence threshold."""
     threshold = np.linspace(0, curve.confidence[0], 201)
     coverage, accuracy = curve.from_confidence(threshold)
-    title = "Coverage and accuracy of the answers at or above each confidence"
+    title = "Coverage and accuracy of the predictions at or above each confidence"
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        axes.plot(threshold, 100 * accuracy, color=_SECOND, label="right, of those kept")
-        axes.plot(threshold, 100 * coverage, color=_FIRST, label="kept, of all images")
-        axes.set(xlabel="lowest confidence that is kept", ylabel="%", ylim=(0, 102))
+        axes.plot(threshold, 100 * accuracy, color=_SECOND, label="accuracy")
+        axes.plot(threshold, 100 * coverage, color=_FIRST, label="coverage")
+        axes.set(xlabel="confidence threshold", ylabel="%", ylim=(0, 102))
         axes.set_xlim(0, np.ceil(10 * curve.confidence[0]) / 10)
         axes.grid()
         figure.legend(loc="outside upper left", ncols=2)
@@ -144,9 +149,13 @@ def coverage_plot(curve: Coverage) -> Markup:
 
 
 def places_plot(places: Sequence[tuple[str, int]]) -> Markup:
-    """How often the label is the first, second, ... of the answers."""
+    """Plot how often the label is at each position.
+
+    Args:
+        places: position and number of images, from `eval.results.calibration.place_counts`.
+    """
     total = max(1, sum(count for _, count in places))
-    title = "Place of the label: " + ", ".join(f"{name}: {count:,}" for name, count in places)
+    title = "Position of the label: " + ", ".join(f"{name}: {count:,}" for name, count in places)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -155,7 +164,7 @@ def places_plot(places: Sequence[tuple[str, int]]) -> Markup:
         texts = [f"{count:,}  ({100 * count / total:.1f} %)" for _, count in places]
         axes.bar_label(bars, texts, padding=4, fontsize=8)
         axes.set_yticks(rows, [name for name, _ in places])
-        axes.set(ylim=(len(places) - 0.5, -0.5), ylabel="place of the label", xlabel="images")
+        axes.set(ylim=(len(places) - 0.5, -0.5), ylabel="position of the label", xlabel="images")
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.32)
         _count_axis(axes, "x")
@@ -164,7 +173,7 @@ def places_plot(places: Sequence[tuple[str, int]]) -> Markup:
 
 
 def _count_axis(axes: Axes, axis: str) -> None:
-    """Few ticks, whole numbers, thousands separated."""
+    """Few ticks, at whole numbers, with thousands separators."""
     chosen = axes.xaxis if axis == "x" else axes.yaxis
     chosen.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=3, integer=True))
     chosen.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
@@ -173,15 +182,15 @@ def _count_axis(axes: Axes, axis: str) -> None:
 def _render(
     name: str, title: str, draw: Callable[[Figure], None], size: tuple[float, float] = SIZE
 ) -> Markup:
-    """Draw on a new figure and give its SVG.
+    """Draw on a new figure and return its SVG.
 
     Args:
-        name: makes the ids inside of it differ from those of other plots of the page.
-        title: what the plot shows, for those who cannot see it.
-        draw: puts the plot on the figure.
-        size: in inches.
+        name: makes the ids in the SVG differ from those of other plots on the page.
+        title: text alternative for screen readers.
+        draw: draws the plot on a figure.
+        size: (width, height) in inches.
     """
-    # From matplotlib's own defaults: a user's matplotlibrc may ask for LaTeX.
+    # Start from matplotlib's defaults: a user's matplotlibrc may, for example, require LaTeX.
     with matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": name}]):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
@@ -192,13 +201,13 @@ def _render(
 
 
 def _for_page(svg: str, title: str) -> Markup:
-    """Turn an SVG file into an element of a page: the page's fonts and colours, any size."""
+    """Turn an SVG file into an element with the page's fonts and colours and no fixed size."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would style the whole page
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would apply to the whole page
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r"font-family:[^;\"]*;? ?", "", svg)
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg)
-    # A hundredth of a pixel is enough.
+    # Coordinates to a hundredth of a pixel are enough.
     svg = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda place: _SHORTER.sub(r"\1", place[0]), svg)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
