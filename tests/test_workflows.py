@@ -103,14 +103,14 @@ def test_the_commands_can_be_parsed_and_fit_together() -> None:
     ]  # fmt: skip
     for measure, gate in zip(lines[::2], lines[1::2], strict=True):
         words = [word.replace("$VARIANT", "base_ssld") for word in measure[1:]]
-        options = imagenet.parse_options(words)
+        request = imagenet.to_request(imagenet._parser().parse_args(words), words)
         compared = regression._parser().parse_args(
             [word.replace("$VARIANT", "base_ssld") for word in gate[1:]]
         )
-        assert Path(compared.candidate) == options.output
+        assert Path(compared.candidate) == request.output
         baseline = Path(compared.baseline)
         assert baseline.parent == BASELINES.relative_to(ROOT)
-        expected = "demo" if options.demo else f"{options.variant.name}-{options.preprocess}"
+        expected = "demo" if request.demo else f"{request.variant}-{request.preprocess}"
         assert baseline.name == expected
         assert not compared.accept
 

@@ -175,8 +175,9 @@ def weights_path(name: str, weights: str) -> Path:
         )
     except Exception as error:  # the hub's own errors, the network's, and the disk's
         raise ModelError(
-            f"{repository} cannot be had from the Hugging Face hub ({type(error).__name__}: "
-            f"{shown(' '.join(str(error).split()))}).\nName a file with --weights."
+            f"{repository} could not be downloaded from the Hugging Face hub "
+            f"({type(error).__name__}: {shown(' '.join(str(error).split()))}).\n"
+            "Name a file with --weights."
         ) from error
 
 
@@ -213,7 +214,8 @@ def load_model(name: str, path: Path, num_classes: int = 1000) -> nn.Module:
     except Exception as error:  # timm's adaptations of old checkpoints fail in ways of their own
         reason = shown(" ".join(str(error).split()))
         raise ModelError(
-            f"{path} does not fit timm's {name} ({type(error).__name__}: {reason}).\n"
+            f"{path} does not fit timm's {name} with {num_classes} classes "
+            f"({type(error).__name__}: {reason}).\n"
             "Use the weights of this model, as they were trained (not reparameterized)."
         ) from error
     classes = getattr(model, "num_classes", None)
