@@ -67,7 +67,8 @@ def run_command(
             traceback.print_exc()
             print("This is a bug in pplcnet-eval: please report it.", file=sys.stderr)
             code = CRASHED
-        code = code or streams.exit_code()
+        lost = streams.exit_code()
+        code = code or lost
         if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             print(f"exit code {code} (torchrun itself exits with 1)", file=sys.stderr)
     return code

@@ -141,8 +141,8 @@ def load_config(path: Path) -> VariantConfig:
         raise UsageError(f"{path}: {_explain(str(error), table)}") from None
 
 
-# The schema of a file. Each class is a table in it. `__post_init__` checks what concerns more than a
-# single value; msgspec adds the table's name to the message.
+# The schema of a file. Each class is a table in it. `__post_init__` checks what concerns more than
+# a single value; msgspec adds the table's name to the message.
 
 _Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]

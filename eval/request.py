@@ -124,6 +124,10 @@ class Request:
             raise UsageError("--config and --variant both name a configuration: use one.")
         if self.model and self.variant:
             raise UsageError("--model and --variant both name a model: use one.")
+        if self.timm_results and not (self.model or "").startswith("timm:"):
+            raise UsageError(
+                "--timm-results is timm's table: name one of its models with --model timm:NAME."
+            )
         if self.classes and self.real_labels:
             raise UsageError("--real-labels are labels of ImageNet's 1000 classes: leave one out.")
 

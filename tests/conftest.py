@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +22,8 @@ from torch import nn
 import pplcnet
 
 ROOT = Path(__file__).parents[1]
+MakeVal = Callable[..., Path]  # the fixture `val_folder`
+FILES = {"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"], "n15075141": ["d.JPEG"]}
 torch.set_num_threads(1)  # small tensors: threads would only wait for each other
 
 
@@ -69,6 +75,21 @@ def jpeg(array: np.ndarray, **options: object) -> bytes:
     file = io.BytesIO()
     Image.fromarray(array).save(file, "JPEG", **options)
     return file.getvalue()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def start(module: str, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run one of our modules as a user does: a process of its own."""
+    settings: dict[str, Any] = {
+        "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
+        "timeout": 120, "check": False,
+    }  # fmt: skip
+    return subprocess.run([sys.executable, "-m", module, *words], **(settings | options))
 
 
 @pytest.fixture

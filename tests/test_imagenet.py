@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import pickle
@@ -10,22 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, jpeg
+from conftest import FILES, ROOT, MakeVal, jpeg, rows_of, start
 from safetensors.torch import save_file
 
 import pplcnet
 from eval.imagenet import main
-from eval.results.read import SUMMARY_COLUMNS
-
-MakeVal = Callable[..., Path]
-FILES = {"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"], "n15075141": ["d.JPEG"]}
+from eval.results.schema import SUMMARY_COLUMNS
 
 
 def arguments(data: Path, weights: Path, output: Path, *more: str) -> list[str]:
@@ -33,18 +28,6 @@ def arguments(data: Path, weights: Path, output: Path, *more: str) -> list[str]:
         *("--data", str(data), "--variant", "small", "--weights", str(weights)),
         *("--output", str(output), "--quiet", *more),
     ]
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def command(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "eval.imagenet", *words],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, **options,
-    )  # fmt: skip
 
 
 def test_reports(
@@ -255,11 +238,11 @@ def test_wrong_variant_and_missing_weights(
     [
         (["--variant", "base"], "--data PATH, or use --demo"),
         (["--data", ".", "--demo"], "--data PATH, or use --demo"),
-        (["--demo", "--variant", "base"], "brings its own weights"),
+        (["--demo", "--variant", "base"], "--demo has a model of its own"),
         (["--data", ".", "--variant", "bas"], "Did you mean 'base'"),
         (["--data", ".", "--forms", "fused"], "--forms fused"),
         (["--data", ".", "--forms", "unfused,unfused"], "--forms unfused,unfused"),
-        (["--data", ".", "--config", "nowhere.toml"], "no such configuration"),
+        (["--data", ".", "--config", "nowhere.toml"], "there is no such configuration file"),
         (["--data", ".", "--config", "x", "--variant", "base"], "--config and --variant"),
     ],
 )
@@ -283,7 +266,7 @@ def test_unwritable_output(
 
 def test_help_is_fast_and_complete() -> None:
     started = time.perf_counter()
-    shown = command("--help")
+    shown = start("eval.imagenet", "--help")
     assert time.perf_counter() - started < 0.5 * 4, "four times the promise: machines are shared"
     assert shown.returncode == 0
     for option in ("--data", "--variant", "--weights", "--forms", "--preprocess", "--limit"):
@@ -300,7 +283,7 @@ def test_results_on_stdout_progress_on_stderr(
 ) -> None:
     data = many(val_folder, 24)
     words = [w for w in arguments(data, weights, tmp_path / "out") if w != "--quiet"]
-    shown = command(*words)
+    shown = start("eval.imagenet", *words)
     assert shown.returncode == 0, shown.stderr
     assert "img/s" in shown.stderr
     assert "top-1" in shown.stderr

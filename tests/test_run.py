@@ -266,7 +266,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(valset: ValSet, tmp_pat
             raise RuntimeError("expected scalar type Float but found Half")
 
     broken = Broken()
+    shrinking = engine.ShrinkOnOutOfMemory(broken, lambda _: None)
     with pytest.raises(RuntimeError, match="Float but found Half"):
-        shrinking = engine.ShrinkOnOutOfMemory(broken, lambda _: None)
         measured(valset, tmp_path / "out", shrinking, batch_size=11)
     assert len(broken.batches) == 1, "not tried again"

@@ -219,7 +219,8 @@ def load_model(name: str, path: Path, num_classes: int = 1000) -> nn.Module:
     except Exception as error:  # timm's conversions of old checkpoints raise errors of many types
         reason = shown(" ".join(str(error).split()))
         raise ModelError(
-            f"{path} does not fit timm's {name} ({type(error).__name__}: {reason}).\n"
+            f"{path} does not fit timm's {name} with {num_classes} classes "
+            f"({type(error).__name__}: {reason}).\n"
             "Use a checkpoint of this model in its unfused form (not reparameterized)."
         ) from error
     classes = getattr(model, "num_classes", None)
