@@ -1,0 +1,307 @@
+"""The same network, faster on a CPU: weights laid out once, activations inside, fewer passes.
+
+torch's eager mode reorders the weights of a convolution at every call, runs each activation as a
+pass of its own over memory, and writes every result into fresh memory. The graph that is made here
+avoids all three:
+
+- Convolutions use the operators that torch's own compiler emits for the CPU
+  (torch/_inductor/fx_passes/mkldnn_fusion.py): oneDNN's layout of the weights, and the activation
+  after it inside the convolution.
+- Batch normalization is ``x * alpha + beta`` per channel, as in torch's own kernel, but in place.
+- Elementwise operations write into their first argument where nothing else reads it any more.
+
+Nothing is folded or left out: the same convolutions, batch normalizations, sums and activations,
+in the same order. The rules see torch's basic operations (`eval.backends.tracing`), not the
+classes of a model, so that they are the same for every network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from eval.backends.tracing import trace
+
+aten = torch.ops.aten
+
+Activation = tuple[str, list[Any], str]  # name, numbers and algorithm, as oneDNN's operators ask
+
+
+def usable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this build of torch, on this processor, has the operators for the type."""
+    ops = torch.ops.mkldnn
+    return (
+        device.type == "cpu"
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(ops, "_convolution_pointwise")
+        and hasattr(ops, "_reorder_convolution_weight")
+        and (
+            dtype == torch.float32
+            or (dtype == torch.bfloat16 and ops._is_mkldnn_bf16_supported())
+        )
+    )  # fmt: skip
+
+
+class PackedConv2d(nn.Module):
+    """A convolution, and the activation after it, with weights in the layout that oneDNN wants.
+
+    Args:
+        weight: (O, I / groups, k, k).
+        bias: (O,).
+        geometry: padding, stride, dilation (two numbers each), groups.
+        input_size: (B, C, H, W) that it will see; other sizes work too, more slowly.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: tuple[list[int], list[int], list[int], int],
+        input_size: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self._bias = bias
+        self._geometry = geometry
+        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, *geometry, list(input_size)
+        )
+        self.activation: Activation = ("none", [], "")
+        self._run = torch.ops.mkldnn._convolution_pointwise.default
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to what the convolution and its activation give."""
+        y: Tensor = self._run(x, self._weight, self._bias, *self._geometry, *self.activation)
+        return y
+
+
+class ScaleShift(nn.Module):
+    """Batch normalization in inference, and the ReLU after it: ``x * alpha + beta`` per channel.
+
+    The two constants are computed as torch's CPU kernel does
+    (aten/src/ATen/native/cpu/batch_norm_kernel.cpp).
+
+    Args:
+        weight, bias, mean, variance: (C,) each.
+        eps: added to the variance.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        inverse = 1 / torch.sqrt(variance + eps)
+        alpha = inverse if weight is None else inverse * weight
+        beta = -mean * alpha if bias is None else bias - mean * alpha
+        self._alpha, self._beta = (values.reshape(1, -1, 1, 1) for values in (alpha, beta))
+        self.relu = False
+        self.in_place = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape; into `x` itself if so set."""
+        if self.in_place:
+            y = torch.addcmul(self._beta, x, self._alpha, out=x)
+        else:
+            y = torch.addcmul(self._beta, x, self._alpha)
+        return torch.relu_(y) if self.relu else y
+
+
+@torch.no_grad()
+def lower(model: nn.Module, batch: Tensor) -> tuple[fx.GraphModule, Tensor]:
+    """The same model for batches of one shape, faster; and the model's own answer to the batch.
+
+    Args:
+        model: in evaluation mode, on the CPU; it is not changed.
+        batch: (B, C, H, W), as the batches will be in shape, strides and dtype.
+
+    Raises:
+        CannotTrace: the model does something that cannot be recorded.
+    """
+    module, answer = trace(model, batch)
+    _replace_batch_norms(module)
+    _replace_convolutions(module)
+    _work_in_place(module.graph)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module, answer
+
+
+def _replace_batch_norms(module: fx.GraphModule) -> None:
+    graph = module.graph
+    for node in graph.find_nodes(op="call_function", target=aten.native_batch_norm.default):
+        x, *statistics, training, _momentum, eps = node.args
+        result = next(iter(node.users), None)
+        kept = len(node.users) == 1 and result is not None and result.args[1] == 0
+        if not kept or training or not _constant(statistics) or _meta(x).dtype != torch.float32:
+            continue
+        norm = ScaleShift(*(_value(module, each) for each in statistics), eps)
+        new = _put_module(module, result, "batch_norm", norm, x)
+        relu = _only_user(new)
+        if relu is not None and relu.target is aten.relu.default:
+            norm.relu = True
+            _merge_into(new, relu)
+
+
+def _replace_convolutions(module: fx.GraphModule) -> None:
+    graph = module.graph
+    for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
+        x, weight, bias, stride, padding, dilation, transposed, _output_padding, groups = node.args
+        if transposed or not _constant([weight, bias]) or _meta(x).dim() != 4:
+            continue
+        conv = PackedConv2d(
+            _value(module, weight),
+            _value(module, bias),
+            (list(padding), list(stride), list(dilation), groups),
+            _meta(x).shape,
+        )
+        new = _put_module(module, node, "conv", conv, x)
+        after = _only_user(new)
+        name = ACTIVATIONS.get(after.target) if after is not None else None
+        if after is not None and name is not None:
+            conv.activation = name(after)
+            _merge_into(new, after)
+
+
+def _named(name: str) -> Callable[[fx.Node], Activation]:
+    return lambda _node: (name, [], "")
+
+
+# The activations that oneDNN's convolution can apply, by torch's operation.
+ACTIVATIONS: dict[Any, Callable[[fx.Node], Activation]] = {
+    aten.relu.default: _named("relu"),
+    aten.sigmoid.default: _named("sigmoid"),
+    aten.tanh.default: _named("tanh"),
+    aten.hardswish.default: _named("hardswish"),
+    aten.hardsigmoid.default: _named("hardsigmoid"),
+    aten.silu.default: _named("swish"),
+    aten.hardtanh.default: lambda node: ("hardtanh", [float(v) for v in node.args[1:]], ""),
+    aten.gelu.default: lambda node: ("gelu", [], str(node.kwargs.get("approximate", "none"))),
+}
+
+
+def _work_in_place(graph: fx.Graph) -> None:
+    """Let elementwise operations overwrite their first argument where it is not needed any more."""
+    position = {node: number for number, node in enumerate(graph.nodes)}
+    views: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if "storage" in node.meta:
+            views.setdefault(node.meta["storage"], []).append(node)
+
+    def free(x: Any, node: fx.Node) -> bool:
+        """Whether `node` is the last to read the memory of `x`, and may have it."""
+        if not isinstance(x, fx.Node) or "storage" not in x.meta:
+            return False
+        owner = x.meta["storage"]
+        if owner.op in ("placeholder", "get_attr") or not _same_layout(x, node):
+            return False
+        readers = {user for view in views[owner] for user in view.users}
+        return all(position[reader] < position[node] for reader in readers - {node})
+
+    def take(x: fx.Node, node: fx.Node) -> None:
+        """The result is now in the memory of `x`."""
+        owner = x.meta["storage"]
+        for view in views.pop(node, []):
+            view.meta["storage"] = owner
+            views[owner].append(view)
+
+    for node in graph.nodes:
+        module = graph.owning_module.get_submodule(node.target) if _is_module(node) else None
+        if isinstance(module, ScaleShift):
+            if free(node.args[0], node):
+                module.in_place = True
+                take(node.args[0], node)
+            continue
+        twin = _in_place_twin(node)
+        if twin is None:
+            continue
+        if node.target in (aten.add.Tensor, aten.mul.Tensor) and not free(node.args[0], node):
+            if node.kwargs or not isinstance(node.args[1], fx.Node):
+                continue
+            node.args = (node.args[1], node.args[0])  # the same bits in either order
+        x, *others = node.args
+        overlaps = [
+            other
+            for other in others
+            if isinstance(other, fx.Node) and other.meta["storage"] is x.meta["storage"]
+        ]
+        if free(x, node) and all(other is x for other in overlaps):
+            node.target = twin
+            take(x, node)
+
+
+def _in_place_twin(node: fx.Node) -> Any:
+    """The operator that overwrites its first argument, of an elementwise operation."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    if torch.Tag.pointwise not in node.target.tags or node.target._schema.is_mutable:
+        return None
+    packet = getattr(aten, f"{node.target._schema.name.partition('::')[2]}_", None)
+    overload = node.target._overloadname
+    return getattr(packet, overload) if packet and overload in packet.overloads() else None
+
+
+def _same_layout(a: fx.Node, b: fx.Node) -> bool:
+    first, second = _meta(a), _meta(b)
+    return (first.shape, first.stride(), first.dtype) == (
+        second.shape,
+        second.stride(),
+        second.dtype,
+    )
+
+
+def _put_module(
+    module: fx.GraphModule, node: fx.Node, kind: str, new: nn.Module, x: fx.Node
+) -> fx.Node:
+    """A call of `new` on `x` in place of `node`."""
+    number = sum(1 for name, _ in module.named_children() if name.startswith(kind))
+    name = f"{kind}{number}"
+    module.add_submodule(name, new)
+    with module.graph.inserting_before(node):
+        call = module.graph.call_module(name, (x,))
+    call.meta = {"tensor": _meta(node), "storage": call}
+    node.replace_all_uses_with(call)
+    _move_views(module.graph, node, call)
+    module.graph.erase_node(node)
+    return call
+
+
+def _merge_into(node: fx.Node, after: fx.Node) -> None:
+    """`node` does what `after` did, too."""
+    after.replace_all_uses_with(node)
+    _move_views(node.graph, after, node)
+    node.graph.erase_node(after)
+
+
+def _move_views(graph: fx.Graph, old: fx.Node, new: fx.Node) -> None:
+    for node in graph.nodes:
+        if node.meta.get("storage") is old:
+            node.meta["storage"] = new
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_module(node: fx.Node) -> bool:
+    return node.op == "call_module"
+
+
+def _meta(node: Any) -> Tensor:
+    tensor: Tensor = node.meta["tensor"]
+    return tensor
+
+
+def _constant(nodes: Sequence[Any]) -> bool:
+    return all(node is None or node.op == "get_attr" for node in nodes)
+
+
+def _value(module: fx.GraphModule, node: fx.Node | None) -> Any:
+    return None if node is None else module.get_buffer(str(node.target))
