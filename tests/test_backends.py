@@ -15,7 +15,7 @@ from torch import nn
 
 import pplcnet
 from eval.backends import create_predictor
-from eval.backends.onednn import PackedConv2d, lower
+from eval.backends.lowering import PackedConv2d, lower
 from eval.errors import UsageError
 from eval.images.preprocess import PREPROCESS, Crop
 

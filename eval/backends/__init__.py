@@ -1,7 +1,8 @@
 """What computes the logits; each module is one runtime behind the same interface.
 
     pytorch.py   torch eager mode and torch.compile
-    onednn.py    torch's CPU convolutions, laid out for speed
+    lowering.py  a network made faster for torch on a CPU
+    tracing.py   a network as a graph of torch's basic operations
     onnx.py      export, and ONNX Runtime
     openvino.py  OpenVINO
     exported.py  what an exported file must be

@@ -86,6 +86,7 @@ class ScaleShift(nn.Module):
     Args:
         weight, bias, mean, variance: (C,) each.
         eps: added to the variance.
+        dimensions: of what it will see.
     """
 
     def __init__(
@@ -95,17 +96,19 @@ class ScaleShift(nn.Module):
         mean: Tensor,
         variance: Tensor,
         eps: float,
+        dimensions: int = 4,
     ) -> None:
         super().__init__()
         inverse = 1 / torch.sqrt(variance + eps)
         alpha = inverse if weight is None else inverse * weight
         beta = -mean * alpha if bias is None else bias - mean * alpha
-        self._alpha, self._beta = (values.reshape(1, -1, 1, 1) for values in (alpha, beta))
+        shape = (1, -1, *[1] * (dimensions - 2))
+        self._alpha, self._beta = alpha.reshape(shape), beta.reshape(shape)
         self.relu = False
         self.in_place = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape; into `x` itself if so set."""
+        """(B, C, ...) to the same shape; into `x` itself if so set."""
         if self.in_place:
             y = torch.addcmul(self._beta, x, self._alpha, out=x)
         else:
@@ -127,9 +130,11 @@ def lower(model: nn.Module, batch: Tensor) -> tuple[fx.GraphModule, Tensor]:
     module, answer = trace(model, batch)
     _replace_batch_norms(module)
     _replace_convolutions(module)
-    _work_in_place(module.graph)
+    _work_in_place(module)
     module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in module.named_buffers(recurse=False) if name not in used]:
+        delattr(module, name)
     module.recompile()
     return module, answer
 
@@ -138,11 +143,13 @@ def _replace_batch_norms(module: fx.GraphModule) -> None:
     graph = module.graph
     for node in graph.find_nodes(op="call_function", target=aten.native_batch_norm.default):
         x, *statistics, training, _momentum, eps = node.args
-        result = next(iter(node.users), None)
-        kept = len(node.users) == 1 and result is not None and result.args[1] == 0
-        if not kept or training or not _constant(statistics) or _meta(x).dtype != torch.float32:
+        result = _only_user(node)  # not those of the batch
+        if result is None or result.args[1] != 0:
             continue
-        norm = ScaleShift(*(_value(module, each) for each in statistics), eps)
+        if training or not _constant(statistics) or _meta(x).dtype != torch.float32:
+            continue
+        weight, bias, mean, variance = (_value(module, each) for each in statistics)
+        norm = ScaleShift(weight, bias, mean, variance, eps, _meta(x).dim())
         new = _put_module(module, result, "batch_norm", norm, x)
         relu = _only_user(new)
         if relu is not None and relu.target is aten.relu.default:
@@ -182,13 +189,14 @@ ACTIVATIONS: dict[Any, Callable[[fx.Node], Activation]] = {
     aten.hardswish.default: _named("hardswish"),
     aten.hardsigmoid.default: _named("hardsigmoid"),
     aten.silu.default: _named("swish"),
-    aten.hardtanh.default: lambda node: ("hardtanh", [float(v) for v in node.args[1:]], ""),
+    aten.hardtanh.default: lambda node: ("hardtanh", [float(str(v)) for v in node.args[1:]], ""),
     aten.gelu.default: lambda node: ("gelu", [], str(node.kwargs.get("approximate", "none"))),
 }
 
 
-def _work_in_place(graph: fx.Graph) -> None:
+def _work_in_place(root: fx.GraphModule) -> None:
     """Let elementwise operations overwrite their first argument where it is not needed any more."""
+    graph = root.graph
     position = {node: number for number, node in enumerate(graph.nodes)}
     views: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
@@ -213,7 +221,7 @@ def _work_in_place(graph: fx.Graph) -> None:
             views[owner].append(view)
 
     for node in graph.nodes:
-        module = graph.owning_module.get_submodule(node.target) if _is_module(node) else None
+        module = root.get_submodule(str(node.target)) if _is_module(node) else None
         if isinstance(module, ScaleShift):
             if free(node.args[0], node):
                 module.in_place = True
@@ -241,7 +249,8 @@ def _in_place_twin(node: fx.Node) -> Any:
     """The operator that overwrites its first argument, of an elementwise operation."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
-    if torch.Tag.pointwise not in node.target.tags or node.target._schema.is_mutable:
+    elementwise = torch.Tag.pointwise in node.target.tags or node.target in ACTIVATIONS
+    if not elementwise or node.target._schema.is_mutable:
         return None
     packet = getattr(aten, f"{node.target._schema.name.partition('::')[2]}_", None)
     overload = node.target._overloadname

@@ -1,4 +1,4 @@
-"""Torch: eager mode, and ``torch.compile``.
+"""Torch: lowered for a CPU, eager mode, and ``torch.compile``.
 
 Every form sees the same normalised batch, so that any difference between their answers is the
 model's.
@@ -7,28 +7,34 @@ model's.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval.backends.onednn import lower, usable
+from eval.backends.lowering import lower, usable
 from eval.errors import UsageError
 from eval.images.preprocess import Crop, Preprocess
-from pplcnet import PPLCNetV2
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU_PART = 8  # images: enough work for a call, and little enough for the caches
+# Largest difference between the lowered graph's logits and eager torch's, relative to the largest.
+AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 Forward = Callable[[Tensor], Tensor]
 
 
 class TorchPredictor:
     """The forms in torch, channels last.
 
-    On a CPU the convolutions of our network are prepared by `eval.backends.onednn.lower`, which
-    keeps every operation; other models, and all where oneDNN is missing, run as they are.
+    On a CPU each form is lowered (`eval.backends.lowering`), and used so if it then answers a batch
+    as torch's eager mode does; otherwise it runs in eager mode, and `settings` says why. Batches
+    are worked through in parts of equal size; what is missing in the last part is filled up with
+    zeros, so that an image's logits do not depend on how many others there are.
 
     Args:
         models: form name to model; they are copied.
@@ -36,6 +42,9 @@ class TorchPredictor:
         device: where to compute.
         precision: a key of `DTYPES`; weights and inputs are cast after any folding.
         batch_size: the size that most batches will have.
+
+    Attributes:
+        settings: how each form is computed, for the reports.
     """
 
     def __init__(
@@ -49,31 +58,58 @@ class TorchPredictor:
         self.preprocess = preprocess
         self.device = device
         self.dtype = DTYPES[precision]
-        self.models = {
-            form: copy.deepcopy(model)
-            .eval()
-            .to(device, self.dtype)
-            .to(memory_format=torch.channels_last)
-            for form, model in models.items()
-        }
+        self.settings: dict[str, str] = {}
+        self._part = part_size(batch_size) if self._in_parts() else batch_size
         self._table = torch.from_numpy(preprocess.table).to(device)
         self._forward = {
-            form: self._prepared(form, model, batch_size) for form, model in self.models.items()
+            form: self._prepared(
+                form,
+                copy.deepcopy(model)
+                .eval()
+                .to(device, self.dtype)
+                .to(memory_format=torch.channels_last),
+            )
+            for form, model in models.items()
         }
 
-    def _prepared(self, _form: str, model: nn.Module, batch_size: int) -> Forward:
-        """What is called for a batch."""
-        ours = isinstance(model, PPLCNetV2) and usable(self.device, self.dtype)
-        return lower(model, batch_size) if ours else model
+    def _in_parts(self) -> bool:
+        """Whether a batch is worked through in parts."""
+        return self.device.type == "cpu"
+
+    def _prepared(self, form: str, model: nn.Module) -> Forward:
+        """What is called for a part of a batch."""
+        if self.device.type != "cpu":
+            return model
+        forward, how = lowered_or_eager(model, self._batch(self._check_crops()))
+        self.settings[f"torch, {form}"] = f"{how}; parts of {self._part}"
+        return forward
+
+    def _check_crops(self) -> Crop:
+        """Smooth random images (B, size, size, 3), always the same."""
+        size = self.preprocess.size
+        coarse = np.random.default_rng(0).integers(0, 256, (self._part, 7, 7, 3), dtype=np.uint8)
+        return np.stack([cv2.resize(image, (size, size)) for image in coarse])
 
     def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
         """uint8 crops (B, size, size, 3) to float32 logits (B, classes) of each form."""
+        answers: dict[str, list[NDArray[Any]]] = {form: [] for form in self._forward}
+        size = self._part if self._in_parts() else max(1, len(crops))
         with torch.inference_mode():
-            batch = self._normalized(crops).permute(0, 3, 1, 2).to(self.dtype)
-            return {
-                form: forward(batch).float().cpu().numpy()
-                for form, forward in self._forward.items()
-            }
+            for start in range(0, len(crops), size):
+                part = crops[start : start + size]
+                batch = self._batch(_filled_up(part, size))
+                for form, forward in self._forward.items():
+                    logits = forward(batch)[: len(part)]
+                    answers[form].append(logits.float().cpu().numpy())
+        return {form: np.concatenate(parts) for form, parts in answers.items()}
+
+    def _batch(self, crops: Crop) -> Tensor:
+        """uint8 (B, size, size, 3) to normalised (B, 3, size, size), channels last, on the device.
+
+        The channels lie next to each other for a batch of one, too: its strides are given by
+        `permute`, not guessed from its shape.
+        """
+        return self._normalized(crops).permute(0, 3, 1, 2).to(self.dtype)
 
     def _normalized(self, crops: Crop) -> Tensor:
         """float32 (B, size, size, 3) on the device."""
@@ -83,6 +119,47 @@ class TorchPredictor:
         pinned = torch.from_numpy(np.ascontiguousarray(crops)).pin_memory()
         levels = pinned.to(self.device, non_blocking=True)
         return self._table[levels.int(), torch.arange(3, device=self.device)]
+
+
+def part_size(batch_size: int) -> int:
+    """Images in each part of a batch: equal parts of at most `CPU_PART`."""
+    return math.ceil(batch_size / math.ceil(batch_size / CPU_PART))
+
+
+def _filled_up(crops: Crop, size: int) -> Crop:
+    """Crops (B, ...) and zeros after them, (size, ...)."""
+    if len(crops) == size:
+        return crops
+    filled = np.zeros((size, *crops.shape[1:]), crops.dtype)
+    filled[: len(crops)] = crops
+    return filled
+
+
+def lowered_or_eager(model: nn.Module, batch: Tensor) -> tuple[Forward, str]:
+    """The model lowered for batches of this kind; itself where that fails or answers differently.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        batch: what both answer, to be compared.
+
+    Returns:
+        What to call, and how it computes, for the reports.
+    """
+    eager = "eager mode"
+    if not usable(batch.device, batch.dtype):
+        return model, f"{eager} (this torch has no oneDNN operators for {batch.dtype})"
+    try:
+        lowered, expected = lower(model, batch)
+        with torch.inference_mode():
+            found = lowered(batch)
+    except Exception as error:  # whatever it is, eager mode does what the model's code says
+        reason = str(error).strip().partition("\n")[0]
+        return model, f"{eager} (not lowered: {type(error).__name__}: {reason})"
+    largest = expected.abs().max()
+    difference = (found.float() - expected.float()).abs().max() / largest
+    if not difference <= AGREEMENT[batch.dtype]:  # NaN, too
+        return model, f"{eager} (lowered, it answered differently: by {difference:.1e})"
+    return lowered, "lowered"
 
 
 class CompilePredictor(TorchPredictor):
@@ -95,16 +172,17 @@ class CompilePredictor(TorchPredictor):
         UsageError: the compiler does not work here.
     """
 
-    def _prepared(self, form: str, model: nn.Module, batch_size: int) -> Forward:
+    def _in_parts(self) -> bool:
+        return False
+
+    def _prepared(self, form: str, model: nn.Module) -> Forward:
         torch.set_num_threads(1)  # what is compiled is run by single-threaded workers
-        size = self.preprocess.size
         fold = form == "reparameterized" and self.device.type == "cpu"
         compiled: Forward = torch.compile(model, dynamic=False, options={"freezing": fold})
         try:
             # Made as a batch is made: for any other kind of tensor it would compile once more.
             with torch.inference_mode():
-                blank = torch.zeros(batch_size, size, size, 3, device=self.device)
-                compiled(blank.permute(0, 3, 1, 2).to(self.dtype))
+                compiled(self._batch(self._check_crops()))
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(

@@ -53,11 +53,11 @@ def trace(model: nn.Module, batch: Tensor) -> tuple[fx.GraphModule, Tensor]:
     return fx.GraphModule(recorder.constants, recorder.graph), answer
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
     """Sees every operation that runs while it is active."""
 
     def __init__(self, batch: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
         self.constants = nn.Module()
         # By id of the tensor. The tensor is kept, so that no other gets its id.
@@ -70,7 +70,7 @@ class _Recorder(TorchDispatchMode):
         """Torch asks; for yes it would import its compiler, which takes seconds."""
         return False
 
-    def __torch_dispatch__(  # noqa: D105
+    def __torch_dispatch__(
         self,
         func: Any,
         types: Any,
