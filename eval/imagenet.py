@@ -37,8 +37,10 @@ def _main(arguments: Sequence[str], kept: list[Path]) -> int:
     request = to_request(args, arguments)
     assert request.output is not None
     kept.append(Path(request.output))
+    from eval.measure.allocator import keep_freed_memory
     from eval.pipeline import evaluate
 
+    keep_freed_memory()
     with ProgressBar(args.quiet or not is_first_process()) as progress:
         evaluation = evaluate(request, progress)
     if not is_first_process():

@@ -27,6 +27,7 @@ from eval.config import VariantConfig, load_variant
 from eval.errors import EvalError, UsageError
 from eval.imagenet import positive
 from eval.images.sets import VAL, ImageSet
+from eval.measure.allocator import keep_freed_memory
 from eval.request import FORMS, ON_BAD_IMAGE, PRECISIONS, PREPROCESSES, Request
 from eval.results.files import write_atomically
 
@@ -245,6 +246,7 @@ def _main(arguments: Sequence[str]) -> int:
     names = [combination.name for combination in planned]
     if len(set(names)) < len(names):
         raise UsageError("--weights: two files have the same name. Rename one of them.")
+    keep_freed_memory()
     requests = [row.request(args, args.output / row.name) for row in planned]
     image_set = fill_cache(requests, args.quiet)
     rows = list(_rows(planned, requests, args.quiet))

@@ -15,7 +15,6 @@ from torch import nn
 
 import pplcnet
 from eval.backends import create_predictor
-from eval.backends.lowering import PackedConv2d, lower
 from eval.errors import UsageError
 from eval.images.preprocess import PREPROCESS, Crop
 
@@ -89,37 +88,6 @@ def test_bf16_is_near(backend: str, forms: dict[str, nn.Module], crops: Crop) ->
         assert logits.dtype == np.float32
         difference = np.abs(logits - expected).max() / np.abs(expected).max()
         assert difference < 0.2, (form, difference)
-
-
-def test_lowering_keeps_every_operation_and_the_model(forms: dict[str, nn.Module]) -> None:
-    model = forms["unfused"]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    lowered = lower(model, BATCH)
-
-    def count(module: nn.Module, kind: type[nn.Module]) -> int:
-        return sum(isinstance(m, kind) for m in module.modules())
-
-    assert count(lowered, nn.BatchNorm2d) == count(model, nn.BatchNorm2d) > 0
-    assert count(lowered, PackedConv2d) == count(model, nn.Conv2d)
-    assert count(lowered, nn.Conv2d) == 0
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
-
-
-def test_a_relu_is_fused_only_where_nothing_else_sees_its_input() -> None:
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 8, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.conv(x)
-            return torch.relu(y) + y
-
-    model = Both().eval()
-    x = torch.randn(2, 3, 224, 224)
-    with torch.no_grad():
-        assert torch.allclose(lower(model, 2)(x), model(x), atol=1e-5)
 
 
 @pytest.mark.parametrize(

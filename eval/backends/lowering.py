@@ -230,19 +230,21 @@ def _work_in_place(root: fx.GraphModule) -> None:
         twin = _in_place_twin(node)
         if twin is None:
             continue
-        if node.target in (aten.add.Tensor, aten.mul.Tensor) and not free(node.args[0], node):
-            if node.kwargs or not isinstance(node.args[1], fx.Node):
-                continue
-            node.args = (node.args[1], node.args[0])  # the same bits in either order
-        x, *others = node.args
-        overlaps = [
-            other
-            for other in others
-            if isinstance(other, fx.Node) and other.meta["storage"] is x.meta["storage"]
-        ]
-        if free(x, node) and all(other is x for other in overlaps):
-            node.target = twin
-            take(x, node)
+        for x, *others in _orders(node):
+            overlaps = [o for o in others if isinstance(o, fx.Node) and o is not x]
+            shared = any(o.meta.get("storage") is x.meta.get("storage") for o in overlaps)
+            if free(x, node) and not shared:
+                node.target, node.args = twin, (x, *others)
+                take(x, node)
+                break
+
+
+def _orders(node: fx.Node) -> list[tuple[Any, ...]]:
+    """The orders of an operation's arguments that give the same bits."""
+    symmetric = node.target in (aten.add.Tensor, aten.mul.Tensor) and not node.kwargs
+    if symmetric and isinstance(node.args[1], fx.Node):
+        return [node.args, node.args[::-1]]
+    return [node.args]
 
 
 def _in_place_twin(node: fx.Node) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from eval.images.preprocess import exact_opencv
+from eval.measure.allocator import freed_memory_kept
 
 _CHATTY = ("torch.onnx", "nncf", "onnxscript")  # loggers of exporters and quantisers
 
@@ -36,6 +37,7 @@ def exact_settings() -> Iterator[dict[str, Any]]:
                 "cuda.matmul.allow_tf32": cuda.allow_tf32,
                 "cudnn.allow_tf32": cudnn.allow_tf32,
                 "cudnn.benchmark": cudnn.benchmark,
+                **freed_memory_kept(),
             }
     finally:
         cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before

@@ -1,0 +1,57 @@
+"""Freed memory stays with a command's process, and the reports say so."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys
+from eval.measure.allocator import freed_memory_kept, keep_freed_memory
+if sys.argv[1] == "keep":
+    found = keep_freed_memory()
+    assert found == freed_memory_kept() and found["M_TOP_PAD"] == 64 * 2**20, found
+else:
+    assert freed_memory_kept() == {}
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+b"x" * 40_000_000  # fetched once
+before = faults()
+for _ in range(10):
+    b"x" * 40_000_000
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    def faults(how: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    # Forty megabytes are 9,766 pages of 4 KiB, too large for what glibc keeps by itself.
+    assert faults("keep") < 100
+    assert faults("leave") > 90_000
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from eval.measure import allocator
+
+    monkeypatch.setattr(allocator, "_in_effect", {})
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert allocator.keep_freed_memory() == {}
+
+
+def test_the_settings_of_a_run_say_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    from eval.measure import allocator
+    from eval.measure.settings import exact_settings
+
+    monkeypatch.setattr(allocator, "_in_effect", {"M_TOP_PAD": 5})
+    with exact_settings() as found:
+        assert found["M_TOP_PAD"] == 5
