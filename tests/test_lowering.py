@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from eval.backends import pytorch
-from eval.backends.lowering import PackedConv2d, ScaleShift, lower
+from eval.backends.lowering import PackedConv2d, PackedLinear, PackedPixel, ScaleShift, lower
 from eval.backends.pytorch import TorchPredictor, part_size
 from eval.backends.tracing import CannotTrace, trace
 from eval.images.preprocess import PREPROCESS, Crop
@@ -57,7 +57,7 @@ class Small(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         x = F.relu(self.wide(x) + self.narrow(x))
-        return self.fc(x.mean((2, 3)))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -72,7 +72,8 @@ def test_no_operation_is_left_out_and_the_model_stays_as_it_is(model: nn.Module)
     attributes = [set(vars(module)) for module in model.modules()]
     lowered, _ = lower(model, channels_last(2, 3, 64, 64))
     assert count(lowered, ScaleShift) == count(model, nn.BatchNorm2d) > 0
-    assert count(lowered, PackedConv2d) == count(model, nn.Conv2d) > 0
+    assert count(lowered, PackedConv2d) + count(lowered, PackedPixel) == count(model, nn.Conv2d) > 0
+    assert type(lowered.get_submodule("linear0")) is PackedLinear
     assert [set(vars(module)) for module in model.modules()] == attributes
     assert model.state_dict().keys() == values.keys()
     for name, value in model.state_dict().items():
@@ -88,7 +89,9 @@ def test_other_networks_are_lowered_by_the_same_rules(name: str, images: int) ->
     randomize_bn(network)
     x = channels_last(images, 3, 64, 64)
     lowered, recorded = lower(network.to(memory_format=torch.channels_last), x)
-    assert count(lowered, PackedConv2d) == count(network, nn.Conv2d)
+    packed = count(lowered, PackedConv2d) + count(lowered, PackedPixel)
+    assert packed == count(network, nn.Conv2d)
+    assert count(lowered, PackedLinear) == count(lowered, PackedPixel) + count(network, nn.Linear)
     with torch.inference_mode():
         expected = network(x)
         assert torch.equal(recorded, expected)
@@ -106,16 +109,32 @@ ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_after_a_convolution(activation: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(3, 8, 3), (2, 3, 9, 9)),
+        (nn.Conv2d(6, 6, 3, groups=3, padding=1, stride=2), (2, 6, 9, 9)),
+        (nn.Conv2d(3, 8, 1), (2, 3, 1, 1)),
+        (nn.Conv2d(3, 8, 1, bias=False), (1, 3, 1, 1)),
+        (nn.Conv2d(4, 4, 1, groups=2), (2, 4, 1, 1)),
+        (nn.Conv2d(3, 8, 1, padding=1), (2, 3, 1, 1)),
+        (nn.Linear(3, 8), (2, 3)),
+        (nn.Linear(3, 8), (2, 5, 3)),
+    ],
+)
+def test_activations_after_a_layer(
+    layer: nn.Module, shape: tuple[int, ...], activation: Callable[[Tensor], Tensor]
+) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(3, 8, 3)
+            self.layer = layer
 
         def forward(self, x: Tensor) -> Tensor:
-            return activation(self.conv(x))
+            return activation(self.layer(x))
 
-    net, x = Net().eval(), channels_last(2, 3, 9, 9)
+    net = Net().eval()
+    x = channels_last(*shape) if len(shape) == 4 else torch.randn(shape)
     lowered, expected = lower(net, x)
     with torch.inference_mode():
         assert torch.allclose(lowered(x), expected, atol=1e-5)
@@ -135,7 +154,7 @@ OPERATIONS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "gate": lambda _, a, b: a * torch.sigmoid(b.mean((2, 3), keepdim=True)),
     "flip": lambda _, a, __: a.transpose(2, 3),
     "half": lambda _, a, __: torch.cat([a[:, :2], a[:, :2]], 1),
-    "view": lambda _, a, __: a.flatten(2).unflatten(2, (4, 4)),
+    "view": lambda _, a, __: a.flatten(2).reshape(a.shape),
     "scaled": lambda _, a, __: a * 0.5,
 }
 

@@ -4,9 +4,9 @@ torch's eager mode reorders the weights of a convolution at every call, runs eac
 pass of its own over memory, and writes every result into fresh memory. The graph that is made here
 avoids all three:
 
-- Convolutions use the operators that torch's own compiler emits for the CPU
+- Convolutions and matrix products use the operators that torch's own compiler emits for the CPU
   (torch/_inductor/fx_passes/mkldnn_fusion.py): oneDNN's layout of the weights, and the activation
-  after it inside the convolution.
+  after it inside the same operator.
 - Batch normalization is ``x * alpha + beta`` per channel, as in torch's own kernel, but in place.
 - Elementwise operations write into their first argument where nothing else reads it any more.
 
@@ -38,6 +38,8 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(ops, "_convolution_pointwise")
         and hasattr(ops, "_reorder_convolution_weight")
+        and hasattr(ops, "_linear_pointwise")
+        and hasattr(ops, "_reorder_linear_weight")
         and (
             dtype == torch.float32
             or (dtype == torch.bfloat16 and ops._is_mkldnn_bf16_supported())
@@ -75,6 +77,37 @@ class PackedConv2d(nn.Module):
         """(B, C, H, W) to what the convolution and its activation give."""
         y: Tensor = self._run(x, self._weight, self._bias, *self._geometry, *self.activation)
         return y
+
+
+class PackedLinear(nn.Module):
+    """A matrix product, and the activation after it, with weights in oneDNN's layout.
+
+    Args:
+        weight: (O, I).
+        bias: (O,).
+        rows: of the matrices that it will see; others work too.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+        super().__init__()
+        self._bias = bias
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+        self.activation: Activation = ("none", [], "")
+        self._run = torch.ops.mkldnn._linear_pointwise.default
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, I) to (B, O)."""
+        y: Tensor = self._run(x, self._weight, self._bias, *self.activation)
+        return y
+
+
+class PackedPixel(PackedLinear):
+    """A 1x1 convolution of an image of one pixel, which is a matrix product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, I, 1, 1) to (B, O, 1, 1)."""
+        y = super().forward(x.flatten(1))
+        return y.view(*y.shape, 1, 1)
 
 
 class ScaleShift(nn.Module):
@@ -130,6 +163,7 @@ def lower(model: nn.Module, batch: Tensor) -> tuple[fx.GraphModule, Tensor]:
     module, answer = trace(model, batch)
     _replace_batch_norms(module)
     _replace_convolutions(module)
+    _replace_linears(module)
     _work_in_place(module)
     module.graph.eliminate_dead_code()
     used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
@@ -163,25 +197,44 @@ def _replace_convolutions(module: fx.GraphModule) -> None:
         x, weight, bias, stride, padding, dilation, transposed, _output_padding, groups = node.args
         if transposed or not _constant([weight, bias]) or _meta(x).dim() != 4:
             continue
-        conv = PackedConv2d(
-            _value(module, weight),
-            _value(module, bias),
-            (list(padding), list(stride), list(dilation), groups),
-            _meta(x).shape,
-        )
-        new = _put_module(module, node, "conv", conv, x)
-        after = _only_user(new)
-        name = ACTIVATIONS.get(after.target) if after is not None else None
-        if after is not None and name is not None:
-            conv.activation = name(after)
-            _merge_into(new, after)
+        kernel, constant = _value(module, weight), _value(module, bias)
+        if kernel.shape[2:] == _meta(x).shape[2:] == _meta(node).shape[2:] == (1, 1) == (groups, 1):
+            conv: PackedConv2d | PackedLinear = PackedPixel(
+                kernel.flatten(1), constant, _meta(x).shape[0]
+            )
+        else:
+            geometry = (list(padding), list(stride), list(dilation), groups)
+            conv = PackedConv2d(kernel, constant, geometry, _meta(x).shape)
+        _absorb_activation(_put_module(module, node, "conv", conv, x), conv)
+
+
+def _replace_linears(module: fx.GraphModule) -> None:
+    for node in module.graph.find_nodes(op="call_function", target=aten.addmm.default):
+        bias, x, transposed = node.args
+        weight = transposed.args[0] if transposed.target is aten.t.default else transposed
+        if node.kwargs or weight is transposed or not _constant([weight, bias]):
+            continue
+        kernel, constant = _value(module, weight), _value(module, bias)
+        if constant.dim() != 1 or kernel.dtype != _meta(x).dtype:
+            continue
+        linear = PackedLinear(kernel, constant, _meta(x).shape[0])
+        _absorb_activation(_put_module(module, node, "linear", linear, x), linear)
+
+
+def _absorb_activation(node: fx.Node, packed: PackedConv2d | PackedLinear) -> None:
+    """Apply the activation that alone reads the result together with it."""
+    after = _only_user(node)
+    activation = ACTIVATIONS.get(after.target) if after is not None else None
+    if after is not None and activation is not None:
+        packed.activation = activation(after)
+        _merge_into(node, after)
 
 
 def _named(name: str) -> Callable[[fx.Node], Activation]:
     return lambda _node: (name, [], "")
 
 
-# The activations that oneDNN's convolution can apply, by torch's operation.
+# The activations that oneDNN can apply to a result before it is written, by torch's operation.
 ACTIVATIONS: dict[Any, Callable[[fx.Node], Activation]] = {
     aten.relu.default: _named("relu"),
     aten.sigmoid.default: _named("sigmoid"),

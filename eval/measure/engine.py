@@ -29,7 +29,7 @@ from eval.images.valset import ValSet, fingerprint
 from eval.measure.journal import REASON_BYTES, Journal, NoJournal, Records, record_dtype
 from eval.measure.metrics import Scores, check_logits
 
-CPU_BATCH = 4  # the activations of a few images stay in the cache of one core
+CPU_BATCH = 8  # one part (eval/backends/pytorch.py): more would only use more memory
 GPU_BATCH = 64
 
 
