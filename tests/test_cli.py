@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import tomllib
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -86,11 +84,15 @@ def test_a_module_goes_by_its_own_name() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["imagenet", "--help"], ["--version"]])
 def test_help_is_quick_and_imports_nothing_heavy(script: Path, words: list[str]) -> None:
     seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
+    for _ in range(3):  # of the processor: other work on the machine must not fail this test
+        before = os.times()
         assert run(script, *words).returncode == 0
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5 * (1 if find_spec("coverage") is None else 2)
+        after = os.times()
+        seconds.append(
+            after.children_user + after.children_system
+            - before.children_user - before.children_system
+        )  # fmt: skip
+    assert min(seconds) < 0.5
 
     found = run("-X", "importtime", script, *words)
     imported = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines()}
