@@ -62,8 +62,8 @@ def disagreeing(model: pplcnet.PPLCNetV2, tmp_path_factory: pytest.TempPathFacto
     """A mean and a bias that cancel exactly, and cost the fused form its last digits."""
     state = {name: value.clone() for name, value in model.state_dict().items()}
     scale = state["stem.0.bn.weight"] / (state["stem.0.bn.running_var"] + 1e-5).sqrt()
-    state["stem.0.bn.running_mean"] += 3e4
-    state["stem.0.bn.bias"] += 3e4 * scale
+    state["stem.0.bn.running_mean"] += 1e7
+    state["stem.0.bn.bias"] += 1e7 * scale
     path = tmp_path_factory.mktemp("disagreeing") / "w.safetensors"
     save_file(state, path)
     return path
