@@ -48,8 +48,8 @@ def files(
     save_file(timm.create_model("test_resnet").state_dict(), folder / "timm.safetensors")
     torch.save(torchvision.models.resnet18().state_dict(), folder / "tv.pth")
     (folder / "m.onnx").write_bytes(export_onnx(pplcnet.reparameterize(model)))
-    return {"variant": weights, "timm": folder / "timm.safetensors", "torchvision": folder / "tv.pth",
-            "onnx": folder / "m.onnx"}  # fmt: skip
+    names = {"timm": "timm.safetensors", "torchvision": "tv.pth", "onnx": "m.onnx"}
+    return {"variant": weights} | {kind: folder / name for kind, name in names.items()}
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,9 @@ def test_tables_have_the_documented_columns(val: Path, weights: Path) -> None:
     assert list(evaluation.predictions.columns) == predictions
     assert len(evaluation.predictions) == 4
     assert list(evaluation.per_class.columns[:3]) == ["synset", "name", "images"]
-    assert set(evaluation.per_class.columns[3:]) == {f"{f}_correct@{k}" for f in BOTH for k in (1, 5)}
+    assert set(evaluation.per_class.columns[3:]) == {
+        f"{f}_correct@{k}" for f in BOTH for k in (1, 5)
+    }
     assert len(evaluation.per_class) == 1000
     assert evaluation.per_class["images"].sum() == 4
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT
+from conftest import FILES, ROOT, MakeVal, rows_of
 from torch import nn
 
 import pplcnet
@@ -26,9 +24,6 @@ from eval.errors import ModelError, UsageError
 from eval.imagenet import main
 from eval.images.preprocess import PREPROCESS
 from eval.images.sets import V2, VAL
-
-MakeVal = Callable[..., Path]
-FILES = {"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"], "n15075141": ["d.JPEG"]}
 
 
 def load_script() -> ModuleType:
@@ -65,11 +60,6 @@ def evaluate(data: Path, exported: Path, output: Path, *more: str) -> int:
         ["--data", str(data), "--variant", "small", "--weights", str(exported),
          "--output", str(output), "--quiet", *more]
     )  # fmt: skip
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def test_what_is_made_is_whole(made: Path) -> None:
@@ -252,11 +242,11 @@ def test_weights_of_a_sweep_may_belong_to_one_variant(tmp_path: Path) -> None:
     file.touch()
     found = [(each.name, each.weights) for each in sweep.combinations(sweep.parse(words))]
     assert found == [
-        ("small-reparameterized-torch-fp32-torchvision", "a/x.pdparams"),
-        ("small-reparameterized-openvino-fp32-torchvision", "a/x.pdparams"),
-        ("base-reparameterized-torch-fp32-torchvision", "b/x.pdparams"),
-        ("base-reparameterized-openvino-fp32-torchvision", "b/x.pdparams"),
-        ("base-b=c.onnx-openvino-fp32-torchvision", str(file)),
+        ("small-reparameterized-torch-fp32-own", "a/x.pdparams"),
+        ("small-reparameterized-openvino-fp32-own", "a/x.pdparams"),
+        ("base-reparameterized-torch-fp32-own", "b/x.pdparams"),
+        ("base-reparameterized-openvino-fp32-own", "b/x.pdparams"),
+        ("base-b=c.onnx-openvino-fp32-own", str(file)),
     ]
 
 

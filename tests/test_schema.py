@@ -1,4 +1,4 @@
-"""One place says what the files hold: the page about them and the files themselves agree with it."""
+"""What the files hold: the page about them, and the files themselves, agree with the schema."""
 
 from __future__ import annotations
 
