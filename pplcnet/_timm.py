@@ -7,9 +7,11 @@ removable head, and a configuration with the preprocessing and the location of t
 # No `from __future__ import annotations`: torch.fx evaluates annotations that are strings.
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import timm.data
+import torch
 import torch.nn.functional as F
 from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -38,8 +40,12 @@ class TimmPPLCNetV2(PPLCNetV2):
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(scale, depths, num_classes or 1, in_chans)
+        with torch.device(device) if device is not None else nullcontext():
+            super().__init__(scale, depths, num_classes or 1, in_chans)
+        self.to(dtype=dtype)
         widths = [scaled_width(stage.width, scale) for stage in STAGES]
         self.feature_info = [
             {"num_chs": width, "reduction": 4 * 2**i, "module": f"stages.{i}"}
@@ -56,11 +62,11 @@ class TimmPPLCNetV2(PPLCNetV2):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the last layer by a new, random one; remove it if `num_classes` is 0."""
         if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool).train(self.training)
         if num_classes != self.num_classes or num_classes == 0:
             self.num_classes = num_classes
             fc = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
-            self.fc = fc.to(self.last_conv.conv.weight)
+            self.fc = fc.to(self.last_conv.conv.weight).train(self.training)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C, H, W) to logits (B, num_classes), or to the last layer's input (B, 1280).

@@ -88,3 +88,14 @@ def test_timm_reparameterizes_it() -> None:
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(deploy(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_device_and_dtype_are_those_that_timm_asks_for() -> None:
+    model = timm.create_model("pplcnetv2_small", device="meta", dtype=torch.float16)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert all(tensor.is_meta for tensor in tensors)
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float16}
+    model.eval().reset_classifier(7, global_pool="max")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert model.get_classifier().weight.dtype == torch.float16
+    assert not any(module.training for module in model.modules())
