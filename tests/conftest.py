@@ -27,6 +27,23 @@ FILES = {"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"], "n15075141"
 torch.set_num_threads(1)  # small tensors: threads would only wait for each other
 
 
+# The modules of `pytest -m core`: no network is run and no process is started in them, but for
+# test_command.py, so that they are done in half a minute.
+CORE = frozenset(
+    f"test_{name}.py"
+    for name in (
+        *("calibration", "classes", "command", "config", "files", "journal", "labels"),
+        *("metrics", "results", "schema", "sequential", "verdict"),
+    )
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in CORE:
+            item.add_marker("core")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real photos and the official implementation's answers."""
