@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.diagnosis.orders import orders
-from eval.diagnosis.pixels import Kitchen, recognise
+from eval.diagnosis.pixels import Kitchen, Recipe, recognise
 from eval.diagnosis.setups import Facts, Setup, as_bytes, as_table
 from eval.errors import DataError, EvalError
 from eval.images.preprocess import BadImage, Crop, Preprocess
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
     from eval.backends import Predictor
     from eval.models import Subject
+    from eval.results.predictions import Answers
 
 Ranks = NDArray[np.int64]
+RankOf = Callable[[NDArray[np.int64]], Ranks]
 RECOGNISED_BY = 24  # images that the pipeline is recognised by
 CROP_MEMORY = 768 << 20  # bytes of crops that are kept at a time
 
@@ -56,6 +58,10 @@ class Bench(Protocol):
     def ranks(self, setup: Setup, images: int) -> Ranks | None:
         """Classes before the right one, int64 (images,); None where the setup cannot be run."""
 
+    @property
+    def refused(self) -> Mapping[Setup, str]:
+        """Setups that cannot be run here, and why."""
+
 
 def sample_of(valset: ValSet, images: int, screen: int) -> ValSet:
     """The first images of the fixed shuffled order, those of the screen in front."""
@@ -79,7 +85,7 @@ def rank_of(
     rivals = logits[:, outputs]
     with np.errstate(invalid="ignore"):
         before = (rivals > own) | ((rivals == own) & (outputs < target[:, np.newaxis]))
-    rank = before.sum(axis=1)
+    rank: Ranks = before.sum(axis=1)
     rank[(target < 0) | ~np.isfinite(logits).all(axis=1)] = logits.shape[1]
     return rank
 
@@ -102,11 +108,22 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Machine:
-    """How the logits are computed."""
+    """How the logits are computed, as configured.
 
+    Attributes:
+        backend, precision: names, as on the command line.
+        device: where.
+        batch_size: images in a batch.
+        workers: threads.
+        own_table: the normalisation that the model itself asks for.
+    """
+
+    backend: str
+    precision: str
     device: torch.device
     batch_size: int
     workers: int
+    own_table: NDArray[np.float32]
 
 
 def normalised_by(preprocess: Preprocess, table: bytes) -> Preprocess:
@@ -153,6 +170,49 @@ def arranged(crops: Crop, setup: Setup) -> tuple[Crop, bytes]:
     return np.ascontiguousarray(crops), table
 
 
+def in_order(answers: Answers, rows: NDArray[np.int64]) -> RankOf:
+    """Ranks of labels in predictions, whose rows are put into the order of the images."""
+    return lambda labels: answers.scores(rows[: len(labels)], labels).rank
+
+
+class AnswersBench:
+    """Predictions that were made elsewhere: only what they mean can be changed.
+
+    Args:
+        rank_of: gives the rank of labels (N,) in the predictions for the first N images.
+        valset: the whole validation set.
+        answered: indices of the images that were predicted, in the order of `rank_of`.
+        outputs: how many classes the predictions are about.
+    """
+
+    def __init__(
+        self, rank_of: RankOf, valset: ValSet, answered: Sequence[int], outputs: int
+    ) -> None:
+        setup = Setup(Recipe(), b"", "scored")
+        self.as_is: Mapping[str, Setup] = {setup.form: setup}
+        self.images = self.screen = len(answered)
+        self._rank_of, self._outputs = rank_of, outputs
+        found = orders(valset, outputs)
+        self._orders = {"": np.arange(len(valset.classes)), **found}
+        self.facts = Facts(0, b"", (setup.form,), orders=found)
+        self._labels = np.array([valset.samples[i].label for i in answered])
+
+    @property
+    def refused(self) -> Mapping[Setup, str]:
+        """Nothing needs to be run."""
+        return {}
+
+    def measure(self, setups: Sequence[Setup], images: int, stage: str) -> None:
+        """Nothing needs to be computed."""
+
+    def ranks(self, setup: Setup, images: int) -> Ranks | None:
+        """See `Bench.ranks`."""
+        target = self._orders[setup.labels][self._labels[:images]]
+        ranks = self._rank_of(np.maximum(target, 0))
+        ranks[target < 0] = self._outputs
+        return ranks
+
+
 class _Prepared(NamedTuple):
     """A model that is ready to compute."""
 
@@ -167,7 +227,6 @@ class ModelBench:
     Args:
         subject: the model, as configured.
         valset: the whole set; the sample is the first images of its fixed shuffled order.
-        setup: backend and precision, as configured.
         machine: how the logits are computed.
         images: of the sample.
         observer: is told how far it is.
@@ -181,7 +240,6 @@ class ModelBench:
         self,
         subject: Subject,
         valset: ValSet,
-        setup: tuple[str, str],
         machine: Machine,
         images: int,
         observer: Observer,
@@ -197,9 +255,9 @@ class ModelBench:
         recipe = recognise(
             preprocess.crop, self._files(range(min(RECOGNISED_BY, self.images))), preprocess.size
         )
-        backend, precision = setup
-        self.as_is = {
-            form: Setup(recipe, as_bytes(preprocess.table), form, backend, precision)
+        table = as_bytes(preprocess.table)
+        self.as_is: Mapping[str, Setup] = {
+            form: Setup(recipe, table, form, machine.backend, machine.precision)
             for form in subject.forms
         }
         self.facts = self._facts(valset)
@@ -217,7 +275,7 @@ class ModelBench:
         self._orders = {"": np.arange(len(valset.classes)), **orders(valset, logits.shape[1])}
         return Facts(
             size=self._subject.preprocess.size,
-            own_table=as_bytes(self._subject.preprocess.table),
+            own_table=as_bytes(self._machine.own_table),
             forms=tuple(self.as_is),
             edits={form: possible_edits(model) for form, model in self._subject.forms.items()},
             backends=backends,
@@ -279,9 +337,9 @@ class ModelBench:
             self._ranked.refused[setup] = str(error).partition("\n")[0]
             return
         labels = self._labels[indices.start : indices.stop]
-        classes = self._sample.image_set.classes
+        counted = self._sample.among
         for name, order in self._orders.items():
-            among = None if classes is None else np.sort(order[np.array(classes)])
+            among = None if counted is None else np.sort(order[np.array(counted)])
             kept = self._ranked.by_order.setdefault((setup, name), np.full(self.images, -1))
             kept[indices.start : indices.stop] = rank_of(logits, order[labels], among)
 

@@ -50,7 +50,7 @@ def _eps(value: float) -> Edit:
     def edit(model: nn.Module, _: NDArray[np.float32]) -> bool:
         changes = False
         for norm in _norms(model):
-            changes |= norm.eps != value
+            changes |= bool(norm.eps != value)
             norm.eps = value  # type: ignore[assignment]
         return changes
 

@@ -2,7 +2,7 @@
 
 A row is a change to a setup. It may have several readings, such as the channels being reversed
 before or after the normalisation; they share a name. A change that changes nothing in the setup at
-hand is not tried. Where the mistakes were seen: tests/… and docs/diagnosis.md.
+hand is not tried.
 
 ``python -m eval.diagnosis.hypotheses`` prints the table of docs/diagnosis.md.
 """
@@ -91,6 +91,14 @@ def _side(side: int) -> Change:
     return _recipe(
         lambda recipe, facts: replace(recipe, short=scaled(side, facts.size), squash=False)
     )
+
+
+def _offset(offset: str) -> Change:
+    return _recipe(lambda recipe, _: replace(recipe, offset=offset))
+
+
+def _long_side(long_side: str) -> Change:
+    return _recipe(lambda recipe, _: replace(recipe, long_side=long_side))
 
 
 # --- Normalised values --------------------------------------------------------------------------
@@ -277,7 +285,7 @@ TABLE: tuple[Hypothesis, ...] = (
         Hypothesis(
             "crop", offset, f"a crop between two pixels is {offset}",
             f"Place the crop as the model's own pipeline does: half pixels are {offset}.",
-            _recipe(lambda recipe, _, offset=offset: replace(recipe, offset=offset)),
+            _offset(offset),
         )
         for offset in ("rounded", "floored")
     ),
@@ -285,7 +293,7 @@ TABLE: tuple[Hypothesis, ...] = (
         Hypothesis(
             "long_side", long_side, f"the long side is {long_side} to whole pixels",
             f"Resize as the model's own pipeline does: the long side is {long_side}.",
-            _recipe(lambda recipe, _, long_side=long_side: replace(recipe, long_side=long_side)),
+            _long_side(long_side),
         )
         for long_side in ("truncated", "rounded")
     ),

@@ -15,7 +15,7 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.images.classes import ClassList, imagenet
+from eval.images.classes import IMAGENET, ClassList
 from eval.images.labels import official_labels
 from eval.images.valset import ValSet
 
@@ -59,7 +59,7 @@ def orders(valset: ValSet, outputs: int) -> dict[str, Order]:
     if outputs == len(classes) + 1:
         found["background-first"] = found.pop("plus-1")
     offset = outputs - len(classes) if outputs > len(classes) else 0
-    if classes.rows == imagenet().rows:
+    if classes.rows == IMAGENET.rows:
         add("ilsvrc-id", position_of(ilsvrc_ids()) + offset)
     for number, ranking in enumerate(_by_name(classes), 1):
         add(f"name-order/{number}", position_of(ranking) + offset)
@@ -83,12 +83,12 @@ def _by_name(classes: ClassList) -> Iterator[list[int]]:
     first = [name.partition(",")[0] for name in names]
     for words in (first, names):
         for spelt in (words, [word.replace(" ", "_") for word in words]):
-            yield sorted(range(len(classes)), key=lambda i, w=spelt: (w[i], i))
-            yield sorted(range(len(classes)), key=lambda i, w=spelt: (w[i].casefold(), i))
+            yield sorted(range(len(classes)), key=spelt.__getitem__)
+            yield sorted(range(len(classes)), key=[word.casefold() for word in spelt].__getitem__)
 
 
 def _first_seen(valset: ValSet) -> list[int]:
     """Classes in the order in which a flat list of the images first shows them."""
-    if valset.classes.rows == imagenet().rows and valset.image_set.is_judged:
+    if valset.classes.rows == IMAGENET.rows and valset.image_set.is_judged:
         return list(dict.fromkeys(official_labels()))
     return list(dict.fromkeys(sample.label for sample in valset.samples))

@@ -137,10 +137,11 @@ class Kitchen:
 def _cut(image: Crop, top: int, left: int, size: int) -> Crop:
     """A square of an image; what lies outside of it is black, as torchvision pads it."""
     height, width = image.shape[:2]
-    pad = [(max(0, -top), max(0, top + size - height)), (max(0, -left), max(0, left + size - width))]
-    if any(map(any, pad)):
-        image = np.pad(image, [*pad, (0, 0)])
-        top, left = top + pad[0][0], left + pad[1][0]
+    above, before = max(0, -top), max(0, -left)
+    below, behind = max(0, top + size - height), max(0, left + size - width)
+    if above or below or before or behind:
+        image = np.pad(image, [(above, below), (before, behind), (0, 0)])
+        top, left = top + above, left + before
     return image[top : top + size, left : left + size]
 
 

@@ -9,6 +9,7 @@ early can only cost power: it stays in the number that is corrected for.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ FIRST_LOOK = 20  # images that every change is tried on
 ON_SCREEN = 16  # changes that are tried on the images of the screen
 ON_SAMPLE = 6  # changes that are tried on the whole sample
 PAIRED = 5  # promising changes that pairs are made of
+PAIRS_ON_SCREEN = 6
 PAIRS_ON_SAMPLE = 2
 POWER = 0.8  # of the number of images that would decide
 MOST_IMAGES = 50_000  # beyond that, a difference is of no matter
@@ -210,11 +212,16 @@ class _Hunt:
         self._try(tried[:ON_SAMPLE], images, "whole sample")
 
     def narrow_pairs(self, pairs: list[Trial], singles: Sequence[Trial]) -> None:
-        """Pairs on the screen, and those on the whole sample that beat every single change."""
+        """Pairs on a few images, the best on more, and those that beat every single change on all.
+
+        An order of the classes costs nothing where the other change was tried.
+        """
         images, screen = self._bench.images, self._bench.screen
-        self._try(pairs, screen, "pairs")
+        self._try(pairs, min(FIRST_LOOK, screen), "pairs")
+        better = sorted((t for t in pairs if t.net > 0), key=_promise, reverse=True)
+        self._try(better[:PAIRS_ON_SCREEN], screen, "pairs")
         best = max((self._right(trial, screen) for trial in singles), default=0)
-        better = [trial for trial in pairs if trial.correct > best]
+        better = [trial for trial in pairs if trial.images == screen and trial.correct > best]
         better.sort(key=_promise, reverse=True)
         self._try(better[:PAIRS_ON_SAMPLE], images, "pairs on the whole sample")
 
@@ -223,6 +230,7 @@ class _Hunt:
         return 0 if ranks is None else int((ranks == 0).sum())
 
     def _try(self, trials: Sequence[Trial], images: int, stage: str) -> None:
+        """Measure, and count what each trial gains and loses."""
         self._bench.measure([trial.setup for trial in trials], images, stage)
         before = self._ranks[:images]
         for trial in trials:
@@ -240,19 +248,18 @@ class _Hunt:
 
 
 def _pair_trials(bench: Bench, singles: Sequence[Trial]) -> Iterator[Trial]:
-    """Two promising changes at once, of different kinds.
+    """Two changes of different kinds at once.
 
-    An order of the classes costs nothing, and may show only once the images are right: all of them
-    are paired with the promising changes.
+    Of the promising ones, and of every change with every order of the classes: where both are
+    wrong, neither alone shows anything, and an order costs nothing.
     """
     costly = [trial for trial in singles if not trial.changes[0].is_about_labels]
+    labels = [trial for trial in singles if trial.changes[0].is_about_labels]
     promising = sorted((t for t in costly if t.images), key=_promise, reverse=True)[:PAIRED]
+    chosen = [*itertools.combinations(promising, 2), *itertools.product(costly, labels)]
     seen = {trial.setup for trial in singles} | set(bench.as_is.values())
-    for i, first in enumerate(promising):
-        rest = [*promising[i + 1 :], *(t for t in singles if t.changes[0].is_about_labels)]
-        for second in rest:
-            if first.changes[0].key == second.changes[0].key:
-                continue
+    for first, second in chosen:
+        if first.changes[0].key != second.changes[0].key:
             for changed in second.changes[0].change(first.setup, bench.facts):
                 if changed not in seen:
                     seen.add(changed)
@@ -310,7 +317,8 @@ def images_to_decide(gained: int, lost: int, images: int, compared: int = 1) -> 
     The normal approximation of the test, with `POWER` (Connor, Biometrics 43, 1987).
 
     Args:
-        gained, lost: images that changed sides.
+        gained: images that the second run gained.
+        lost: images that it lost.
         images: among how many.
         compared: setups that the error is split over.
 
