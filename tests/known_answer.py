@@ -32,7 +32,18 @@ IMAGES = 24
 GAIN = 200.0  # of the features: so much that every setup gives others
 FEATURES = 1000  # as many as classes: the classifier is square
 # Of the demo's images: all but the first eight are turned by EXIF; 11 is CMYK, 3 is grey.
-CHOSEN = (3, 11, 40, 41, 42, 43, 44, 45, *(17 + 40 * i for i in range(8)), *(37 + 40 * i for i in range(8)))
+CHOSEN = (
+    3,
+    11,
+    40,
+    41,
+    42,
+    43,
+    44,
+    45,
+    *(17 + 40 * i for i in range(8)),
+    *(37 + 40 * i for i in range(8)),
+)
 
 
 class TinyNet(nn.Module):
@@ -100,9 +111,7 @@ def subject_of(
 def machine(
     preprocess: Preprocess, precision: str = "fp32", own: Preprocess | None = None
 ) -> Machine:
-    return Machine(
-        "torch", precision, torch.device("cpu"), 10, 1, (own or preprocess).table
-    )
+    return Machine("torch", precision, torch.device("cpu"), 10, 1, (own or preprocess).table)
 
 
 def bench_of(subject: Subject, valset: ValSet, how: Machine) -> ModelBench:

@@ -208,9 +208,7 @@ def _resize(image: Crop, resizer: str, kernel: str, height: int, width: int) -> 
     return pixels
 
 
-def recognise(
-    crop: Callable[[bytes], Crop], images: Sequence[bytes], size: int = CROP
-) -> Recipe:
+def recognise(crop: Callable[[bytes], Crop], images: Sequence[bytes], size: int = CROP) -> Recipe:
     """The recipe of a pipeline, by what it makes of images.
 
     Args:

@@ -332,5 +332,3 @@ def images_to_decide(gained: int, lost: int, images: int, compared: int = 1) -> 
     needed = images * z**2 * (gained + lost) / (gained - lost) ** 2
     rounded = math.ceil(needed / 100) * 100
     return rounded if rounded <= MOST_IMAGES else None
-
-
