@@ -1,0 +1,557 @@
+"""``python -m eval.audit RESULT``: was this result really measured?
+
+A random sample of its ``predictions.csv`` is measured again, with the data and weights in hand, and
+compared image by image. What the counts, the rows and the hashes say must agree as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import secrets
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eval.backends.exported import is_exported
+from eval.cli import program
+from eval.command import run_command
+from eval.config import builtin_variants
+from eval.errors import UsageError
+from eval.imagenet import add_subject_options, positive
+from eval.measure.progress import Event, Observer, ProgressBar, ignore
+from eval.models import open_source
+from eval.request import FORMS, PRECISIONS, PREPROCESSES, Request
+from eval.results.schema import TOP
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from eval.images.valset import Sample, ValSet
+    from eval.judge.audit import Answer
+    from eval.models import Source, Subject
+    from eval.results.read import Predictions, Row
+
+IMAGES = 300  # none different: at most 1 % of the rows are wrong, at 95 %
+SHOWN = 5
+
+EPILOG = """
+Exit codes: 0 confirmed; 1 contradicted; 2 wrong options or a damaged result; 3 data; 4 checkpoint;
+5 useless predictions; 70 a bug in this package; 130 interrupted.
+"""
+
+
+@dataclass
+class Audit:
+    """What an audit found out.
+
+    Attributes:
+        source: the result.
+        population: rows that it has.
+        images: rows that were measured again.
+        seed: of the sample.
+        different: rows that noise cannot explain, each with what is written and what was measured.
+        near_ties: rows that differ where floating point noise may decide.
+        contradictions: what else does not agree, in sentences.
+        remarks: what could not be checked, in sentences.
+    """
+
+    source: str
+    population: int
+    images: int
+    seed: int
+    different: list[dict[str, Any]] = field(default_factory=list)
+    near_ties: list[dict[str, Any]] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def rows_different(self) -> int:
+        """Images with a different answer of any form."""
+        return len({row["path"] for row in self.different})
+
+    @property
+    def outcome(self) -> str:
+        """``confirmed`` or ``contradicted``."""
+        return "contradicted" if self.different or self.contradictions else "confirmed"
+
+    @property
+    def exit_code(self) -> int:
+        """0 where nothing contradicts the result."""
+        return 0 if self.outcome == "confirmed" else 1
+
+    @property
+    def largest_share_wrong(self) -> float:
+        """Upper bound of the share of wrong rows, at 95 %."""
+        from eval.judge.audit import largest_number_wrong
+
+        wrong = largest_number_wrong(self.population, self.images, self.rows_different)
+        return wrong / self.population
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of ``--json``."""
+        from eval.judge.audit import CONFIDENCE
+
+        return {
+            "outcome": self.outcome,
+            "images": self.images,
+            "population": self.population,
+            "seed": self.seed,
+            "different": self.rows_different,
+            "near_ties": len({row["path"] for row in self.near_ties}),
+            "largest_share_wrong": self.largest_share_wrong,
+            "confidence": CONFIDENCE,
+            "contradictions": self.contradictions,
+            "remarks": self.remarks,
+            "examples": self.different or self.near_ties,
+        }
+
+    def text(self) -> str:
+        """A report for a terminal, without a trailing newline."""
+        near = len({row["path"] for row in self.near_ties})
+        lines = [
+            (
+                f"{self.source}: {self.images:,} of {self.population:,} rows measured again "
+                f"(--seed {self.seed})"
+            ),
+            f"different: {self.rows_different:,}; near-ties that noise may decide: {near:,}",
+        ]
+        lines += [_shown(row) for row in self.different[:SHOWN]]
+        if len(self.different) > SHOWN:
+            lines.append(f"  ... and {len(self.different) - SHOWN:,} more")
+        lines += [f"Contradiction: {line}" for line in self.contradictions]
+        lines += [f"Note: {line}" for line in self.remarks]
+        lines += [
+            f"At most {100 * self.largest_share_wrong:.2f} % of the rows are wrong (95 %).",
+            f"{self.outcome.upper()}",
+        ]
+        return "\n".join(lines)
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    """A row that differs, in a line."""
+    written, measured = row["written"], row["measured"]
+    return (
+        f"  {row['path']}, {row['form']}: written rank {written['rank']}, top {written['top']}; "
+        f"measured rank {measured['rank']}, top {measured['top']}"
+    )
+
+
+class Measured(NamedTuple):
+    """An image measured again.
+
+    Attributes:
+        answer: with `TOP` best classes; rank -1 where the image cannot be decoded.
+        logits: (classes,), where they are known.
+    """
+
+    answer: Answer
+    logits: NDArray[Any] | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and give its exit code."""
+    return run_command(_main, argv)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    import json
+
+    from eval.results.files import write_atomically
+
+    args = _parser().parse_args(arguments)
+    options = {name: value for name, value in vars(args).items() if name in _REQUESTED}
+    command = shlex.join(["python", "-m", "eval.audit", *arguments])
+    seed = secrets.randbelow(1 << 32) if args.seed is None else args.seed
+    with ProgressBar(args.quiet) as progress:
+        found = audit(
+            args.result,
+            Request(**options, command=command),
+            Sampling(args.images, seed),
+            Given(args.predictions, args.names, args.array) if args.predictions else None,
+            progress,
+        )
+    print(found.text())
+    if args.json:
+        write_atomically(args.json, json.dumps(found.as_json(), indent=1) + "\n")
+    return found.exit_code
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which rows are measured again.
+
+    Attributes:
+        images: how many.
+        seed: of the choice.
+    """
+
+    images: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Given:
+    """Predictions that a scored result was made from, see `eval.results.predictions`."""
+
+    predictions: Path
+    names: Path | None = None
+    array: str | None = None
+
+
+def audit(
+    result: Path,
+    request: Request,
+    sampling: Sampling,
+    given: Given | None = None,
+    progress: Observer = ignore,
+) -> Audit:
+    """Measure a random sample of a result's rows again.
+
+    Args:
+        result: its folder.
+        request: the data and weights in hand; what it leaves open is taken from the result.
+        sampling: which rows.
+        given: the predictions of a result of `eval.score`, instead of weights.
+        progress: called with every `eval.measure.progress.Event`.
+
+    Raises:
+        UsageError: the result is missing or damaged, or options do not fit it.
+        DataError: the validation set is missing, mislabelled or unreadable.
+        ModelError: the checkpoint is missing, damaged, refused or of another model.
+    """
+    if request.data is None and not request.demo:
+        raise UsageError("Name the validation set of the result with --data PATH.")
+    written = Written.read(result)
+    request = _completed(request, written.rows)
+    source = open_source(request)
+    population = len(written.predictions.paths)
+    images = min(sampling.images, population)
+    chosen = sorted(random.Random(sampling.seed).sample(range(population), images))  # noqa: S311 - no secret
+    found = Audit(str(result), population, images, sampling.seed)
+    _check_counts(found, written)
+    with TemporaryDirectory(prefix="pplcnet-eval-") as workspace:
+        valset = _open_images(source, Path(workspace), progress)
+        place = _check_rows(found, written, valset)
+        rows = [row for row in chosen if row in place]
+        part = replace(valset, samples=tuple(valset.samples[place[row]] for row in rows))
+        if given:
+            answers = _given_answers(given, part)
+        else:
+            answers = _measure_again(found, source, written, part, progress)
+    precision = written.rows[0].cells["precision"]
+    for form in written.answers:
+        if form not in answers:
+            found.contradictions.append(f"the form {form!r} of the result was not measured")
+            continue
+        for row, measured, sample in zip(rows, answers[form], part.samples, strict=True):
+            _compare(found, form, written.answers[form][row], measured, sample, precision)
+    return found
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a result says.
+
+    Attributes:
+        folder: where it is.
+        rows: of its summary, one per form.
+        predictions: the images, in the order of the file.
+        answers: form to the answer to each image.
+    """
+
+    folder: Path
+    rows: Sequence[Row]
+    predictions: Predictions
+    answers: Mapping[str, Sequence[Answer]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Written:
+        """Read a result folder.
+
+        Raises:
+            UsageError: it is missing or damaged, or it has no predictions.
+        """
+        from eval.judge.audit import Answer
+        from eval.results.read import PREDICTIONS, SUMMARY, read_predictions, read_rows
+
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: there is no such result.\nName a result folder.")
+        rows = read_rows(folder / SUMMARY)
+        predictions = read_predictions(folder / PREDICTIONS)
+        with (folder / PREDICTIONS).open(newline="", encoding="utf-8") as file:
+            table = list(csv.DictReader(file))
+        answers = {}
+        for form, ranks in predictions.rank.items():
+            columns = [f"{form}_top{k}" for k in range(1, TOP + 1) if f"{form}_top{k}" in table[0]]
+            answers[form] = [
+                Answer(int(rank), tuple(int(row[name]) for name in columns if row[name].isdigit()))
+                for rank, row in zip(ranks, table, strict=True)
+            ]
+        return cls(folder, rows, predictions, answers)
+
+
+def _completed(request: Request, rows: Sequence[Row]) -> Request:
+    """What the request leaves open, as the result says it was."""
+    row = rows[0]
+    changes: dict[str, Any] = {}
+    if request.preprocess is None and row.preprocess in PREPROCESSES:
+        changes["preprocess"] = row.preprocess
+    named = request.variant or request.config or request.model or request.demo
+    if not named and row.variant in builtin_variants():
+        changes["variant"] = row.variant
+    forms = [each.form for each in rows if each.form in FORMS]
+    if request.forms is None and forms:
+        changes["forms"] = forms
+    if not is_exported(request.weights) and row.cells["precision"] in PRECISIONS:
+        changes["precision"] = row.cells["precision"]
+    return replace(request, **changes)
+
+
+def _open_images(source: Source, workspace: Path, progress: Observer) -> ValSet:
+    from eval.images.classes import read_classes
+    from eval.images.valset import open_valset
+
+    request = source.request
+    root = source.images(workspace, progress)
+    classes = read_classes(Path(request.classes)) if request.classes else None
+    return open_valset(root, Path(request.labels) if request.labels else None, classes)
+
+
+def _check_counts(found: Audit, written: Written) -> None:
+    """The counts of the summary follow from the rows."""
+    for row in written.rows:
+        if row.form not in written.predictions.rank:
+            found.contradictions.append(f"predictions.csv has no columns of the form {row.form!r}")
+            continue
+        counted = [int(written.predictions.correct(row.form, k).sum()) for k in (1, 5)]
+        stated = [row.top1_correct, row.top5_correct]
+        if counted != stated or row.images != len(written.predictions.paths):
+            found.contradictions.append(
+                f"{row.form}: the rows count {counted[0]:,}/{counted[1]:,} of "
+                f"{len(written.predictions.paths):,} images, the summary says "
+                f"{stated[0]:,}/{stated[1]:,} of {row.images:,}"
+            )
+
+
+def _check_rows(found: Audit, written: Written, valset: ValSet) -> dict[int, int]:
+    """The images and labels of the rows are those in hand; index of a row to that of its image."""
+    from eval.images.labels import image_key
+    from eval.images.text import examples
+
+    names = {image_key(sample.path): i for i, sample in enumerate(valset.samples)}
+    paths = {sample.path: i for i, sample in enumerate(valset.samples)}
+    place: dict[int, int] = {}
+    absent, relabelled = [], []
+    for row, path in enumerate(written.predictions.paths):
+        index = paths.get(path, names.get(image_key(path)))
+        if index is None:
+            absent.append(path)
+            continue
+        place[row] = index
+        if valset.samples[index].label != written.predictions.labels[row]:
+            relabelled.append(path)
+    if absent:
+        found.contradictions.append(f"not among the images in hand: {examples(absent)}")
+    if relabelled:
+        found.contradictions.append(f"another label than in hand: {examples(relabelled)}")
+    return place
+
+
+def _check_weights(found: Audit, written: Written, subject: Subject) -> None:
+    """The weights are those that the result names."""
+    hashes = {row.weights_sha256 for row in written.rows}
+    if "" in hashes:
+        found.remarks.append("the result does not say which weights it is of")
+    elif hashes != {subject.sha256}:
+        found.contradictions.append(
+            f"the result is of weights {min(hashes)[:16]}..., those in hand are "
+            f"{subject.sha256[:16]}..."
+        )
+
+
+def _check_contents(found: Audit, written: Written, valset: ValSet, digests: list[str]) -> None:
+    """The contents of the images are those that the result was made from.
+
+    The hash of a set needs every image: where only a part was read, the rows have to speak.
+    """
+    from eval.images.valset import fingerprint
+
+    if len(digests) < len(written.predictions.paths):
+        found.remarks.append(
+            "the hash of the images was not checked: that needs all of them (--images "
+            f"{len(written.predictions.paths)})"
+        )
+    elif {row.dataset_sha256 for row in written.rows} != {fingerprint(valset.samples, digests)}:
+        found.contradictions.append("the images in hand are not those of the result (their hash)")
+
+
+def _measure_again(
+    found: Audit, source: Source, written: Written, part: ValSet, progress: Observer
+) -> Mapping[str, list[Measured]]:
+    """The answers of the model in hand to the sample."""
+    import hashlib
+
+    import numpy as np
+    import torch
+
+    from eval.backends import create_predictor
+    from eval.backends.device import choose_device
+    from eval.images.preprocess import BadImage
+    from eval.judge.audit import Answer, measured_answer
+    from eval.measure.engine import choose_batch_size, choose_workers
+    from eval.measure.settings import exact_settings
+
+    request = source.request
+    with exact_settings():
+        subject = source.load(len(part.classes), progress)
+        _check_weights(found, written, subject)
+        device = choose_device(request.device)
+        batch = request.batch_size or choose_batch_size(device)
+        workers = request.workers or choose_workers()
+        predictor = create_predictor(
+            request.backend or source.backend,
+            subject.forms,
+            subject.preprocess,
+            device,
+            request.precision,
+            batch_size=batch,
+            workers=workers,
+        )
+        size = subject.preprocess.size
+        answers: dict[str, list[Measured]] = {form: [] for form in subject.forms}
+        digests: list[str] = []
+
+        def compute(start: int) -> tuple[Mapping[str, Any], list[bool], list[str]]:
+            crops = np.zeros((batch, size, size, 3), np.uint8)
+            readable, hashes = [], []
+            for row, sample in enumerate(part.samples[start : start + batch]):
+                data = part.read(sample.path)
+                hashes.append(hashlib.sha256(data).hexdigest())
+                try:
+                    crops[row] = subject.preprocess.crop(data)
+                    readable.append(True)
+                except BadImage:
+                    readable.append(False)
+            return predictor(crops), readable, hashes
+
+        starts = range(0, len(part.samples), batch)
+        with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
+            for start, computed in zip(starts, pool.map(compute, starts), strict=True):
+                logits, readable, hashes = computed
+                digests += hashes
+                labels = [sample.label for sample in part.samples[start : start + batch]]
+                for form, values in logits.items():
+                    answers[form] += [
+                        Measured(measured_answer(row, label, TOP), row)
+                        if good
+                        else Measured(Answer(-1, ()))
+                        for row, label, good in zip(values, labels, readable, strict=False)
+                    ]
+                progress(Event("measuring again", len(digests), len(part.samples)))
+        _check_contents(found, written, part, digests)
+    return answers
+
+
+def _given_answers(given: Given, part: ValSet) -> Mapping[str, list[Measured]]:
+    """Those of the predictions that a scored result was made from."""
+    import numpy as np
+
+    from eval.images.labels import image_key
+    from eval.images.text import examples
+    from eval.judge.audit import Answer
+    from eval.results.predictions import read_answers
+    from eval.score import FORM
+
+    answers = read_answers(given.predictions, len(part.classes), given.names, given.array)
+    row_of = {image_key(name): row for row, name in enumerate(answers.names)}
+    missing = [s.path for s in part.samples if image_key(s.path) not in row_of]
+    if missing:
+        raise UsageError(
+            f"{given.predictions} has no prediction for {examples(missing)}.\n"
+            "Name the file that the result was made from."
+        )
+    rows = np.array([row_of[image_key(sample.path)] for sample in part.samples])
+    scores = answers.scores(rows, np.array([sample.label for sample in part.samples]))
+    return {
+        FORM: [
+            Measured(Answer(int(rank), tuple(int(place) for place in top)))
+            for rank, top in zip(scores.rank, scores.top, strict=True)
+        ]
+    }
+
+
+def _compare(
+    found: Audit, form: str, written: Answer, measured: Measured, sample: Sample, precision: str
+) -> None:
+    """Tell a row that noise may explain from one that it cannot."""
+    from eval.judge.audit import NOISE, Answer, is_near_tie
+
+    now = Answer(measured.answer.rank, measured.answer.top[: len(written.top)])
+    if now == written:
+        return
+    near = (
+        measured.logits is not None
+        and written.rank >= 0
+        and precision in NOISE
+        and is_near_tie(written, measured.logits, sample.label, NOISE[precision])
+    )
+    (found.near_ties if near else found.different).append(
+        {
+            "path": sample.path,
+            "form": form,
+            "label": sample.label,
+            "written": {"rank": written.rank, "top": list(written.top)},
+            "measured": {"rank": now.rank, "top": list(now.top)},
+        }
+    )
+
+
+_REQUESTED = frozenset(field.name for field in fields(Request)) - {"command"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program("audit"),
+        description="Measure a random sample of a result's rows again, and say how much of it "
+        "could be wrong.",
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("result", type=Path, metavar="RESULT", help="the folder of a result, with predictions.csv")
+    add_subject_options(parser)
+    add("--backend", help="default torch; an exported file's own runtime")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    add("--batch-size", type=positive, metavar="N", help="images in a batch of a worker")
+    add("--workers", type=positive, metavar="N", help="threads; default one per core")
+    add(
+        "--images",
+        type=positive,
+        default=IMAGES,
+        metavar="N",
+        help="rows to measure again (default %(default)s)",
+    )
+    add("--seed", type=int, metavar="N", help="of the sample; chosen and shown unless given")
+    add(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="for a result of eval.score: the predictions that it was made from",
+    )
+    add("--names", type=Path, metavar="FILE", help="for arrays: the name of an image per line")
+    add("--array", metavar="NAME", help="for .npz: which array, if there are several")
+    add("--json", type=Path, metavar="FILE", help="write the audit there, for programs")
+    add("--quiet", action="store_true", help="print no progress on stderr")
+    add("--verbose", action="store_true", help="print tracebacks")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

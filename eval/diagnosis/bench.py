@@ -1,0 +1,436 @@
+"""The predictions of setups on a sample, each image decoded once for all of them.
+
+What is kept of a prediction is the rank of the right class under every order of the classes, so
+that changes of labels need no inference at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.diagnosis.orders import orders
+from eval.diagnosis.pixels import Kitchen, Recipe, recognise
+from eval.diagnosis.setups import Facts, Setup, as_bytes, as_table
+from eval.errors import DataError, EvalError
+from eval.images.preprocess import BadImage, Crop, Preprocess
+from eval.images.valset import ValSet
+from eval.measure.progress import Event, Observer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from eval.backends import Predictor
+    from eval.models import Subject
+    from eval.results.predictions import Answers
+
+Ranks = NDArray[np.int64]
+RankOf = Callable[[NDArray[np.int64]], Ranks]
+RECOGNISED_BY = 24  # images that the pipeline is recognised by
+CROP_MEMORY = 768 << 20  # bytes of crops that are kept at a time
+
+
+class Bench(Protocol):
+    """What the search needs: setups, and how they rank the right class.
+
+    Attributes:
+        as_is: the setups as configured, one per form.
+        facts: what changes may depend on.
+        images: of the sample.
+        screen: how many of them, the first ones, are enough to see which changes are promising.
+    """
+
+    as_is: Mapping[str, Setup]
+    facts: Facts
+    images: int
+    screen: int
+
+    def measure(self, setups: Sequence[Setup], images: int, stage: str) -> None:
+        """Predict the first images of the sample with each setup, unless that was done."""
+
+    def ranks(self, setup: Setup, images: int) -> Ranks | None:
+        """Classes before the right one, int64 (images,); None where the setup cannot be run."""
+
+    @property
+    def refused(self) -> Mapping[Setup, str]:
+        """Setups that cannot be run here, and why."""
+
+
+def sample_of(valset: ValSet, images: int, screen: int) -> ValSet:
+    """The first images of the fixed shuffled order, those of the screen in front."""
+    first = set(valset.limited(screen).samples)
+    rest = [sample for sample in valset.limited(images).samples if sample not in first]
+    return replace(valset, samples=(*valset.limited(screen).samples, *rest))
+
+
+def rank_of(
+    logits: NDArray[np.float32], target: NDArray[np.int64], among: NDArray[np.int64] | None = None
+) -> Ranks:
+    """Classes before the target, as `eval.measure.metrics.rank_of_label` counts them.
+
+    Args:
+        logits: (B, C); a row that is not finite puts every class before the target.
+        target: (B,); -1 where the model has no output for the class.
+        among: the outputs that count; all if None.
+    """
+    own = np.take_along_axis(logits, np.maximum(target, 0)[:, np.newaxis], axis=1)
+    outputs = np.arange(logits.shape[1]) if among is None else among
+    rivals = logits[:, outputs]
+    with np.errstate(invalid="ignore"):
+        before = (rivals > own) | ((rivals == own) & (outputs < target[:, np.newaxis]))
+    rank: Ranks = before.sum(axis=1)
+    rank[(target < 0) | ~np.isfinite(logits).all(axis=1)] = logits.shape[1]
+    return rank
+
+
+@dataclass
+class Ranked:
+    """Ranks under every order, and what cannot be run."""
+
+    images: int
+    by_order: dict[tuple[Setup, str], Ranks] = field(default_factory=dict)
+    refused: dict[Setup, str] = field(default_factory=dict)
+
+    def get(self, setup: Setup, images: int) -> Ranks | None:
+        """Of the first images; None if they were not measured."""
+        found = self.by_order.get((replace(setup, labels=""), setup.labels))
+        if found is None or (found[:images] < 0).any():
+            return None
+        return found[:images]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How the logits are computed, as configured.
+
+    Attributes:
+        backend, precision: names, as on the command line.
+        device: where.
+        batch_size: images in a batch.
+        workers: threads.
+        own_table: the normalisation that the model itself asks for.
+    """
+
+    backend: str
+    precision: str
+    device: torch.device
+    batch_size: int
+    workers: int
+    own_table: NDArray[np.float32]
+
+
+def normalised_by(preprocess: Preprocess, table: bytes) -> Preprocess:
+    """The same crops, normalised otherwise."""
+    return Preprocess(
+        preprocess.name,
+        preprocess.description,
+        preprocess.crop,
+        as_table(table).copy(),
+        preprocess.size,
+    )
+
+
+class Switched(Preprocess):
+    """Normalises by a table that can be changed, so that one prepared model serves all tables.
+
+    It works where images are normalised before the model is called: on a CPU.
+    """
+
+    def __init__(self, like: Preprocess) -> None:
+        super().__init__(like.name, like.description, like.crop, like.table, like.size)
+        object.__setattr__(self, "chosen", [like])
+
+    def choose(self, table: bytes) -> None:
+        """From now on, by this one."""
+        self.chosen[:] = [normalised_by(self, table)]  # type: ignore[attr-defined]
+
+    def normalize(self, crops: Crop) -> NDArray[np.float32]:
+        """As `Preprocess.normalize`, by the chosen table."""
+        chosen: Preprocess = self.chosen[0]  # type: ignore[attr-defined]
+        return chosen.normalize(crops)
+
+
+def arranged(crops: Crop, setup: Setup) -> tuple[Crop, bytes]:
+    """Crops (B, size, size, 3) and the table, with channels and axes as the setup has them."""
+    table = setup.table
+    if setup.order == "bgr":
+        crops, table = crops[..., ::-1], as_bytes(as_table(table)[:, ::-1])
+    if setup.axes == "wh":
+        crops = crops.transpose(0, 2, 1, 3)
+    elif setup.axes == "flat":
+        count, size = crops.shape[:2]
+        crops = np.ascontiguousarray(crops).reshape(count, 3, size, size).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(crops), table
+
+
+def in_order(answers: Answers, rows: NDArray[np.int64]) -> RankOf:
+    """Ranks of labels in predictions, whose rows are put into the order of the images."""
+    return lambda labels: answers.scores(rows[: len(labels)], labels).rank
+
+
+class AnswersBench:
+    """Predictions that were made elsewhere: only what they mean can be changed.
+
+    Args:
+        rank_of: gives the rank of labels (N,) in the predictions for the first N images.
+        valset: the whole validation set.
+        answered: indices of the images that were predicted, in the order of `rank_of`.
+        outputs: how many classes the predictions are about.
+    """
+
+    def __init__(
+        self, rank_of: RankOf, valset: ValSet, answered: Sequence[int], outputs: int
+    ) -> None:
+        setup = Setup(Recipe(), b"", "scored")
+        self.as_is: Mapping[str, Setup] = {setup.form: setup}
+        self.images = self.screen = len(answered)
+        self._rank_of, self._outputs = rank_of, outputs
+        found = orders(valset, outputs)
+        self._orders = {"": np.arange(len(valset.classes)), **found}
+        self.facts = Facts(0, b"", (setup.form,), orders=found)
+        self._labels = np.array([valset.samples[i].label for i in answered])
+
+    @property
+    def refused(self) -> Mapping[Setup, str]:
+        """Nothing needs to be run."""
+        return {}
+
+    def measure(self, setups: Sequence[Setup], images: int, stage: str) -> None:
+        """Nothing needs to be computed."""
+
+    def ranks(self, setup: Setup, images: int) -> Ranks | None:
+        """See `Bench.ranks`."""
+        target = self._orders[setup.labels][self._labels[:images]]
+        ranks = self._rank_of(np.maximum(target, 0))
+        ranks[target < 0] = self._outputs
+        return ranks
+
+
+class _Prepared(NamedTuple):
+    """A model that is ready to compute."""
+
+    key: Any
+    predictor: Predictor
+    preprocess: Switched
+
+
+class ModelBench:
+    """A model on a sample of a validation set.
+
+    Args:
+        subject: the model, as configured.
+        valset: the whole set; the sample is the first images of its fixed shuffled order.
+        machine: how the logits are computed.
+        images: of the sample.
+        observer: is told how far it is.
+
+    Raises:
+        DataError: an image cannot be read or decoded.
+        EvalError: the model cannot be run as configured.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        valset: ValSet,
+        machine: Machine,
+        images: int,
+        observer: Observer,
+    ) -> None:
+        self._subject, self._machine, self._observer = subject, machine, observer
+        self.images = min(images, len(valset.samples))
+        self.screen = min(100, max(20, self.images // 5), self.images)
+        self._sample = sample_of(valset, self.images, self.screen)
+        self._labels = np.array([sample.label for sample in self._sample.samples])
+        self._ranked = Ranked(self.images)
+        self._last: _Prepared | None = None
+        preprocess = subject.preprocess
+        recipe = recognise(
+            preprocess.crop, self._files(range(min(RECOGNISED_BY, self.images))), preprocess.size
+        )
+        table = as_bytes(preprocess.table)
+        self.as_is: Mapping[str, Setup] = {
+            form: Setup(recipe, table, form, machine.backend, machine.precision)
+            for form in subject.forms
+        }
+        self.facts = self._facts(valset)
+
+    def _facts(self, valset: ValSet) -> Facts:
+        from eval.backends.exported import RUNTIMES
+        from eval.diagnosis.edits import possible_edits
+
+        first = next(iter(self.as_is.values()))
+        model = self._subject.forms[first.form]
+        exported = isinstance(model, Path)
+        backends = RUNTIMES[model.suffix.lower()] if isinstance(model, Path) else ("torch",)
+        crops = self._crops([first], range(min(self._machine.batch_size, self.images)))
+        logits = self._predict(first, crops[first.recipe])
+        self._orders = {"": np.arange(len(valset.classes)), **orders(valset, logits.shape[1])}
+        return Facts(
+            size=self._subject.preprocess.size,
+            own_table=as_bytes(self._machine.own_table),
+            forms=tuple(self.as_is),
+            edits={form: possible_edits(model) for form, model in self._subject.forms.items()},
+            backends=backends,
+            has_precisions=not exported,
+            orders={name: order for name, order in self._orders.items() if name},
+        )
+
+    @property
+    def refused(self) -> Mapping[Setup, str]:
+        """Setups that cannot be run here, and why."""
+        return self._ranked.refused
+
+    @property
+    def valset(self) -> ValSet:
+        """The sample."""
+        return self._sample
+
+    def ranks(self, setup: Setup, images: int) -> Ranks | None:
+        """See `Bench.ranks`."""
+        return self._ranked.get(setup, images)
+
+    def measure(self, setups: Sequence[Setup], images: int, stage: str) -> None:
+        """See `Bench.measure`."""
+        plain = dict.fromkeys(replace(setup, labels="") for setup in setups)
+        todo = [s for s in plain if s not in self.refused and self.ranks(s, images) is None]
+        if not todo:
+            return
+        start = min(self._measured(setup) for setup in todo)
+        size = self._subject.preprocess.size
+        recipes = len({setup.recipe for setup in todo})
+        chunk = max(self._machine.batch_size, CROP_MEMORY // (recipes * size * size * 3))
+        done, total = 0, len(todo) * (images - start)
+        for begin in range(start, images, chunk):
+            indices = range(begin, min(begin + chunk, images))
+            crops = self._crops(todo, indices)
+            for setup in sorted(todo, key=lambda setup: setup.model):  # each prepared once
+                self._put(setup, indices, crops[setup.recipe])
+                done += len(indices)
+                self._observer(Event(stage=stage, done=done, total=total))
+
+    def _files(self, indices: range) -> list[bytes]:
+        """The bytes of images."""
+        return [self._sample.read(self._sample.samples[index].path) for index in indices]
+
+    def _measured(self, setup: Setup) -> int:
+        """How many of the first images a setup has predicted."""
+        found = self._ranked.by_order.get((setup, ""))
+        return 0 if found is None else int((found >= 0).sum())
+
+    def _put(self, setup: Setup, indices: range, crops: Crop) -> None:
+        """Predict, and keep the ranks; a setup that cannot be run is remembered as such."""
+        if setup in self.refused:
+            return
+        try:
+            logits = self._predict(setup, crops)
+        except (EvalError, ImportError, RuntimeError) as error:
+            if setup in self.as_is.values():
+                raise
+            self._ranked.refused[setup] = str(error).partition("\n")[0]
+            return
+        labels = self._labels[indices.start : indices.stop]
+        counted = self._sample.among
+        for name, order in self._orders.items():
+            among = None if counted is None else np.sort(order[np.array(counted)])
+            kept = self._ranked.by_order.setdefault((setup, name), np.full(self.images, -1))
+            kept[indices.start : indices.stop] = rank_of(logits, order[labels], among)
+
+    def _crops(self, setups: Iterable[Setup], indices: range) -> dict[Any, Crop]:
+        """Each recipe's crops (len(indices), size, size, 3)."""
+        recipes = list(dict.fromkeys(setup.recipe for setup in setups))
+        configured = next(iter(self.as_is.values())).recipe
+        size = self._subject.preprocess.size
+        crops = {recipe: np.zeros((len(indices), size, size, 3), np.uint8) for recipe in recipes}
+
+        def prepare(row: int) -> None:
+            path = self._sample.samples[indices[row]].path
+            data = self._sample.read(path)
+            kitchen = Kitchen(data)
+            try:
+                for recipe in recipes:
+                    own = recipe == configured and not recipe.is_exact
+                    crop = self._subject.preprocess.crop(data) if own else kitchen.crop(recipe)
+                    crops[recipe][row] = crop
+            except BadImage as error:
+                raise DataError(
+                    f"{self._sample.root / path} cannot be decoded: {error}.\n"
+                    "Get an intact copy: python -m eval.data lists all that are damaged."
+                ) from error
+
+        self._each(prepare, range(len(indices)))
+        return crops
+
+    def _predict(self, setup: Setup, crops: Crop) -> NDArray[np.float32]:
+        """Logits (N, C) of crops (N, size, size, 3)."""
+        crops, table = arranged(crops, setup)
+        predictor = self._predictor(setup, table)
+        size = self._machine.batch_size
+        parts: dict[int, NDArray[np.float32]] = {}
+
+        def compute(start: int) -> None:
+            # Always a whole batch: some runtimes take no other.
+            batch = np.zeros((size, *crops.shape[1:]), np.uint8)
+            part = crops[start : start + size]
+            batch[: len(part)] = part
+            parts[start] = predictor(batch)[setup.form][: len(part)]
+
+        starts = range(0, len(crops), size)
+        self._each(compute, starts)
+        return np.concatenate([parts[start] for start in starts])
+
+    def _each(self, action: Callable[[int], None], numbers: Iterable[int]) -> None:
+        """In all workers, each with one thread."""
+        import torch
+
+        with ThreadPoolExecutor(
+            self._machine.workers, initializer=lambda: torch.set_num_threads(1)
+        ) as pool:
+            try:
+                for _ in pool.map(action, numbers):
+                    pass
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _predictor(self, setup: Setup, table: bytes) -> Predictor:
+        """What computes the logits; the last one is kept, so that chunks share it."""
+        from eval.backends import create_predictor
+        from eval.measure.engine import ShrinkOnOutOfMemory
+
+        preprocess = Switched(self._subject.preprocess)
+        switchable = self._machine.device.type == "cpu"
+        key = (setup.model, None if switchable else table)
+        if self._last is None or self._last.key != key:
+            predictor = create_predictor(
+                setup.backend,
+                {setup.form: self._model(setup)},
+                preprocess if switchable else normalised_by(preprocess, table),
+                self._machine.device,
+                setup.precision,
+                batch_size=self._machine.batch_size,
+                workers=self._machine.workers,
+            )
+            careful = ShrinkOnOutOfMemory(predictor, lambda t: self._observer(Event(message=t)))
+            self._last = _Prepared(key, careful, preprocess)
+        self._last.preprocess.choose(table)
+        return self._last.predictor
+
+    def _model(self, setup: Setup) -> nn.Module | Path:
+        """The form, with the edits of the setup made."""
+        model = self._subject.forms[setup.form]
+        if isinstance(model, Path) or not setup.edits:
+            return model
+        from eval.diagnosis.edits import CALIBRATION, edited
+
+        plain = replace(setup, edits=(), labels="")
+        crops = self._crops([plain], range(min(CALIBRATION, self.images)))[plain.recipe]
+        crops, table = arranged(crops, plain)
+        images = normalised_by(self._subject.preprocess, table).normalize(crops)
+        return edited(model, setup.edits, np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

@@ -1,0 +1,214 @@
+"""What a diagnosis says: outcome, text and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from eval.diagnosis.search import CHANCE, ERROR, Findings, Trial, Undecided
+from eval.diagnosis.setups import Setup
+
+FAR_BELOW = 0.001  # probability by chance of an accuracy that is called too low
+SHOWN = 12  # setups in the text; the JSON and the page have all
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A reported accuracy.
+
+    Attributes:
+        top1: in percent.
+        source: where it is reported.
+    """
+
+    top1: float
+    source: str
+
+    def is_missed(self, correct: int, images: int) -> bool:
+        """Whether so few are right that chance does not explain it (a binomial test)."""
+        from scipy.stats import binom
+
+        return bool(binom.cdf(correct, images, self.top1 / 100) < FAR_BELOW)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `eval.diagnose.diagnose` gives.
+
+    Attributes:
+        subject: what was diagnosed.
+        data: where the images were, and in which layout.
+        findings: what was tried, and what follows.
+        expected: the reported accuracy, where one is compared with.
+        notes: what else was noticed, in sentences.
+        caution: a line that has to stand over every figure; empty for most.
+    """
+
+    subject: str
+    data: str
+    findings: Findings
+    expected: Expected | None = None
+    notes: tuple[str, ...] = ()
+    caution: str = ""
+
+    @property
+    def as_is_correct(self) -> int:
+        """Images that are right as configured."""
+        return int(self.findings.right.sum())
+
+    @property
+    def outcome(self) -> str:
+        """``healthy``, ``explained`` or ``unexplained``."""
+        if self.findings.best:
+            return "explained"
+        return "unexplained" if self.is_too_low(self.as_is_correct) else "healthy"
+
+    @property
+    def exit_code(self) -> int:
+        """0 where nothing is wrong."""
+        return 0 if self.outcome == "healthy" else 1
+
+    def is_too_low(self, correct: int) -> bool:
+        """Far below the reported accuracy, or no better than guessing."""
+        images = self.findings.images
+        if self.expected and self.expected.is_missed(correct, images):
+            return True
+        return correct < CHANCE * images
+
+    @property
+    def advice(self) -> str:
+        """What to do, in sentences."""
+        best = self.findings.best
+        if best:
+            return " ".join(dict.fromkeys(change.advice for change in best.changes))
+        if self.outcome == "unexplained":
+            return (
+                "None of the known mistakes explains it: check that the checkpoint is of this "
+                "model and fully trained, and that the labels belong to the images."
+            )
+        return "Nothing to change."
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of ``--json``."""
+        findings = self.findings
+        best = findings.best
+        return {
+            "outcome": self.outcome,
+            "images": findings.images,
+            "as_is": {"top1_correct": self.as_is_correct, "form": findings.as_is.form},
+            "changes": best.as_json if best else {},
+            "with_changes": {"top1_correct": best.correct if best else self.as_is_correct},
+            "tried": [_tried(trial) for trial in findings.trials if trial.images],
+            "alternatives": [_undecided(row) for row in findings.alternatives],
+            "undecided": _undecided(findings.undecided) if findings.undecided else None,
+            "not_tried": findings.refused,
+            "passes": round(findings.passes, 2) if findings.pass_seconds else None,
+            "seconds": round(findings.seconds, 2),
+            "notes": list(self.notes),
+            "advice": self.advice,
+        }
+
+
+def _tried(trial: Trial) -> dict[str, Any]:
+    return {
+        "changes": trial.as_json,
+        "images": trial.images,
+        "top1_correct": trial.correct,
+        "gained": trial.gained,
+        "lost": trial.lost,
+        "p_value": trial.p_value,
+        "p_corrected": trial.p_corrected,
+    }
+
+
+def _undecided(row: Undecided) -> dict[str, Any]:
+    return {
+        "changes": row.trial.as_json,
+        "top1_correct": row.trial.correct,
+        "images_to_decide": row.images,
+    }
+
+
+def text(diagnosis: Diagnosis) -> str:
+    """A report for a terminal, without a trailing newline."""
+    findings = diagnosis.findings
+    as_is = diagnosis.as_is_correct
+    lines = [diagnosis.caution] if diagnosis.caution else []
+    lines += [
+        f"{diagnosis.subject} on {findings.images:,} images of {diagnosis.data}",
+        "",
+        f"as configured: {_share(as_is, findings.images)}   {_setup_words(findings.as_is)}",
+    ]
+    if diagnosis.expected:
+        expected = diagnosis.expected
+        lines.append(f"reported:      {expected.top1:g} %   {expected.source}")
+    lines += ["", *_table(findings), "", *_conclusion(diagnosis)]
+    lines += [f"Note: {note}" for note in diagnosis.notes]
+    lines += [f"Not tried: {name}: {reason}" for name, reason in findings.refused.items()]
+    if findings.pass_seconds:
+        lines.append(
+            f"{findings.seconds:.0f} s, {findings.passes:.1f} times one pass over the sample."
+        )
+    return "\n".join(lines)
+
+
+def _setup_words(setup: Setup) -> str:
+    return f"{setup.form}, {setup.backend}, {setup.precision}; {setup.recipe.words}"
+
+
+def _share(correct: int, images: int) -> str:
+    return f"{correct:,} of {images:,} right ({100 * correct / images:.1f} %)"
+
+
+def _table(findings: Findings) -> Iterator[str]:
+    """The most promising setups that were tried."""
+    tried = [trial for trial in findings.trials if trial.images]
+    yield f"{'tried':<44} {'images':>6} {'right':>6} {'gained':>6} {'lost':>6} {'corrected p':>11}"
+    for trial in tried[:SHOWN]:
+        yield (
+            f"{trial.name:<44} {trial.images:6,} {trial.correct:6,} {trial.gained:6,} "
+            f"{trial.lost:6,} {trial.p_corrected:11.2g}"
+        )
+    if len(tried) > SHOWN:
+        yield f"... and {len(tried) - SHOWN} others, which are no better"
+
+
+def _conclusion(diagnosis: Diagnosis) -> Iterator[str]:
+    findings, best = diagnosis.findings, diagnosis.findings.best
+    if best:
+        yield (
+            f"EXPLAINED by {best.name}: {_share(best.correct, findings.images)} instead of "
+            f"{diagnosis.as_is_correct:,}"
+        )
+        yield diagnosis.advice
+        for row in findings.alternatives:
+            yield (
+                f"{row.trial.name} does as well here ({row.trial.correct:,}): the sample cannot "
+                f"tell the two apart. {_more_images(row.images)}"
+            )
+        if diagnosis.is_too_low(best.correct):
+            yield "That is still below the reported accuracy: something else is wrong as well."
+        return
+    if diagnosis.outcome == "unexplained":
+        tried = {change.name for t in findings.trials if t.images for change in t.changes}
+        yield f"UNEXPLAINED: {len(tried)} known mistakes and pairs of them are excluded"
+        yield diagnosis.advice
+    else:
+        yield "HEALTHY: no known mistake does better than what is configured, beyond chance"
+    if findings.undecided:
+        row = findings.undecided
+        yield (
+            f"{row.trial.name} has {row.trial.correct:,} right instead of "
+            f"{diagnosis.as_is_correct:,}, which {findings.images:,} images cannot tell from "
+            f"chance. {_more_images(row.images)}"
+        )
+
+
+def _more_images(images: int | None) -> str:
+    if images is None:
+        return "The difference, if there is one, is too small to matter."
+    return f"About {images:,} images would decide (--images {images})."
+
+
+__all__ = ["ERROR", "Diagnosis", "Expected", "text"]
