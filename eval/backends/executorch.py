@@ -27,12 +27,16 @@ def convert(model: nn.Module, path: Path, batch: int, size: int) -> None:
     write(torch.export.export(model, (torch.zeros(batch, 3, size, size),)), path)
 
 
-def write(program: Any, path: Path) -> None:
-    """Lower an exported program to XNNPACK and write it."""
+def write(program: Any, path: Path, precision: str = "fp32") -> None:
+    """Lower an exported program to XNNPACK and write it, with a mark of what it computes in."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    lowered = to_edge_transform_and_lower(
+        program,
+        partitioner=[XnnpackPartitioner()],
+        constant_methods={f"pplcnet-eval-{precision}": 1},
+    )
     path.write_bytes(lowered.to_executorch().buffer)
 
 

@@ -88,7 +88,9 @@ def export_onnx(model: nn.Module, opset: int = OPSET, size: int = CROP) -> bytes
     return proto.SerializeToString()  # type: ignore[no-any-return]
 
 
-def sources(model: nn.Module, _folder: Path, _batches: Sequence[int], size: int) -> dict[int, bytes]:
+def sources(
+    model: nn.Module, _folder: Path, _batches: Sequence[int], size: int
+) -> dict[int, bytes]:
     """A torch model as one graph for every batch size."""
     return {0: export_onnx(model, size=size)}
 

@@ -33,7 +33,7 @@ from eval.backends.signature import Feed, Port, check_signature
 from eval.errors import EvalError, ModelError
 
 if TYPE_CHECKING:
-    from eval.images.preprocess import Crop, Preprocess
+    from eval.images.preprocess import Crop
 
 DTYPES = {"float": np.float32, "float16": np.float16, "uint8": np.uint8, "int8": np.int8}
 PROBE_SECONDS = 300
@@ -134,8 +134,8 @@ class RuntimePredictor:
                 label, loaded.inputs, loaded.outputs, task.preprocess.size, task.classes
             )
             layout = loaded.layout or feed.layout
-            for batch in self._batches(task, feed):
-                options.append((loaded, feed, layout, batch))
+            batches = self._batches(task, feed)
+            options.extend((loaded, feed, layout, batch) for batch in batches)
         if len(options) > 1:
             options.sort(key=lambda option: self._seconds(label, *option))
         loaded, feed, layout, batch = options[0]
@@ -227,8 +227,10 @@ class RuntimePredictor:
     def _check(self, form: _Form, answer: NDArray[Any], count: int) -> None:
         """One row for each image, as wide as it should be."""
         classes = self._classes or form.feed.classes
-        if answer.ndim != 2 or len(answer) != count or answer.shape[1] != (
-            classes or answer.shape[1]
+        if (
+            answer.ndim != 2
+            or len(answer) != count
+            or answer.shape[1] != (classes or answer.shape[1])
         ):
             raise ModelError(
                 f"{form.name} gives {answer.shape} for {count} images instead of "
