@@ -185,7 +185,7 @@ def _attempt(
     child.call(
         f"{kind} int8, {QUANTISERS[backend].tool}",
         "eval.backends.quantize:quantize_here",
-        function=QUANTISERS[backend].function,
+        name=QUANTISERS[backend].function,
         work=asdict(work),
     )
     found = answers(backend, target, calibration.model.preprocess, calibration.held_out)

@@ -118,10 +118,11 @@ def _runtime(task: Task) -> Predictor:
     return create(task)
 
 
-_ANY = {"precisions": ("fp32", "bf16", "fp16"), "devices": ("cpu", "cuda")}
+_PRECISIONS = ("fp32", "bf16", "fp16")
+_DEVICES = ("cpu", "cuda")
 
 BACKENDS: Mapping[str, Backend] = {
-    "torch": Backend("torch", _torch, **_ANY),
+    "torch": Backend("torch", _torch, precisions=_PRECISIONS, devices=_DEVICES),
     "onnxruntime": Backend(
         "ONNX Runtime",
         _runtime,
@@ -137,11 +138,11 @@ BACKENDS: Mapping[str, Backend] = {
         extra="openvino",
         module="eval.backends.openvino",
         suffixes=(".xml", ".onnx"),
-        precisions=("fp32", "bf16", "fp16"),
+        precisions=_PRECISIONS,
         needs=("openvino",),
         converts=("onnx", "onnxscript"),
     ),
-    "compile": Backend("torch.compile", _compile, **_ANY),
+    "compile": Backend("torch.compile", _compile, precisions=_PRECISIONS, devices=_DEVICES),
     "litert": Backend(
         "LiteRT",
         _runtime,

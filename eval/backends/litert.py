@@ -89,11 +89,12 @@ def _quantized(images: NDArray[Any], entry: dict[str, Any]) -> NDArray[Any]:
     if images.dtype.kind != "f" or np.dtype(entry["dtype"]).kind == "f" or not scale:
         return images
     limits = np.iinfo(entry["dtype"])
-    return np.clip(np.rint(images / scale) + zero, limits.min, limits.max).astype(entry["dtype"])
+    whole = np.clip(np.rint(images / scale) + zero, limits.min, limits.max)
+    return np.asarray(whole, entry["dtype"])
 
 
 def _real(logits: NDArray[Any], entry: dict[str, Any]) -> NDArray[Any]:
     scale, zero = entry["quantization"]
     if logits.dtype.kind == "f" or not scale:
         return logits
-    return (logits.astype(np.float32) - zero) * np.float32(scale)
+    return np.asarray((logits.astype(np.float32) - zero) * np.float32(scale))

@@ -40,10 +40,9 @@ def convert(model: nn.Module, path: Path, batch: int, size: int) -> None:
     with contextlib.chdir(path.parent):  # pnnx leaves files of its own
         traced = f"{stem}.pt"
         pnnx.export(model, traced, (torch.zeros(1, 3, size, size),), fp16=False)
-        for extra in (traced, f"{stem}_ncnn.py", f"{stem}_pnnx.py"):
-            Path(extra).unlink(missing_ok=True)
-        for extra in Path().glob(f"{stem}.pnnx.*"):
-            extra.unlink()
+        names = [traced, f"{stem}_ncnn.py", f"{stem}_pnnx.py"]
+        for extra in [*map(Path, names), *Path().glob(f"{stem}.pnnx.*")]:
+            extra.unlink(missing_ok=True)
     if not path.exists():
         raise ModelError(f"pnnx cannot convert this {type(model).__name__}: it wrote no file.")
 

@@ -92,9 +92,9 @@ class Work:
             return labels
 
 
-def quantize_here(function: str, work: Mapping[str, Any]) -> Any:
+def quantize_here(name: str, work: Mapping[str, Any]) -> Any:
     """Run a quantiser; what `eval.backends.child` is asked for."""
-    return globals()[function](Work(**{**work, "exclude": tuple(work.get("exclude", ()))}))
+    return globals()[name](Work(**{**work, "exclude": tuple(work.get("exclude", ()))}))
 
 
 def quantize_onnx(work: Work) -> None:

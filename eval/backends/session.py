@@ -128,7 +128,7 @@ class RuntimePredictor:
 
     def _prepared(self, task: Task, label: str, candidates: Sequence[Loaded]) -> _Form:
         """The faster batch size, and a session for each worker."""
-        options = []
+        options: list[tuple[Loaded, Feed, str, int | None]] = []
         for loaded in candidates:
             feed = check_signature(
                 label, loaded.inputs, loaded.outputs, task.preprocess.size, task.classes
@@ -151,7 +151,7 @@ class RuntimePredictor:
             return [feed.batch]
         if not BACKENDS[task.backend].fixed_batch:
             return [None]
-        return sorted({1, task.batch_size})
+        return [*sorted({1, task.batch_size})]
 
     def _seconds(
         self, label: str, loaded: Loaded, feed: Feed, layout: str, batch: int | None

@@ -230,7 +230,7 @@ class ExportedSource(RequestedImages):
         runtimes = RUNTIMES[path.suffix.lower()]
         if request.forms:
             raise UsageError(f"--forms: {path} is one form, as it was exported. Leave it out.")
-        if request.backend in BACKENDS:
+        if request.backend is not None and request.backend in BACKENDS:
             check_runs(request.backend, path)
         if request.precision != "fp32":
             raise UsageError(
