@@ -1,8 +1,8 @@
 """The old name of ``python -m eval.export``, for one more release.
 
-    export_onnx.py --variant base --output base.onnx
-    export_onnx.py --weights F.pdparams --variant base --output base.onnx --openvino base.xml
-    export_onnx.py --variant base --output base.onnx --int8 base-int8.onnx --calibrate PHOTOS
+export_onnx.py --variant base --output base.onnx
+export_onnx.py --weights F.pdparams --variant base --output base.onnx --openvino base.xml
+export_onnx.py --variant base --output base.onnx --int8 base-int8.onnx --calibrate PHOTOS
 """
 
 from __future__ import annotations

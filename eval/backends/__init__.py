@@ -50,7 +50,12 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What a predictor is made for; see `create_predictor`."""
+    """What a predictor is made for: the arguments of `create_predictor`.
+
+    Attributes:
+        threads: of each call inside the runtime. Torch has one number for the whole process, which
+            `torch.set_num_threads` sets.
+    """
 
     backend: str
     models: Mapping[str, nn.Module | Path]
@@ -60,6 +65,7 @@ class Task:
     batch_size: int
     workers: int
     classes: int | None = None
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -213,8 +219,20 @@ def create_predictor(
             this kind of file.
         ModelError: an exported file cannot be used.
     """
+    return predictor_for(
+        Task(backend, models, preprocess, device, precision, batch_size, workers, classes)
+    )
+
+
+def predictor_for(task: Task) -> Predictor:
+    """What `create_predictor` does.
+
+    Raises:
+        UsageError, ModelError: as there.
+    """
+    backend, precision = task.backend, task.precision
     entry = BACKENDS[backend]
-    if device.type not in entry.devices:
+    if task.device.type not in entry.devices:
         raise UsageError(f"--backend {backend} computes on the CPU here: use --device cpu.")
     if precision not in entry.precisions:
         others = [name for name, other in BACKENDS.items() if precision in other.precisions]
@@ -222,14 +240,11 @@ def create_predictor(
             f"--backend {backend} --precision {precision}: {entry.title} computes in "
             f"{', '.join(entry.precisions)} only here. Use --backend {' or '.join(others)}."
         )
-    for model in models.values():
+    for model in task.models.values():
         check_runs(backend, model)
-    check_installed(
-        backend, converting=any(not isinstance(model, Path) for model in models.values())
-    )
-    return entry.create(
-        Task(backend, models, preprocess, device, precision, batch_size, workers, classes)
-    )
+    converting = any(not isinstance(model, Path) for model in task.models.values())
+    check_installed(backend, converting=converting)
+    return entry.create(task)
 
 
 def check_runs(backend: str, model: nn.Module | Path) -> None:

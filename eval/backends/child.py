@@ -44,10 +44,14 @@ def call(what: str, function: str, *, seconds: int = SECONDS, **arguments: Any) 
     with tempfile.TemporaryDirectory(prefix="pplcnet-eval-") as folder:
         result = Path(folder) / "result.json"
         request = {"function": function, "arguments": arguments, "result": str(result)}
-        paths = [str(Path(package.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        # What can be imported here can be imported there: a pickled model's own modules, too.
+        paths = [
+            str(Path(package.__file__).parents[1]),
+            *(path or str(Path.cwd()) for path in sys.path),
+        ]
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
             "PYTHONWARNINGS": "ignore",
             "TMPDIR": folder,
         }

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from eval.backends.convert import in_child
-from eval.backends.session import Session
+from eval.backends.session import Compute, Session
 from eval.backends.signature import Feed, Port
 
 if TYPE_CHECKING:
     from torch import nn
 
 SUFFIX = ".pte"
-SETTINGS = {"executorch.threads": 1}
+SETTINGS = {"executorch.delegate": "XNNPACK"}
 _TYPES = {6: "float", 5: "float16", 0: "uint8", 1: "int8"}  # torch's own numbers of its types
 
 
@@ -43,9 +43,9 @@ def write(program: Any, path: Path, precision: str = "fp32") -> None:
 sources = functools.partial(in_child, "executorch", SUFFIX)
 
 
-def load(source: Path, _precision: str, _workers: int) -> ExecuTorchGraph:
+def load(source: Path, how: Compute) -> ExecuTorchGraph:
     """See `eval.backends.session`."""
-    return ExecuTorchGraph(source)
+    return ExecuTorchGraph(source, how.threads)
 
 
 class ExecuTorchGraph:
@@ -53,11 +53,13 @@ class ExecuTorchGraph:
 
     layout = None
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, threads: int = 1) -> None:
         from executorch.extension.pybindings import _C
         from executorch.runtime import Runtime
 
-        _C._unsafe_reset_threadpool(1)  # one pool for the process; it takes all cores otherwise
+        _C._unsafe_reset_threadpool(
+            threads
+        )  # one pool for the process; it takes all cores otherwise
         self._content = source.read_bytes()
         self._runtime = Runtime.get()
         meta = self._method().metadata

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.backends.convert import in_child
-from eval.backends.session import Session
+from eval.backends.session import Compute, Session
 from eval.backends.signature import Feed, Port
 
 if TYPE_CHECKING:
     from torch import nn
 
 SUFFIX = ".tflite"
-SETTINGS = {"litert.num_threads": 1}
+SETTINGS = {"litert.delegate": "XNNPACK"}
 _TYPES = {"float32": "float"}
 
 
@@ -32,9 +32,9 @@ def convert(model: nn.Module, path: Path, batch: int, size: int) -> None:
 sources = functools.partial(in_child, "litert", SUFFIX)
 
 
-def load(source: Path, _precision: str, _workers: int) -> LiteRtGraph:
+def load(source: Path, how: Compute) -> LiteRtGraph:
     """See `eval.backends.session`."""
-    return LiteRtGraph(source)
+    return LiteRtGraph(source, how.threads)
 
 
 class LiteRtGraph:
@@ -42,7 +42,8 @@ class LiteRtGraph:
 
     layout = None
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, threads: int = 1) -> None:
+        self._threads = threads
         self._content = source.read_bytes()
         interpreter = self._interpreter()
         self.inputs = [_port(entry) for entry in interpreter.get_input_details()]
@@ -51,7 +52,7 @@ class LiteRtGraph:
     def _interpreter(self) -> Any:
         from ai_edge_litert.interpreter import Interpreter
 
-        return Interpreter(model_content=self._content, num_threads=1)
+        return Interpreter(model_content=self._content, num_threads=self._threads)
 
     def session(self, _feed: Feed, batch: int) -> Session:
         """An interpreter of its own: none may be used by two threads at once."""

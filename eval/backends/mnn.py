@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.backends import child
-from eval.backends.session import Session
+from eval.backends.session import Compute, Session
 from eval.backends.signature import Feed, Port
 from eval.errors import ModelError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SUFFIX = ".mnn"
-_CONFIG = {"backend": "CPU", "numThread": 1, "precision": "high"}
+_CONFIG = {"backend": "CPU", "precision": "high"}
 SETTINGS = {f"mnn.{name}": value for name, value in _CONFIG.items()}
 
 
@@ -48,9 +48,9 @@ def convert_file(source: str, target: str, precision: str = "fp32") -> None:
         raise ModelError("MNN's converter cannot convert this model: it wrote no file.")
 
 
-def load(source: Path, _precision: str, _workers: int) -> MnnGraph:
+def load(source: Path, how: Compute) -> MnnGraph:
     """See `eval.backends.session`."""
-    return MnnGraph(source)
+    return MnnGraph(source, how.threads)
 
 
 class MnnGraph:
@@ -62,7 +62,8 @@ class MnnGraph:
 
     layout = None
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, threads: int = 1) -> None:
+        self._threads = threads
         self._path = str(source)
         try:
             names = self._module([], []).get_info()
@@ -79,7 +80,7 @@ class MnnGraph:
     def _module(self, inputs: list[str], outputs: list[str]) -> Any:
         from MNN import nn
 
-        manager = nn.create_runtime_manager((dict(_CONFIG),))
+        manager = nn.create_runtime_manager(({**_CONFIG, "numThread": self._threads},))
         return nn.load_module_from_file(self._path, inputs, outputs, runtime_manager=manager)
 
     def session(self, _feed: Feed, _batch: int) -> Session:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.backends.convert import in_child
-from eval.backends.session import Session
+from eval.backends.session import Compute, Session
 from eval.backends.signature import Feed
 from eval.errors import ModelError
 
@@ -27,7 +27,7 @@ _OFF = (
     *("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic"),
     *("use_bf16_packed", "use_bf16_storage"),
 )
-SETTINGS: dict[str, Any] = {"ncnn.num_threads": 1, **{f"ncnn.{name}": False for name in _OFF}}
+SETTINGS: dict[str, Any] = {f"ncnn.{name}": False for name in _OFF}
 
 
 def convert(model: nn.Module, path: Path, batch: int, size: int) -> None:
@@ -50,9 +50,9 @@ def convert(model: nn.Module, path: Path, batch: int, size: int) -> None:
 sources = functools.partial(in_child, "ncnn", SUFFIX)
 
 
-def load(source: Path, _precision: str, _workers: int) -> NcnnGraph:
+def load(source: Path, how: Compute) -> NcnnGraph:
     """See `eval.backends.session`."""
-    return NcnnGraph(source)
+    return NcnnGraph(source, how.threads)
 
 
 class NcnnGraph:
@@ -64,11 +64,11 @@ class NcnnGraph:
 
     layout = "NCHW"
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, threads: int = 1) -> None:
         import ncnn
 
         self._net = net = ncnn.Net()
-        net.opt.num_threads = 1
+        net.opt.num_threads = threads
         for name in _OFF:
             setattr(net.opt, name, False)
         binary = source.with_suffix(".bin")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from eval.backends import missing_extra
 from eval.backends.child import first_line
-from eval.backends.session import Session
+from eval.backends.session import Compute, Session
 from eval.backends.signature import Feed, Port
 from eval.errors import ModelError, UsageError
 from eval.images.preprocess import CROP
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 OPSET = 18  # what torch's exporter writes itself; every other one is a conversion of it
 INPUT, OUTPUT = "input", "logits"
-SETTINGS = {"onnxruntime.intra_op_num_threads": 1, "onnxruntime.inter_op_num_threads": 1}
+SETTINGS: dict[str, Any] = {"onnxruntime.providers": "CPUExecutionProvider"}
 
 
 def export_onnx(model: nn.Module, opset: int = OPSET, size: int = CROP) -> bytes:
@@ -95,9 +95,9 @@ def sources(
     return {0: export_onnx(model, size=size)}
 
 
-def load(source: bytes | Path, _precision: str, _workers: int) -> OnnxGraph:
+def load(source: bytes | Path, how: Compute) -> OnnxGraph:
     """See `eval.backends.session`."""
-    return OnnxGraph(source)
+    return OnnxGraph(source, how.threads)
 
 
 class OnnxGraph:
@@ -105,11 +105,11 @@ class OnnxGraph:
 
     layout = None
 
-    def __init__(self, source: bytes | Path) -> None:
+    def __init__(self, source: bytes | Path, threads: int = 1) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # its errors reach Python as exceptions
         self._session = onnxruntime.InferenceSession(

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from eval.backends.onnx import sources
-from eval.backends.session import Session
+from eval.backends.session import Compute, Session
 from eval.backends.signature import Feed, Port
 from eval.errors import ModelError, UsageError
 
@@ -19,9 +19,9 @@ SETTINGS: dict[str, Any] = {"openvino.streams": "one per worker"}
 _TYPES = {"f32": "float", "f16": "float16", "u8": "uint8", "i8": "int8"}
 
 
-def load(source: bytes | Path, precision: str, workers: int) -> OpenVinoGraph:
+def load(source: bytes | Path, how: Compute) -> OpenVinoGraph:
     """See `eval.backends.session`."""
-    return OpenVinoGraph(source, precision, workers)
+    return OpenVinoGraph(source, how)
 
 
 class OpenVinoGraph:
@@ -29,8 +29,7 @@ class OpenVinoGraph:
 
     Args:
         source: a serialised ONNX model, or an ``.onnx`` or ``.xml`` file.
-        precision: what the CPU plugin computes in.
-        workers: threads that will call it.
+        how: precision, callers, and threads of each.
 
     Raises:
         ModelError: it cannot be read.
@@ -38,11 +37,11 @@ class OpenVinoGraph:
 
     layout = "NHWC"  # the crops are channels last already: no copy is made for the graph's order
 
-    def __init__(self, source: bytes | Path, precision: str, workers: int) -> None:
+    def __init__(self, source: bytes | Path, how: Compute) -> None:
         import openvino
 
         self._core = openvino.Core()
-        self._precision, self._workers = precision, workers
+        self._how = how
         try:
             self._model = self._core.read_model(source)
         except RuntimeError as error:
@@ -95,12 +94,12 @@ class OpenVinoGraph:
             model,
             "CPU",
             {
-                "INFERENCE_NUM_THREADS": self._workers,
-                "NUM_STREAMS": self._workers,
-                "INFERENCE_PRECISION_HINT": PRECISIONS[self._precision],
+                "INFERENCE_NUM_THREADS": self._how.workers * self._how.threads,
+                "NUM_STREAMS": self._how.workers,
+                "INFERENCE_PRECISION_HINT": PRECISIONS[self._how.precision],
             },
         )
-        _check_precision(compiled, self._precision)
+        _check_precision(compiled, self._how.precision)
         return compiled
 
 

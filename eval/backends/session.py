@@ -2,9 +2,9 @@
 
 A runtime's module has
 
-    load(source, precision, workers) -> Loaded        a file, or an ONNX graph as bytes
-    convert(model, path, batch, size)                 where it can be made from a torch model
-    SETTINGS                                          what it was told, for ``run.json``
+    load(source, how: Compute) -> Loaded     a file, or an ONNX graph as bytes
+    sources(model, folder, batches, size)    a torch model as what `load` takes, by batch size
+    SETTINGS                                 what it was told, for ``run.json``
 
 and everything else is here: sessions that are never used by two threads at once, batches of the
 size that a graph wants, and the check of every answer.
@@ -42,6 +42,14 @@ _TIMED = 3  # runs of each batch size, of which the fastest counts
 Session = Callable[[NDArray[Any]], NDArray[Any]]
 
 
+class Compute(NamedTuple):
+    """How a runtime is to compute: in what, for how many callers, each with how many threads."""
+
+    precision: str = "fp32"
+    workers: int = 1
+    threads: int = 1
+
+
 class Loaded(Protocol):
     """A graph in a runtime.
 
@@ -73,6 +81,7 @@ def create(task: Task) -> RuntimePredictor:
     entry = BACKENDS[task.backend]
     module = importlib.import_module(entry.module)
     size = task.preprocess.size
+    how = Compute(task.precision, task.workers, task.threads)
     with tempfile.TemporaryDirectory(prefix="pplcnet-eval-") as folder:
         forms = []
         for number, (form, model) in enumerate(task.models.items()):
@@ -86,12 +95,10 @@ def create(task: Task) -> RuntimePredictor:
                 sources = module.sources(model, where, sizes, size)
             label = str(model) if isinstance(model, Path) else form
             with quiet():
-                loaded = {
-                    batch: module.load(source, task.precision, task.workers)
-                    for batch, source in sources.items()
-                }
+                loaded = {batch: module.load(source, how) for batch, source in sources.items()}
                 forms.append((form, label, list(loaded.values())))
-        return RuntimePredictor(task, forms, module.SETTINGS)
+        settings = {**module.SETTINGS, f"{task.backend}.threads": task.threads}
+        return RuntimePredictor(task, forms, settings)
 
 
 class RuntimePredictor:
@@ -284,7 +291,7 @@ def probe_here(backend: str, path: str, name: str, options: Sequence[Any]) -> di
     entry = BACKENDS[backend]
     module = importlib.import_module(entry.module)
     try:
-        loaded: Loaded = module.load(Path(path), precision, 1)
+        loaded: Loaded = module.load(Path(path), Compute(precision))
     except (EvalError, ImportError):
         raise
     except Exception as error:
