@@ -162,7 +162,7 @@ def test_a_model_of_other_classes_ends_with_4(
     (tmp_path / "tiny.onnx").write_bytes(export_onnx(Tiny()))
     for backend in ("onnxruntime", "openvino"):
         code = evaluate(
-            val_folder(FILES), tmp_path / "tiny.onnx", tmp_path / "out", "--backend", backend
+            val_folder(FILES), tmp_path / "tiny.onnx", tmp_path / backend, "--backend", backend
         )
         error = capsys.readouterr().err
         assert code == 4
@@ -177,7 +177,7 @@ def test_a_damaged_file_ends_with_4(
     (tmp_path / name).write_bytes(b"nothing of the kind")
     assert evaluate(val_folder(FILES), tmp_path / name, tmp_path / "out") == 4
     error = capsys.readouterr().err
-    assert "cannot load it" in error
+    assert "no runtime can load it" in error
     assert error.count("\n") <= 2
 
 
@@ -214,7 +214,7 @@ def test_a_sweep_is_one_table(
     ]  # fmt: skip
     assert rows[0]["flips"] == rows[1]["flips"] == "0"
     for row in rows:
-        assert row["name"] in shown.out
+        assert f"{row['backend']} {row['precision']}" in shown.out
         (summary,) = rows_of(Path(row["output"]) / "summary.csv")
         assert summary["top1_correct"] == row["top1_correct"]
     assert "small, reported: 73.97 / - (PaddleX model list)" in shown.out
