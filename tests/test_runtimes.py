@@ -7,14 +7,13 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, MakeVal
 from onnx import TensorProto, helper
 from test_backends import CPU, PREPROCESSING, assert_agrees, plain
 from torch import nn
@@ -29,7 +28,6 @@ from eval.models import exported
 from eval.models.exported import FORMATS, RUNTIMES, companions, files_of, precision_of, size_of
 from eval.request import Request
 
-MakeVal = Callable[..., Path]
 BATCH = 3
 
 
