@@ -273,6 +273,7 @@ def _measure(
         request.precision,
         batch_size=setup.batch_size,
         workers=setup.workers,
+        classes=len(valset.classes),
     )
     plan = engine.Plan(
         preprocess,

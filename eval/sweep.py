@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.backends import BACKENDS
-from eval.backends.exported import FORM, RUNTIMES, is_exported, precision_of
 from eval.cli import program
 from eval.command import CRASHED, run_command
 from eval.config import VariantConfig, load_variant
@@ -28,6 +27,7 @@ from eval.errors import EvalError, UsageError
 from eval.imagenet import positive
 from eval.images.sets import VAL, ImageSet
 from eval.measure.allocator import keep_freed_memory
+from eval.models.exported import FORM, RUNTIMES, is_exported, precision_of
 from eval.request import FORMS, ON_BAD_IMAGE, PRECISIONS, PREPROCESSES, Request
 from eval.results.files import write_atomically
 
@@ -110,8 +110,8 @@ def combinations(args: argparse.Namespace) -> Iterator[Combination]:
             for form, backend, precision in itertools.product(
                 args.forms, args.backend, args.precision
             ):
-                if backend == "onnxruntime" and precision != "fp32":
-                    print(f"left out: onnxruntime has no {precision} on a CPU", file=sys.stderr)
+                if precision not in BACKENDS[backend].precisions:
+                    print(f"left out: {backend} has no {precision} here", file=sys.stderr)
                     continue
                 yield Combination(model, variant, weights, form, backend, precision, preprocess)
 

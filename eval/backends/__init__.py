@@ -1,44 +1,194 @@
-"""What computes the logits; each module is one runtime behind the same interface.
+"""What computes the logits; each runtime stands behind the same interface.
 
-    pytorch.py   torch eager mode and torch.compile
-    lowering.py  a network made faster for torch on a CPU
-    tracing.py   a network as a graph of torch's basic operations
-    onnx.py      export, and ONNX Runtime
-    openvino.py  OpenVINO
-    exported.py  what an exported file must be
-    quantize.py  post-training int8
-    device.py    which device, and exact float32
+    pytorch.py     torch eager mode and torch.compile
+    lowering.py    a network made faster for torch on a CPU
+    tracing.py     a network as a graph of torch's basic operations
+    onnx.py        ONNX Runtime, and the ONNX export
+    openvino.py    OpenVINO
+    litert.py      LiteRT
+    ncnn.py        ncnn
+    mnn.py         MNN
+    executorch.py  ExecuTorch
+    session.py     what all runtimes but torch share: threads, batches, checks
+    signature.py   what a graph takes and gives
+    child.py       converters, and files that nobody has vouched for, in a process of their own
+    quantize.py    post-training int8
+    device.py      which device, and exact float32
 
-Modules of a runtime are imported when it is asked for: each is an extra of its own.
+`BACKENDS` is the table of them. A runtime's module is imported when it is asked for: each is an
+extra of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-
-from numpy.typing import NDArray
 
 from eval.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
     from eval.images.preprocess import Crop, Preprocess
-
-BACKENDS = ("torch", "onnxruntime", "openvino", "compile")
 
 
 class Predictor(Protocol):
     """A backend: uint8 crops (B, size, size, 3) to logits (B, classes) of each form, float32.
 
-    It is called by several threads at once, mostly with batches of the size it was made for.
+    It is called by several threads at once, mostly with batches of the size it was made for. Some
+    have `settings`, a mapping of what was set or chosen in the runtime, for ``run.json``.
     """
 
     def __call__(self, crops: Crop) -> Mapping[str, NDArray[Any]]:
         """Answer a batch."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a predictor is made for: the arguments of `create_predictor`.
+
+    Attributes:
+        threads: of each call inside the runtime. Torch has one number for the whole process, which
+            `torch.set_num_threads` sets.
+    """
+
+    backend: str
+    models: Mapping[str, nn.Module | Path]
+    preprocess: Preprocess
+    device: torch.device
+    precision: str
+    batch_size: int
+    workers: int
+    classes: int | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row of the table.
+
+    Attributes:
+        title: what the runtime is called.
+        extra: the extra of this package that installs it; "" for torch.
+        create: makes its predictor.
+        module: of this package, for the runtimes that `eval.backends.session` drives.
+        suffixes: the kinds of exported file that it runs.
+        precisions: what it can compute in; the first is the default.
+        devices: kinds of torch device.
+        needs: Python modules that must be installed to run it.
+        converts: those needed to convert a torch model as well.
+        fixed_batch: its graphs have one batch size, so that the faster one is measured.
+    """
+
+    title: str
+    create: Callable[[Task], Predictor]
+    extra: str = ""
+    module: str = ""
+    suffixes: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ("fp32",)
+    devices: tuple[str, ...] = ("cpu",)
+    needs: tuple[str, ...] = ()
+    converts: tuple[str, ...] = ()
+    fixed_batch: bool = False
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its files can be run here."""
+        return not any(map(_is_missing, self.needs))
+
+
+def _torch(task: Task) -> Predictor:
+    from eval.backends.pytorch import TorchPredictor
+
+    return TorchPredictor(*_in_torch(task))
+
+
+def _compile(task: Task) -> Predictor:
+    from eval.backends.pytorch import CompilePredictor
+
+    return CompilePredictor(*_in_torch(task))
+
+
+def _in_torch(task: Task) -> tuple[Any, ...]:
+    return task.models, task.preprocess, task.device, task.precision, task.batch_size
+
+
+def _runtime(task: Task) -> Predictor:
+    from eval.backends.session import create
+
+    return create(task)
+
+
+_PRECISIONS = ("fp32", "bf16", "fp16")
+_DEVICES = ("cpu", "cuda")
+
+BACKENDS: Mapping[str, Backend] = {
+    "torch": Backend("torch", _torch, precisions=_PRECISIONS, devices=_DEVICES),
+    "onnxruntime": Backend(
+        "ONNX Runtime",
+        _runtime,
+        extra="onnx",
+        module="eval.backends.onnx",
+        suffixes=(".onnx",),
+        needs=("onnxruntime",),
+        converts=("onnx", "onnxscript"),
+    ),
+    "openvino": Backend(
+        "OpenVINO",
+        _runtime,
+        extra="openvino",
+        module="eval.backends.openvino",
+        suffixes=(".xml", ".onnx"),
+        precisions=_PRECISIONS,
+        needs=("openvino",),
+        converts=("onnx", "onnxscript"),
+    ),
+    "compile": Backend("torch.compile", _compile, precisions=_PRECISIONS, devices=_DEVICES),
+    "litert": Backend(
+        "LiteRT",
+        _runtime,
+        extra="litert",
+        module="eval.backends.litert",
+        suffixes=(".tflite",),
+        needs=("ai_edge_litert",),
+        converts=("litert_torch",),
+        fixed_batch=True,
+    ),
+    "ncnn": Backend(
+        "ncnn",
+        _runtime,
+        extra="ncnn",
+        module="eval.backends.ncnn",
+        suffixes=(".param",),
+        needs=("ncnn",),
+        converts=("pnnx",),
+    ),
+    "mnn": Backend(
+        "MNN",
+        _runtime,
+        extra="mnn",
+        module="eval.backends.mnn",
+        suffixes=(".mnn",),
+        needs=("MNN",),
+        converts=("onnx", "onnxscript"),
+        fixed_batch=True,
+    ),
+    "executorch": Backend(
+        "ExecuTorch",
+        _runtime,
+        extra="executorch",
+        module="eval.backends.executorch",
+        suffixes=(".pte",),
+        needs=("executorch",),
+        converts=("executorch", "torchao"),
+        fixed_batch=True,
+    ),
+}
 
 
 def create_predictor(
@@ -50,58 +200,86 @@ def create_predictor(
     *,
     batch_size: int,
     workers: int,
+    classes: int | None = None,
 ) -> Predictor:
     """The forms of a model in a runtime.
 
     Args:
-        backend: one of `BACKENDS`.
+        backend: a key of `BACKENDS`.
         models: form name to model, or to an exported file.
         preprocess: whose normalised input the models take.
         device: where to compute.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: images in a batch.
         workers: threads that will call it.
+        classes: how many classes an exported file must tell apart; None: any number.
 
     Raises:
-        UsageError: the backend is not installed, or has no such device or precision.
+        UsageError: the backend is not installed, has no such device or precision, or does not run
+            this kind of file.
         ModelError: an exported file cannot be used.
     """
-    if backend in ("onnxruntime", "openvino") and device.type != "cpu":
-        raise UsageError(f"--backend {backend} computes on the CPU here: use --device cpu.")
-    if backend in ("torch", "compile"):
-        from eval.backends.pytorch import CompilePredictor, TorchPredictor
-
-        kind = TorchPredictor if backend == "torch" else CompilePredictor
-        modules = {form: model for form, model in models.items() if not isinstance(model, Path)}
-        return kind(modules, preprocess, device, precision, batch_size)
-    if backend == "onnxruntime":
-        if precision != "fp32":
-            raise UsageError(
-                f"--backend onnxruntime --precision {precision}: on a CPU it has fp32 only. "
-                "Use --backend openvino or torch."
-            )
-        from eval.backends.onnx import OnnxRuntimePredictor
-
-        return OnnxRuntimePredictor(_graphs(models, preprocess.size), preprocess)
-    from eval.backends.openvino import OpenVinoPredictor
-
-    return OpenVinoPredictor(
-        _graphs(models, preprocess.size),
-        preprocess,
-        precision,
-        batch_size=batch_size,
-        workers=workers,
+    return predictor_for(
+        Task(backend, models, preprocess, device, precision, batch_size, workers, classes)
     )
 
 
-def _graphs(models: Mapping[str, nn.Module | Path], size: int) -> dict[str, bytes | Path]:
-    """Models exported; files as they are."""
-    from eval.backends.onnx import export_onnx
+def predictor_for(task: Task) -> Predictor:
+    """What `create_predictor` does.
 
-    return {
-        form: model if isinstance(model, Path) else export_onnx(model, size=size)
-        for form, model in models.items()
-    }
+    Raises:
+        UsageError, ModelError: as there.
+    """
+    backend, precision = task.backend, task.precision
+    entry = BACKENDS[backend]
+    if task.device.type not in entry.devices:
+        raise UsageError(f"--backend {backend} computes on the CPU here: use --device cpu.")
+    if precision not in entry.precisions:
+        others = [name for name, other in BACKENDS.items() if precision in other.precisions]
+        raise UsageError(
+            f"--backend {backend} --precision {precision}: {entry.title} computes in "
+            f"{', '.join(entry.precisions)} only here. Use --backend {' or '.join(others)}."
+        )
+    for model in task.models.values():
+        check_runs(backend, model)
+    converting = any(not isinstance(model, Path) for model in task.models.values())
+    check_installed(backend, converting=converting)
+    return entry.create(task)
+
+
+def check_runs(backend: str, model: nn.Module | Path) -> None:
+    """Refuse a file that a backend does not run.
+
+    Raises:
+        UsageError: another backend is needed.
+    """
+    if isinstance(model, Path) and model.suffix.lower() not in BACKENDS[backend].suffixes:
+        able = [name for name, row in BACKENDS.items() if model.suffix.lower() in row.suffixes]
+        advice = f"use {' or '.join(able)}" if able else "no backend runs this kind of file"
+        raise UsageError(f"--backend {backend} cannot run {model}: {advice}.")
+
+
+def check_installed(backend: str, *, converting: bool = False) -> None:
+    """Refuse a runtime that is not installed.
+
+    Args:
+        backend: a key of `BACKENDS`.
+        converting: whether torch models have to be converted for it.
+
+    Raises:
+        UsageError: a module is missing; the message has the command that installs it.
+    """
+    entry = BACKENDS[backend]
+    for name in (*entry.needs, *(entry.converts if converting else ())):
+        if _is_missing(name):
+            raise missing_extra(backend, entry.extra, ImportError(name=name))
+
+
+def _is_missing(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is None
+    except ValueError:  # a module that was put in `sys.modules` by hand
+        return True
 
 
 def missing_extra(backend: str, extra: str, error: ImportError) -> UsageError:

@@ -1,6 +1,6 @@
 """ONNX: the exported graph, and ONNX Runtime.
 
-The input is ``input``, float32 (batch, 3, 224, 224), normalised; the output ``logits``, float32
+The input is ``input``, float32 (batch, 3, size, size), normalised; the output ``logits``, float32
 (batch, classes). The batch is dynamic.
 """
 
@@ -11,22 +11,26 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from eval.backends import missing_extra
-from eval.backends.exported import check_signature
-from eval.errors import ModelError
-from eval.images.preprocess import CROP, Crop, Preprocess
+from eval.backends.child import first_line
+from eval.backends.session import Compute, Session
+from eval.backends.signature import Feed, Port
+from eval.errors import ModelError, UsageError
+from eval.images.preprocess import CROP
 
-OPSET = 18  # what torch's exporter writes itself; every newer one is a conversion of it
+if TYPE_CHECKING:
+    from torch import nn
+
+OPSET = 18  # what torch's exporter writes itself; every other one is a conversion of it
 INPUT, OUTPUT = "input", "logits"
+SETTINGS: dict[str, Any] = {"onnxruntime.providers": "CPUExecutionProvider"}
 
 
 def export_onnx(model: nn.Module, opset: int = OPSET, size: int = CROP) -> bytes:
@@ -41,7 +45,7 @@ def export_onnx(model: nn.Module, opset: int = OPSET, size: int = CROP) -> bytes
         The serialised ``ModelProto``, its weights included.
 
     Raises:
-        UsageError: onnx or onnxscript is not installed.
+        UsageError: onnx or onnxscript is not installed, or the exporter has not this opset.
         ModelError: the exporter cannot do it.
     """
     try:
@@ -49,6 +53,8 @@ def export_onnx(model: nn.Module, opset: int = OPSET, size: int = CROP) -> bytes
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise missing_extra("onnxruntime", "onnx", error) from error
+    import torch
+
     model = copy.deepcopy(model).cpu().float().eval()
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros(2, 3, size, size)
@@ -67,79 +73,63 @@ def export_onnx(model: nn.Module, opset: int = OPSET, size: int = CROP) -> bytes
                 verbose=False,
             )
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
             raise ModelError(
                 f"torch's ONNX exporter cannot export this {type(model).__name__} "
-                f"({type(error).__name__}: {reason}).\nUse --backend torch or compile."
+                f"({first_line(error)}).\nUse --backend torch or compile."
             ) from error
     assert program is not None
-    return program.model_proto.SerializeToString()  # type: ignore[no-any-return]
+    proto = program.model_proto
+    written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if written != opset:
+        raise UsageError(
+            f"--opset {opset}: the exporter cannot convert this model to it and would write opset "
+            f"{written}.\nLeave --opset out."
+        )
+    return proto.SerializeToString()  # type: ignore[no-any-return]
 
 
-class OnnxRuntimePredictor:
-    """Graphs in ONNX Runtime on the CPU, one thread per call.
+def sources(
+    model: nn.Module, _folder: Path, _batches: Sequence[int], size: int
+) -> dict[int, bytes]:
+    """A torch model as one graph for every batch size."""
+    return {0: export_onnx(model, size=size)}
 
-    Args:
-        graphs: form name to a serialised model, or to its file.
-        preprocess: whose normalised input the models take.
 
-    Raises:
-        UsageError: ONNX Runtime is not installed.
-        ModelError: a graph cannot be loaded, or is no image classifier of 1000 classes.
-    """
+def load(source: bytes | Path, how: Compute) -> OnnxGraph:
+    """See `eval.backends.session`."""
+    return OnnxGraph(source, how.threads)
 
-    def __init__(self, graphs: Mapping[str, bytes | Path], preprocess: Preprocess) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise missing_extra("onnxruntime", "onnx", error) from error
+
+class OnnxGraph:
+    """A graph in ONNX Runtime on the CPU; it computes in the thread that calls."""
+
+    layout = None
+
+    def __init__(self, source: bytes | Path, threads: int = 1) -> None:
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors
-        self._normalize = preprocess.normalize
-        self._sessions = {}
-        for form, graph in graphs.items():
-            name = str(graph) if isinstance(graph, Path) else form
-            try:
-                session = onnxruntime.InferenceSession(
-                    str(graph) if isinstance(graph, Path) else graph,
-                    options,
-                    providers=["CPUExecutionProvider"],
-                )
-            except Exception as error:
-                raise ModelError(
-                    f"{name}: ONNX Runtime cannot load it ({str(error).partition(chr(10))[0]}).\n"
-                    "Export it again, or get an intact copy."
-                ) from error
-            check_signature(
-                name,
-                _signature(session.get_inputs()),
-                _signature(session.get_outputs()),
-                preprocess.size,
-            )
-            self._sessions[form] = session
+        options.log_severity_level = 4  # its errors reach Python as exceptions
+        self._session = onnxruntime.InferenceSession(
+            str(source) if isinstance(source, Path) else source,
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+        self.inputs = _ports(self._session.get_inputs())
+        self.outputs = _ports(self._session.get_outputs())
 
-    def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
-        """uint8 crops (B, size, size, 3) to float32 logits (B, classes) of each form."""
-        batch = np.ascontiguousarray(self._normalize(crops).transpose(0, 3, 1, 2))
-        return {form: _run(session, batch) for form, session in self._sessions.items()}
+    def session(self, _feed: Feed, _batch: int) -> Session:
+        """One session serves all threads."""
+        (entry,) = self._session.get_inputs()
+
+        def run(images: NDArray[Any]) -> NDArray[Any]:
+            return np.asarray(self._session.run(None, {entry.name: images})[0])
+
+        return run
 
 
-def _signature(values: Any) -> list[tuple[str, list[Any]]]:
+def _ports(values: Any) -> list[Port]:
     """Type and shape of each input or output."""
     return [(value.type.removeprefix("tensor(").rstrip(")"), list(value.shape)) for value in values]
-
-
-def _run(session: Any, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Float32 logits; where the graph's batch is fixed, in parts, the last one filled up."""
-    (entry,) = session.get_inputs()
-    values = batch.astype(np.float16) if entry.type == "tensor(float16)" else batch
-    fixed = entry.shape[0] if isinstance(entry.shape[0], int) else len(values)
-    parts = []
-    for start in range(0, len(values), fixed):
-        part = values[start : start + fixed]
-        whole = np.zeros((fixed, *part.shape[1:]), part.dtype)
-        whole[: len(part)] = part
-        parts.append(session.run(None, {entry.name: whole})[0][: len(part)])
-    return np.concatenate(parts).astype(np.float32)

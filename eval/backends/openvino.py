@@ -2,90 +2,111 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from eval.backends import missing_extra
-from eval.backends.exported import check_signature
+from eval.backends.onnx import sources
+from eval.backends.session import Compute, Session
+from eval.backends.signature import Feed, Port
 from eval.errors import ModelError, UsageError
-from eval.images.preprocess import Crop, Preprocess
+
+__all__ = ["SETTINGS", "load", "sources"]
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+SETTINGS: dict[str, Any] = {"openvino.streams": "one per worker"}
+_TYPES = {"f32": "float", "f16": "float16", "u8": "uint8", "i8": "int8"}
 
 
-class OpenVinoPredictor:
-    """Graphs in OpenVINO, with a request of its own for each thread that calls.
+def load(source: bytes | Path, how: Compute) -> OpenVinoGraph:
+    """See `eval.backends.session`."""
+    return OpenVinoGraph(source, how)
+
+
+class OpenVinoGraph:
+    """A graph in OpenVINO.
 
     Args:
-        graphs: form name to a serialised ONNX model, or to an ``.onnx`` or ``.xml`` file.
-        preprocess: whose normalised input the models take.
-        precision: what the CPU plugin computes in.
-        batch_size: of every batch.
-        workers: threads that will call it.
+        source: a serialised ONNX model, or an ``.onnx`` or ``.xml`` file.
+        how: precision, callers, and threads of each.
 
     Raises:
-        UsageError: OpenVINO is not installed, or has not this precision here.
-        ModelError: a graph cannot be loaded, or is no image classifier of 1000 classes.
+        ModelError: it cannot be read.
     """
 
-    def __init__(
-        self,
-        graphs: Mapping[str, bytes | Path],
-        preprocess: Preprocess,
-        precision: str,
-        *,
-        batch_size: int,
-        workers: int,
-    ) -> None:
+    layout = "NHWC"  # the crops are channels last already: no copy is made for the graph's order
+
+    def __init__(self, source: bytes | Path, how: Compute) -> None:
+        import openvino
+
+        self._core = openvino.Core()
+        self._how = how
         try:
-            import openvino
-        except ImportError as error:
-            raise missing_extra("openvino", "openvino", error) from error
-        core = openvino.Core()
-        self._normalize = preprocess.normalize
-        self._threads = threading.local()
-        self._compiled = {}
-        for form, graph in graphs.items():
-            model = _read(core, graph, form, preprocess.size)
-            model.reshape([batch_size, 3, preprocess.size, preprocess.size])
-            # The crops are channels last already: no copy is made for the model's own order.
+            self._model = self._core.read_model(source)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            name = source if isinstance(source, Path) else "the exported model"
+            raise ModelError(
+                f"{name}: OpenVINO cannot load it ({reason}).\n"
+                "Export it again, or get an intact copy; an .xml needs its .bin beside it."
+            ) from error
+        self.inputs = _ports(self._model.inputs)
+        self.outputs = _ports(self._model.outputs)
+        self._compiled: dict[int, Any] = {}
+
+    def session(self, feed: Feed, batch: int) -> Session:
+        """A request of its own, in the graph compiled for the batch size."""
+        if batch not in self._compiled:
+            self._compiled[batch] = self._compile(feed, batch)
+        request = self._compiled[batch].create_infer_request()
+        filler: dict[int, NDArray[Any]] = {}
+
+        def run(images: NDArray[Any]) -> NDArray[Any]:
+            count = len(images)
+            if count < batch:
+                filled = filler.setdefault(0, _zeros(images, batch))
+                filled[:count] = images
+                images = filled
+            answer: NDArray[Any] = request.infer([images], share_inputs=True)[0]
+            return answer[:count] if len(answer) == batch else answer
+
+        return run
+
+    def _compile(self, feed: Feed, batch: int) -> Any:
+        import openvino
+
+        model = self._model.clone()
+        if feed.batch is None:
+            shape = self._model.inputs[0].partial_shape
+            channels = 1 if feed.layout == "NCHW" else 3
+            sizes = [batch, *(d.get_length() if d.is_static else 0 for d in list(shape)[1:])]
+            sizes[channels] = 3
+            side = next((s for i, s in enumerate(sizes) if i not in (0, channels) and s), 0)
+            if side:
+                model.reshape([s or side for s in sizes])
+        if feed.layout == "NCHW":
             steps = openvino.preprocess.PrePostProcessor(model)
             steps.input().tensor().set_layout(openvino.Layout("NHWC"))
             steps.input().model().set_layout(openvino.Layout("NCHW"))
-            self._compiled[form] = core.compile_model(
-                steps.build(),
-                "CPU",
-                {
-                    "INFERENCE_NUM_THREADS": workers,
-                    "NUM_STREAMS": workers,
-                    "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
-                },
-            )
-            _check_precision(self._compiled[form], precision)
-        self._batch_size = batch_size
+            model = steps.build()
+        compiled = self._core.compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_NUM_THREADS": self._how.workers * self._how.threads,
+                "NUM_STREAMS": self._how.workers,
+                "INFERENCE_PRECISION_HINT": PRECISIONS[self._how.precision],
+            },
+        )
+        _check_precision(compiled, self._how.precision)
+        return compiled
 
-    def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
-        """uint8 crops (B, size, size, 3) to float32 logits (B, classes) of each form."""
-        batch = np.zeros((self._batch_size, *crops.shape[1:]), np.float32)
-        batch[: len(crops)] = self._normalize(crops)
-        requests = self._requests()
-        return {
-            form: request.infer([batch], share_inputs=True)[0][: len(crops)].astype(np.float32)
-            for form, request in requests.items()
-        }
 
-    def _requests(self) -> dict[str, Any]:
-        if not hasattr(self._threads, "requests"):
-            self._threads.requests = {
-                form: compiled.create_infer_request() for form, compiled in self._compiled.items()
-            }
-        requests: dict[str, Any] = self._threads.requests
-        return requests
+def _zeros(images: NDArray[Any], batch: int) -> NDArray[Any]:
+    import numpy as np
+
+    return np.zeros((batch, *images.shape[1:]), images.dtype)
 
 
 def _check_precision(compiled: Any, precision: str) -> None:
@@ -93,32 +114,16 @@ def _check_precision(compiled: Any, precision: str) -> None:
     used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if used != PRECISIONS[precision]:
         raise UsageError(
-            f"--backend openvino --precision {precision}: OpenVINO has it not on this processor "
-            f"and would compute in {used}. Use another precision, or --backend torch."
+            f"--backend openvino --precision {precision}: OpenVINO does not support it on this "
+            f"processor and would compute in {used}. Use another precision, or --backend torch."
         )
 
 
-def _read(core: Any, graph: bytes | Path, form: str, size: int) -> Any:
-    """A model that takes one batch of images and gives 1000 logits."""
-    name = str(graph) if isinstance(graph, Path) else form
-    try:
-        model = core.read_model(graph)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ModelError(
-            f"{name}: OpenVINO cannot load it ({reason}).\n"
-            "Export it again, or get an intact copy; an .xml needs its .bin beside it."
-        ) from error
-    check_signature(name, _signature(model.inputs), _signature(model.outputs), size)
-    return model
-
-
-def _signature(ports: Any) -> list[tuple[str, list[Any]]]:
+def _ports(ports: Any) -> list[Port]:
     """Type and shape of each input or output; None for a dynamic size."""
-    types = {"f32": "float", "f16": "float16"}
     return [
         (
-            types.get(port.element_type.get_type_name(), port.element_type.get_type_name()),
+            _TYPES.get(port.element_type.get_type_name(), port.element_type.get_type_name()),
             [None if size.is_dynamic else size.get_length() for size in port.partial_shape],
         )
         for port in ports

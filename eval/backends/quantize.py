@@ -1,85 +1,298 @@
 """Post-training int8, with the quantisers of the runtimes themselves.
 
-Weights per channel, activations per tensor, both calibrated on images that the user names: NNCF for
-OpenVINO, ONNX Runtime's own quantiser for ONNX Runtime.
+Weights per channel, activations per tensor, both calibrated on images that the user names. Every
+function here runs in a child process, see `eval.backends.child`; `QUANTISERS` is the table of them.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.backends import missing_extra
-from eval.images.preprocess import Crop, Preprocess
+from eval.errors import ModelError
 
 Batch = NDArray[np.float32]
 
 
-def batches(crops: Sequence[Crop], preprocess: Preprocess) -> list[Batch]:
-    """Calibration images as inputs of a model: float32 (1, 3, 224, 224) each."""
-    return [
-        np.ascontiguousarray(preprocess.normalize(crop[np.newaxis]).transpose(0, 3, 1, 2))
-        for crop in crops
-    ]
+class Quantiser(NamedTuple):
+    """How int8 is made for a backend.
 
-
-def quantize_onnx(source: Path, target: Path, calibration: Sequence[Batch]) -> None:
-    """An int8 ONNX file (QDQ format) from a float32 one.
-
-    Raises:
-        UsageError: ONNX Runtime is not installed.
+    Attributes:
+        function: of this module, see `Work`; "" where there is none.
+        methods: how the ranges of activations can be found.
+        tool: what does it, for reports; or why there is none.
     """
-    try:
-        import onnxruntime.quantization as ort
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError as error:
-        raise missing_extra("onnxruntime", "onnx", error) from error
+
+    function: str
+    methods: tuple[str, ...]
+    tool: str
+
+
+QUANTISERS = {
+    "onnxruntime": Quantiser(
+        "quantize_onnx", ("minmax", "percentile", "entropy"), "onnxruntime.quantization, QDQ"
+    ),
+    "openvino": Quantiser(
+        "quantize_openvino", ("mean-minmax", "minmax", "percentile", "mse"), "NNCF"
+    ),
+    "litert": Quantiser("quantize_litert", ("minmax", "mse"), "ai-edge-quantizer"),
+    "mnn": Quantiser("quantize_mnn", ("entropy", "ema"), "MNN's mnnquant"),
+    "executorch": Quantiser(
+        "quantize_executorch", ("mse", "minmax"), "torchao PT2E with XNNPACKQuantizer"
+    ),
+    "ncnn": Quantiser("", (), "its int8 tools, ncnn2table and ncnn2int8, are not in the wheels"),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One quantisation.
+
+    Attributes:
+        onnx: the fp32 model as ONNX.
+        source: its fp32 file in the format of the runtime.
+        pickled: the torch model.
+        target: the file to write.
+        data: an ``.npz`` with uint8 ``calibration`` (N, size, size, 3), ``held_out`` (M, ...), its
+            ``labels`` (M,) and the float32 ``table`` (256, 3) that normalises the levels.
+        method: one of the quantiser's own.
+        max_drop: allowed loss of top-1 on the held-out images, as a share; None: any.
+        exclude: names of ONNX nodes that stay fp32.
+    """
+
+    onnx: str
+    source: str
+    pickled: str
+    target: str
+    data: str
+    method: str
+    max_drop: float | None = None
+    exclude: tuple[str, ...] = ()
+
+    def images(self, kind: str = "calibration") -> Iterator[Batch]:
+        """Normalised inputs, float32 (1, 3, size, size) each."""
+        with np.load(self.data) as arrays:
+            crops, table = arrays[kind], arrays["table"]
+        for crop in crops:
+            image = np.stack([table[crop[..., c], c] for c in range(3)])
+            yield image[np.newaxis]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Of the held-out images."""
+        with np.load(self.data) as arrays:
+            labels: NDArray[np.int64] = arrays["labels"]
+            return labels
+
+
+def quantize_here(name: str, work: Mapping[str, Any]) -> Any:
+    """Run a quantiser; what `eval.backends.child` is asked for."""
+    return globals()[name](Work(**{**work, "exclude": tuple(work.get("exclude", ()))}))
+
+
+def quantize_onnx(work: Work) -> None:
+    """An int8 ONNX file (QDQ format)."""
+    import onnx
+    import onnxruntime.quantization as ort
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    methods = ort.CalibrationMethod
+    prepared = Path(work.target).with_suffix(".prepared.onnx")
+    quant_pre_process(work.onnx, str(prepared), skip_symbolic_shape=True)
+    name = onnx.load(str(prepared), load_external_data=False).graph.input[0].name
 
     class Reader(ort.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, name: str) -> None:
-            self._inputs: Iterator[dict[str, Batch]] = ({name: batch} for batch in calibration)
+        def __init__(self) -> None:
+            self._inputs = ({name: batch} for batch in work.images())
 
         def get_next(self) -> dict[str, Batch] | None:
             return next(self._inputs, None)
 
-    import onnx
-
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        name = onnx.load(str(prepared), load_external_data=False).graph.input[0].name
-        ort.quantize_static(
-            str(prepared),
-            str(target),
-            Reader(name),
-            quant_format=ort.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=ort.QuantType.QUInt8,
-            weight_type=ort.QuantType.QInt8,
-        )
-
-
-def quantize_openvino(source: Path, target: Path, calibration: Sequence[Batch]) -> None:
-    """An int8 OpenVINO file (``.xml``, with its ``.bin``) from a float32 ONNX one.
-
-    Raises:
-        UsageError: OpenVINO or NNCF is not installed.
-    """
-    try:
-        import nncf
-        import openvino
-    except ImportError as error:
-        raise missing_extra("openvino", "openvino", error) from error
-    nncf.set_log_level(logging.ERROR)
-    model: Any = nncf.quantize(
-        openvino.Core().read_model(source),
-        nncf.Dataset(calibration),
-        subset_size=len(calibration),
+    ort.quantize_static(
+        str(prepared),
+        work.target,
+        Reader(),
+        quant_format=ort.QuantFormat.QDQ,
+        per_channel=True,
+        reduce_range=False,
+        activation_type=ort.QuantType.QUInt8,
+        weight_type=ort.QuantType.QInt8,
+        nodes_to_exclude=list(work.exclude),
+        calibrate_method={
+            "minmax": methods.MinMax,
+            "percentile": methods.Percentile,
+            "entropy": methods.Entropy,
+        }[work.method],
     )
-    openvino.save_model(model, target, compress_to_fp16=False)
+    prepared.unlink()
+
+
+def layer_errors(onnx_file: str, int8: str, data: str, images: int = 16) -> list[list[Any]]:
+    """How much each layer loses by quantisation: [node, error], the largest first.
+
+    The error is the noise of the layer's output relative to its signal, both as energies, with the
+    errors of the layers before it: what ONNX Runtime's debugger compares tensor by tensor.
+    """
+    import onnx
+    import onnxruntime.quantization.qdq_loss_debug as debug
+    from onnxruntime.quantization import CalibrationDataReader
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    work = Work(onnx_file, "", "", int8, data, "")
+    folder = Path(int8).parent
+    prepared = folder / "layers.onnx"
+    quant_pre_process(onnx_file, str(prepared), skip_symbolic_shape=True)
+    name = onnx.load(str(prepared), load_external_data=False).graph.input[0].name
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            batches = [{name: b} for b, _ in zip(work.images(), range(images), strict=False)]
+            self._inputs = iter(batches)
+
+        def get_next(self) -> dict[str, Batch] | None:
+            return next(self._inputs, None)
+
+    found = []
+    for source in (str(prepared), int8):
+        augmented = folder / f"augmented-{Path(source).name}"
+        debug.modify_model_output_intermediate_tensors(source, str(augmented))
+        found.append(debug.collect_activations(str(augmented), Reader()))
+        augmented.unlink()
+    matching = debug.create_activation_matching(found[1], found[0])
+    rows = []
+    for node in onnx.load(str(prepared)).graph.node:
+        pair = matching.get(node.output[0])
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or not pair or not pair.get("float"):
+            continue
+        signal = np.concatenate([np.ravel(x) for x in pair["float"]]).astype(np.float64)
+        noise = np.concatenate([np.ravel(x) for x in pair["post_qdq"]]).astype(np.float64) - signal
+        rows.append([node.name, float((noise**2).sum() / max((signal**2).sum(), 1e-30))])
+    prepared.unlink()
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def quantize_openvino(work: Work) -> None:
+    """An int8 OpenVINO file (``.xml``, with its ``.bin``); with `max_drop`, within that."""
+    import nncf
+    import openvino
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet as Ranges
+
+    nncf.set_log_level(logging.ERROR)
+    ranges = {
+        "mean-minmax": Ranges.MEAN_MINMAX,
+        "minmax": Ranges.MINMAX,
+        "percentile": Ranges.MEAN_QUANTILE,
+        "mse": Ranges.HISTOGRAM,
+    }[work.method]
+    advanced = AdvancedQuantizationParameters(activations_range_estimator_params=ranges)
+    source = openvino.Core().read_model(work.onnx)
+    calibration = list(work.images())
+    options = {"subset_size": len(calibration), "advanced_parameters": advanced}
+    if work.max_drop is None:
+        model = nncf.quantize(source, nncf.Dataset(calibration), **options)
+    else:
+
+        def top1(compiled: Any, images: Any) -> float:
+            answers = [np.argmax(compiled(image)[0]) for image, _ in images]
+            return float(np.mean(np.array(answers) == [label for _, label in images]))
+
+        held_out = list(zip(work.images("held_out"), work.labels.tolist(), strict=True))
+        model = nncf.quantize_with_accuracy_control(
+            source,
+            nncf.Dataset(calibration),
+            nncf.Dataset(held_out, lambda item: item[0]),
+            lambda compiled, _: top1(compiled, held_out),
+            max_drop=work.max_drop,
+            drop_type=nncf.DropType.ABSOLUTE,
+            subset_size=len(calibration),
+            advanced_quantization_parameters=advanced,
+        )
+    openvino.save_model(model, work.target, compress_to_fp16=False)
+
+
+def quantize_litert(work: Work) -> None:
+    """An int8 LiteRT file: int8 weights and activations, float input and output."""
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    algorithm = {"minmax": AlgorithmName.MIN_MAX_UNIFORM_QUANT, "mse": AlgorithmName.MSE}
+    runner = quantizer.Quantizer(work.source)
+    runner.load_quantization_recipe(recipe.static_wi8_ai8(algorithm_key=algorithm[work.method]))
+    ((signature, ports),) = Interpreter(work.source).get_signature_list().items()
+    (name,) = ports["inputs"]
+    ranges = runner.calibrate({signature: [{name: image} for image in work.images()]})
+    runner.quantize(ranges).export_model(work.target)
+
+
+def quantize_executorch(work: Work) -> None:
+    """An int8 ExecuTorch program for XNNPACK."""
+    from dataclasses import replace
+
+    import torch
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e import MinMaxObserver
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    from eval.backends.executorch import write
+
+    config = get_symmetric_quantization_config(is_per_channel=True)
+    if work.method == "minmax":  # the default is a histogram with the least squared error
+        observer = MinMaxObserver.with_args(eps=2**-12)
+        spec = replace(config.input_activation, observer_or_fake_quant_ctr=observer)
+        config = replace(config, input_activation=spec, output_activation=spec)
+    model = torch.load(work.pickled, weights_only=False).cpu().float().eval()
+    example = (torch.from_numpy(next(work.images())),)
+    prepared = prepare_pt2e(
+        torch.export.export(model, example).module(), XNNPACKQuantizer().set_global(config)
+    )
+    with torch.no_grad():
+        for image in work.images():
+            prepared(torch.from_numpy(image))
+    write(torch.export.export(convert_pt2e(prepared), example), Path(work.target), "int8")
+
+
+def quantize_mnn(work: Work) -> None:
+    """An int8 MNN file; its quantiser reads images and normalises them itself."""
+    import _tools
+    import cv2
+    import MNN  # noqa: F401 - loads the libraries of the tools
+
+    from eval.backends.mnn import convert_file
+
+    folder = Path(work.target).parent / "mnn-calibration"
+    folder.mkdir()
+    with np.load(work.data) as arrays:
+        crops, table = arrays["calibration"], arrays["table"]
+    for number, crop in enumerate(crops):
+        cv2.imwrite(str(folder / f"{number:05d}.png"), crop[..., ::-1])
+    scale = (table[255] - table[0]) / 255
+    config = {
+        "format": "RGB",
+        "mean": (-table[0] / scale).tolist(),
+        "normal": scale.tolist(),
+        "width": int(crops.shape[2]),
+        "height": int(crops.shape[1]),
+        "path": f"{folder}/",
+        "used_image_num": len(crops),
+        "feature_quantize_method": {"entropy": "KL", "ema": "EMA"}[work.method],
+        "weight_quantize_method": "MAX_ABS",
+    }
+    settings = folder.with_suffix(".json")
+    settings.write_text(json.dumps(config), encoding="utf-8")
+    marked = folder.with_suffix(".mnn")
+    convert_file(work.onnx, str(marked), "int8")
+    _tools.mnnquant(str(marked), work.target, str(settings))
+    if not Path(work.target).exists():
+        raise ModelError("MNN's mnnquant cannot quantise this model: it wrote no file.")

@@ -154,7 +154,7 @@ class Entry(NamedTuple):
 
 
 def _is_exported(request: Request) -> bool:
-    from eval.backends.exported import is_exported
+    from eval.models.exported import is_exported
 
     return is_exported(request.weights)
 

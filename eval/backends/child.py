@@ -1,0 +1,124 @@
+"""Run a function in a process of its own.
+
+Two kinds of work do not belong in the process that evaluates: converters, which print, change
+global settings and may abort; and files from elsewhere, which can make a runtime crash or ask for
+all the memory there is. In a child process each of these is an error with a message.
+
+``python -m eval.backends.child`` reads one JSON object from stdin: ``function`` (``module:name``),
+``arguments`` (its keywords) and ``result`` (the file to write the answer to).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import eval as package
+from eval import errors
+from eval.errors import EvalError, ModelError
+
+SECONDS = 1800
+SPARE = 48 << 30  # bytes of address space beyond the machine's memory; libraries reserve a lot
+
+
+def call(what: str, function: str, *, seconds: int = SECONDS, **arguments: Any) -> Any:
+    """Call a function in a child process.
+
+    Args:
+        what: what it does, for messages: ``m.tflite: LiteRT``.
+        function: ``module:name``; it takes and returns what JSON can hold.
+        seconds: after which it is ended.
+        arguments: its keywords.
+
+    Raises:
+        EvalError: the error that the function raised.
+        ModelError: it failed in another way: an exception, a crash, or no answer in time.
+    """
+    with tempfile.TemporaryDirectory(prefix="pplcnet-eval-") as folder:
+        result = Path(folder) / "result.json"
+        request = {"function": function, "arguments": arguments, "result": str(result)}
+        # What can be imported here can be imported there: a pickled model's own modules, too.
+        paths = [
+            str(Path(package.__file__).parents[1]),
+            *(path or str(Path.cwd()) for path in sys.path),
+        ]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+            "PYTHONWARNINGS": "ignore",
+            "TMPDIR": folder,
+        }
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "eval.backends.child"],
+                input=json.dumps(request).encode(),
+                capture_output=True,
+                timeout=seconds,
+                env=environment,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ModelError(f"{what} gave no answer within {seconds} seconds.") from None
+        if not result.exists():
+            raise ModelError(f"{what} crashed ({_end(done)}).")
+        answer = json.loads(result.read_bytes())
+    if "error" in answer:
+        kind = getattr(errors, answer["error"], None)
+        raise (kind or ModelError)(answer["message"] if kind else f"{what}: {answer['message']}")
+    return answer["value"]
+
+
+def _end(done: subprocess.CompletedProcess[bytes]) -> str:
+    """How a process ended without an answer."""
+    if done.returncode < 0:
+        return signal.Signals(-done.returncode).name
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else f"exit code {done.returncode}"
+
+
+def main() -> None:
+    """Answer the request on stdin."""
+    request = json.load(sys.stdin)
+    _limit_memory()
+    module, _, name = request["function"].partition(":")
+    try:
+        answer = {"value": getattr(importlib.import_module(module), name)(**request["arguments"])}
+    except EvalError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    except BaseException as error:  # converters exit, too
+        answer = {"error": "", "message": first_line(error)}
+    path = Path(request["result"])
+    path.with_suffix(".part").write_text(json.dumps(answer), encoding="utf-8")
+    path.with_suffix(".part").replace(path)
+    sys.stdout.flush()
+    os._exit(0)  # the answer is there: some runtimes crash when they are taken down
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error, and the first line of what it says that is of use."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def _limit_memory() -> None:
+    """Let an allocation that is out of all proportion fail, instead of filling the machine."""
+    try:
+        import resource
+
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + SPARE
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    except (ImportError, OSError, ValueError):  # not on this system: the kernel's own limits hold
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""What all runtimes but torch have in common.
+
+A runtime's module has
+
+    load(source, how: Compute) -> Loaded     a file, or an ONNX graph as bytes
+    sources(model, folder, batches, size)    a torch model as what `load` takes, by batch size
+    SETTINGS                                 what it was told, for ``run.json``
+
+and everything else is here: sessions that are never used by two threads at once, batches of the
+size that a graph wants, and the check of every answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+import queue
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.backends import BACKENDS, Task, child
+from eval.backends.signature import Feed, Port, check_signature
+from eval.errors import EvalError, ModelError
+
+if TYPE_CHECKING:
+    from eval.images.preprocess import Crop
+
+DTYPES = {"float": np.float32, "float16": np.float16, "uint8": np.uint8, "int8": np.int8}
+PROBE_SECONDS = 300
+_TIMED = 3  # runs of each batch size, of which the fastest counts
+
+Session = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+class Compute(NamedTuple):
+    """How a runtime is to compute: in what, for how many callers, each with how many threads."""
+
+    precision: str = "fp32"
+    workers: int = 1
+    threads: int = 1
+
+
+class Loaded(Protocol):
+    """A graph in a runtime.
+
+    Attributes:
+        inputs, outputs: type and shape of each.
+        layout: in which it takes images whatever the graph's own is; None: the graph's.
+    """
+
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
+    layout: str | None
+
+    def session(self, feed: Feed, batch: int) -> Session:
+        """What answers a batch of that size; it is used by one thread at a time."""
+
+
+class _Form(NamedTuple):
+    """One form, ready to be asked."""
+
+    name: str
+    feed: Feed
+    layout: str
+    batch: int | None  # None: the size of what comes
+    sessions: queue.LifoQueue[Session]
+
+
+def create(task: Task) -> RuntimePredictor:
+    """A predictor in one of the runtimes; see `eval.backends.create_predictor`."""
+    entry = BACKENDS[task.backend]
+    module = importlib.import_module(entry.module)
+    size = task.preprocess.size
+    how = Compute(task.precision, task.workers, task.threads)
+    with tempfile.TemporaryDirectory(prefix="pplcnet-eval-") as folder:
+        forms = []
+        for number, (form, model) in enumerate(task.models.items()):
+            if isinstance(model, Path):
+                probe(task.backend, model, size, task.classes, task.precision)
+                sources: Mapping[int, Any] = {0: model}
+            else:
+                sizes = sorted({1, task.batch_size}) if entry.fixed_batch else [1]
+                where = Path(folder) / str(number)
+                where.mkdir()
+                sources = module.sources(model, where, sizes, size)
+            label = str(model) if isinstance(model, Path) else form
+            with quiet():
+                loaded = {batch: module.load(source, how) for batch, source in sources.items()}
+                forms.append((form, label, list(loaded.values())))
+        settings = {**module.SETTINGS, f"{task.backend}.threads": task.threads}
+        return RuntimePredictor(task, forms, settings)
+
+
+class RuntimePredictor:
+    """Graphs in a runtime on the CPU, one thread for each call.
+
+    Args:
+        task: what it is for.
+        forms: name of each form, what to call it in messages, and its graph, or the same graph for
+            several batch sizes.
+        settings: what the runtime was told.
+
+    Attributes:
+        settings: those, and the batch size of each form where one was chosen.
+
+    Raises:
+        ModelError: a graph is not an image classifier of the right shape, or cannot be run.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        forms: Sequence[tuple[str, str, Sequence[Loaded]]],
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.settings: dict[str, Any] = dict(settings)
+        self._title = BACKENDS[task.backend].title
+        self._preprocess = task.preprocess
+        self._classes = task.classes
+        self._forms = {
+            form: self._prepared(task, label, candidates) for form, label, candidates in forms
+        }
+        if any(form.batch for form in self._forms.values()):
+            self.settings["batch"] = {name: form.batch for name, form in self._forms.items()}
+
+    def _prepared(self, task: Task, label: str, candidates: Sequence[Loaded]) -> _Form:
+        """The faster batch size, and a session for each worker."""
+        options: list[tuple[Loaded, Feed, str, int | None]] = []
+        for loaded in candidates:
+            feed = check_signature(
+                label, loaded.inputs, loaded.outputs, task.preprocess.size, task.classes
+            )
+            layout = loaded.layout or feed.layout
+            batches = self._batches(task, feed)
+            options.extend((loaded, feed, layout, batch) for batch in batches)
+        if len(options) > 1:
+            options.sort(key=lambda option: self._seconds(label, *option))
+        loaded, feed, layout, batch = options[0]
+        form = _Form(label, feed, layout, batch, queue.LifoQueue())
+        with quiet():
+            for _ in range(task.workers):
+                form.sessions.put(loaded.session(feed, batch or task.batch_size))
+        return form
+
+    def _batches(self, task: Task, feed: Feed) -> list[int | None]:
+        """The batch sizes that a graph can be used with."""
+        if feed.batch is not None:
+            return [feed.batch]
+        if not BACKENDS[task.backend].fixed_batch:
+            return [None]
+        return [*sorted({1, task.batch_size})]
+
+    def _seconds(
+        self, label: str, loaded: Loaded, feed: Feed, layout: str, batch: int | None
+    ) -> float:
+        """Seconds for an image."""
+        size = self._preprocess.size
+        with quiet():
+            session = loaded.session(feed, batch or 1)
+        form = _Form(label, feed, layout, batch, queue.LifoQueue())
+        form.sessions.put(session)
+        crops = np.zeros((batch or 1, size, size, 3), np.uint8)
+        inputs = self._inputs(form, crops, {})
+        times = []
+        for _ in range(_TIMED + 1):
+            start = time.perf_counter()
+            self._run(form, inputs)
+            times.append(time.perf_counter() - start)
+        return min(times[1:]) / len(crops)
+
+    def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
+        """uint8 crops (B, size, size, 3) to float32 logits (B, classes) of each form.
+
+        Raises:
+            ModelError: a graph fails, or gives something else than one row for each image.
+        """
+        made: dict[tuple[str, str], NDArray[Any]] = {}
+        return {
+            name: self._run(form, self._inputs(form, crops, made))
+            for name, form in self._forms.items()
+        }
+
+    def _inputs(
+        self, form: _Form, crops: Crop, made: dict[tuple[str, str], NDArray[Any]]
+    ) -> NDArray[Any]:
+        """A batch as a graph wants it; `made` keeps it for the next form."""
+        key = (form.layout, form.feed.type)
+        if key not in made:
+            raw = form.feed.type == "uint8"
+            batch = crops if raw else self._preprocess.normalize(crops)
+            if form.layout == "NCHW":
+                batch = batch.transpose(0, 3, 1, 2)
+            kept = np.float32 if form.feed.type == "int8" else DTYPES[form.feed.type]
+            made[key] = np.ascontiguousarray(batch, dtype=kept)
+        return made[key]
+
+    def _run(self, form: _Form, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Float32 logits; where the batch is fixed, in parts, the last one filled up."""
+        count = form.batch or len(images)
+        session = form.sessions.get()
+        parts = []
+        try:
+            for start in range(0, len(images), count):
+                part = images[start : start + count]
+                if len(part) < count:
+                    filled = np.zeros((count, *part.shape[1:]), part.dtype)
+                    filled[: len(part)] = part
+                    answer = np.asarray(session(filled))
+                else:
+                    answer = np.asarray(session(part))
+                self._check(form, answer, count)
+                parts.append(answer[: len(part)])
+        except (EvalError, MemoryError):
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"{form.name}: {self._title} fails on an image ({child.first_line(error)}).\n"
+                "Export the model again, or try another backend."
+            ) from error
+        finally:
+            form.sessions.put(session)
+        return np.concatenate(parts).astype(np.float32, copy=len(parts) == 1)
+
+    def _check(self, form: _Form, answer: NDArray[Any], count: int) -> None:
+        """One row for each image, as wide as it should be."""
+        classes = self._classes or form.feed.classes
+        if (
+            answer.ndim != 2
+            or len(answer) != count
+            or answer.shape[1] != (classes or answer.shape[1])
+        ):
+            raise ModelError(
+                f"{form.name} gives {answer.shape} for {count} images instead of "
+                f"({count}, {classes or 'classes'}).\nExport the classifier with a batch dimension."
+            )
+
+
+def probe(
+    backend: str, path: Path, size: int, classes: int | None = None, precision: str = "fp32"
+) -> dict[str, Any]:
+    """Load a file and ask it once, in a child process, so that nothing it does can end this one.
+
+    Args:
+        backend: a key of `BACKENDS`.
+        path: an exported file, whoever made it.
+        size: of a side of its images.
+        classes: how many logits it must give; None: any number.
+        precision: what the runtime is to compute in.
+
+    Returns:
+        The fields of its `Feed`.
+
+    Raises:
+        ModelError: it cannot be loaded or run, or is not an image classifier.
+        UsageError: the runtime does not have the precision here.
+    """
+    from eval.models.exported import check_file
+
+    check_file(path)
+    title = BACKENDS[backend].title
+    try:
+        answer: dict[str, Any] = child.call(
+            f"{path}: {title}",
+            "eval.backends.session:probe_here",
+            seconds=PROBE_SECONDS,
+            backend=backend,
+            path=str(path.absolute()),
+            name=str(path),
+            options=[size, classes, precision],
+        )
+    except ModelError as error:
+        if "\n" in str(error):
+            raise
+        raise ModelError(f"{error}\nExport the model again, or get an intact copy.") from None
+    return answer
+
+
+def probe_here(backend: str, path: str, name: str, options: Sequence[Any]) -> dict[str, Any]:
+    """What `probe` does in the child process."""
+    size, classes, precision = options
+    entry = BACKENDS[backend]
+    module = importlib.import_module(entry.module)
+    try:
+        loaded: Loaded = module.load(Path(path), Compute(precision))
+    except (EvalError, ImportError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name}: {entry.title} cannot load it ({child.first_line(error)}).\n"
+            "Export the model again, or get an intact copy with all of its files."
+        ) from error
+    feed = check_signature(name, loaded.inputs, loaded.outputs, size, classes)
+    count = feed.batch or 2  # one row for a whole batch shows with two images
+    shape = (3, size, size) if (loaded.layout or feed.layout) == "NCHW" else (size, size, 3)
+    kept = np.float32 if feed.type == "int8" else DTYPES[feed.type]
+    answer = np.asarray(loaded.session(feed, count)(np.zeros((count, *shape), kept)))
+    if answer.ndim != 2 or len(answer) != count or (classes and answer.shape[1] != classes):
+        raise ModelError(
+            f"{name} gives {answer.shape} for {count} images instead of "
+            f"({count}, {classes or 'classes'}).\nExport the classifier with a batch dimension."
+        )
+    return {**feed._asdict(), "classes": answer.shape[1]}
+
+
+_redirecting = threading.RLock()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what native code prints while a runtime is imported or a graph loaded.
+
+    It goes to the file descriptors themselves, past `sys.stdout`, and some of it to stdout, where
+    the results belong. Only for moments: other threads' output of the same moment is lost, too.
+    """
+    with _redirecting:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        kept = [(fd, os.dup(fd)) for fd in (1, 2)]
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            for fd, _ in kept:
+                os.dup2(nowhere, fd)
+            yield
+        finally:
+            _flush_native()
+            for fd, copy in kept:
+                os.dup2(copy, fd)
+                os.close(copy)
+            os.close(nowhere)
+
+
+def _flush_native() -> None:
+    """Write out what C's own buffers hold."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).fflush(None)

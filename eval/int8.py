@@ -1,0 +1,262 @@
+"""int8 files that are worth shipping: ranges chosen by measuring, accuracy kept by excluding."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eval.backends import child
+from eval.backends.quantize import QUANTISERS, Work
+from eval.errors import ModelError, UsageError
+from eval.export import FORMATS, HELD_OUT, Model, answers, move, read_crops
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SHOWN = 12  # rows of the table of layers
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The images that int8 is made with, and judged on.
+
+    Attributes:
+        model: what is quantised.
+        folder: where files are made.
+        data: see `eval.backends.quantize.Work`.
+        held_out: uint8 crops that no quantiser calibrates on.
+        labels: theirs.
+        expected: torch's logits of them.
+        method: the one that was asked for; None: the best.
+        max_drop: as a share; None: any.
+    """
+
+    model: Model
+    folder: Path
+    data: Path
+    held_out: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    expected: NDArray[np.float32]
+    method: str | None
+    max_drop: float | None
+
+    @classmethod
+    def read(cls, args: argparse.Namespace, model: Model, folder: Path) -> Calibration:
+        """Read the images of ``--calibrate``; a quarter of them is held out.
+
+        Raises:
+            UsageError: there are too few of them.
+        """
+        import torch
+
+        crops, labels = read_crops(args.calibrate, args.calibration_images, model.preprocess)
+        count = round(len(crops) * HELD_OUT)
+        if count < 1:
+            raise UsageError(f"--calibrate {args.calibrate}: 4 images are the least; 300 are good.")
+        data = folder / "images.npz"
+        np.savez(
+            data,
+            calibration=crops[count:],
+            held_out=crops[:count],
+            labels=np.array(labels[:count]),
+            table=model.preprocess.table,
+        )
+        torch.save(model.model, folder / "model.pickle")
+        print(
+            f"int8: calibrated on {len(crops) - count} images of {args.calibrate}, judged on "
+            f"{count} others; {processor()}"
+        )
+        return cls(
+            model,
+            folder,
+            data,
+            crops[:count],
+            np.array(labels[:count]),
+            answers("torch", model.model, model.preprocess, crops[:count]),
+            args.method,
+            args.max_drop,
+        )
+
+    @property
+    def right(self) -> int:
+        """How many held-out images the fp32 model gets right."""
+        return int((self.expected.argmax(1) == self.labels).sum())
+
+
+@dataclass(frozen=True)
+class Result:
+    """One int8 file, measured on the held-out images.
+
+    Attributes:
+        path: the file.
+        method: how its ranges were found.
+        divergence: mean Kullback-Leibler divergence from the fp32 probabilities, in nats.
+        same: images with the same best class as in fp32.
+        right: images with the right best class.
+    """
+
+    path: Path
+    method: str
+    divergence: float
+    same: int
+    right: int
+
+
+def processor() -> str:
+    """Whether this processor adds int8 products exactly: a file may score otherwise elsewhere."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return "whether this processor has VNNI is not known; reduce_range off"
+    has = "has" if "vnni" in flags else "does not have"
+    return (
+        f"this processor {has} VNNI, reduce_range off: on another processor an int8 file can score "
+        "differently"
+    )
+
+
+def quantize(kind: str, source: Path, calibration: Calibration) -> Path:
+    """The best int8 file of a format, within `max_drop` if that was asked for.
+
+    Args:
+        kind: a key of `FORMATS`.
+        source: its fp32 file.
+        calibration: the images.
+
+    Raises:
+        UsageError: the quantiser does not have the method.
+        ModelError: no file keeps the accuracy.
+    """
+    backend, ending = FORMATS[kind]
+    tool = QUANTISERS[backend]
+    methods = tool.methods
+    if calibration.method:
+        if calibration.method not in methods:
+            raise UsageError(f"--method {calibration.method}: {kind} has {', '.join(methods)}.")
+        methods = (calibration.method,)
+    results = []
+    for method in methods:
+        try:
+            results.append(_attempt(kind, source, calibration, method))
+        except ModelError as error:  # one method that fails is no reason not to try the others
+            print(f"{kind} int8, {method}: {str(error).splitlines()[0]}")
+    if not results:
+        raise ModelError(f"{kind}: {tool.tool} cannot quantise this model; see above.")
+    best = min(results, key=lambda result: result.divergence)
+    if calibration.max_drop is not None:
+        best = _within(kind, source, calibration, best)
+    final = source.with_name(f"model-int8{ending}")
+    move(best.path, final)
+    count = len(calibration.labels)
+    print(
+        f"{final.name}: {tool.tool}, {best.method}; {best.right} of {count} held-out images right, "
+        f"fp32 {calibration.right}"
+    )
+    return final
+
+
+def _attempt(
+    kind: str,
+    source: Path,
+    calibration: Calibration,
+    method: str,
+    options: dict[str, Any] | None = None,
+) -> Result:
+    """Quantise in one way, and measure the file."""
+    backend, ending = FORMATS[kind]
+    options = options or {}
+    name = "-".join([kind, method, *(f"{key}{len(str(v))}" for key, v in options.items())])
+    folder = calibration.folder / name
+    folder.mkdir()
+    target = folder / f"int8{ending}"
+    work = Work(
+        onnx=str(calibration.folder / "graph.onnx"),
+        source=str(source),
+        pickled=str(calibration.folder / "model.pickle"),
+        target=str(target),
+        data=str(calibration.data),
+        method=method,
+        **options,
+    )
+    child.call(
+        f"{kind} int8, {QUANTISERS[backend].tool}",
+        "eval.backends.quantize:quantize_here",
+        name=QUANTISERS[backend].function,
+        work=asdict(work),
+    )
+    found = answers(backend, target, calibration.model.preprocess, calibration.held_out)
+    expected = calibration.expected
+    result = Result(
+        target,
+        method,
+        divergence(expected, found),
+        int((found.argmax(1) == expected.argmax(1)).sum()),
+        int((found.argmax(1) == calibration.labels).sum()),
+    )
+    excluded = options.get("exclude", ())
+    print(
+        f"{kind} int8, {method}{f', {len(excluded)} layers in fp32' if excluded else ''}: "
+        f"divergence {result.divergence:.4f}, {result.same} of {len(expected)} held-out images as "
+        f"in fp32, {result.right} right"
+    )
+    return result
+
+
+def divergence(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """Mean Kullback-Leibler divergence of softmax(found) from softmax(expected), in nats.
+
+    Args:
+        expected: logits (N, classes).
+        found: the same shape.
+    """
+    logs = []
+    for logits in (expected, found):
+        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        logs.append(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+    return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1).mean())
+
+
+def _within(kind: str, source: Path, calibration: Calibration, best: Result) -> Result:
+    """A file that loses no more than `max_drop` on the held-out images."""
+    assert calibration.max_drop is not None
+    allowed = calibration.right - calibration.max_drop * len(calibration.labels)
+    if kind == "openvino" and best.right < allowed:
+        options = {"max_drop": calibration.max_drop}
+        best = _attempt(kind, source, calibration, best.method, options)
+    if kind == "onnx":
+        best = _without_costly_layers(source, calibration, best, allowed)
+    if best.right < allowed:
+        raise ModelError(
+            f"{kind} int8: {best.right} of {len(calibration.labels)} held-out images right, fp32 "
+            f"{calibration.right}: more than --max-drop allows.\n"
+            "Allow more, calibrate on more images, or leave this format out."
+        )
+    return best
+
+
+def _without_costly_layers(
+    source: Path, calibration: Calibration, best: Result, allowed: float
+) -> Result:
+    """Keep the layers with the largest errors in fp32: one, two, four, ... until it suffices."""
+    rows = child.call(
+        "ONNX Runtime's error table",
+        "eval.backends.quantize:layer_errors",
+        onnx_file=str(calibration.folder / "graph.onnx"),
+        int8=str(best.path),
+        data=str(calibration.data),
+    )
+    print("onnx int8, noise to signal of each layer, the largest first:")
+    for name, error in rows[:_SHOWN]:
+        print(f"  {error:9.2e} {name}")
+    if len(rows) > _SHOWN:
+        print(f"  and {len(rows) - _SHOWN} more layers below {rows[_SHOWN][1]:.2e}")
+    count = 1
+    while best.right < allowed and count < len(rows):
+        options = {"exclude": tuple(name for name, _ in rows[:count])}
+        best = _attempt("onnx", source, calibration, best.method, options)
+        count *= 2
+    return best
