@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from eval.judge.gate import Comparison
     from eval.measure.engine import Measurement
+    from eval.measure.latency import LatencyRow
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "pandas")
 
@@ -110,6 +111,7 @@ class Evaluation:
         measured: the predictions.
         judgement: what they say about the reported accuracy.
         by_other_labels: accuracies by other sets of labels, where they were asked for.
+        latency: the time of one image, where it was asked for.
         comparisons: with the baseline, where one was named.
         problems: what failed after the judgement: the comparison, or adding to a history.
     """
@@ -121,6 +123,7 @@ class Evaluation:
     measured: Measurement
     judgement: Judgement
     by_other_labels: tuple[LabelResult, ...] = ()
+    latency: tuple[LatencyRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     problems: tuple[EvalError, ...] = ()
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval.cli import program
 from eval.command import run_command
@@ -18,6 +19,9 @@ from eval.config import builtin_variants
 from eval.measure.processes import is_first_process
 from eval.measure.progress import ProgressBar
 from eval.request import FORMS, ON_BAD_IMAGE, PRECISIONS, PREPROCESSES, Request
+
+if TYPE_CHECKING:
+    from eval.evaluation import Evaluation
 
 EPILOG = """
 Exit codes: 0 within tolerance, or nothing to compare with; 1 outside of the tolerance, or worse
@@ -61,7 +65,25 @@ def _main(arguments: Sequence[str], kept: list[Path]) -> int:
         print(f"error: {problem}", file=sys.stderr)
     if evaluation.judgement.disagreement:
         print(f"error: {evaluation.judgement.disagreement}", file=sys.stderr)
+    _explain(evaluation, request, args)
     return evaluation.exit_code
+
+
+def _explain(evaluation: Evaluation, request: Request, args: argparse.Namespace) -> None:
+    """Say how to find out what is wrong, or find it out, where an accuracy is far too low."""
+    from eval.diagnose import diagnose, diagnose_command, report, suggests_diagnosis
+
+    if not suggests_diagnosis(evaluation) and not evaluation.judgement.warnings:
+        return
+    if not args.diagnose:
+        print(f"To find out why: {diagnose_command(request)}")
+        return
+    with ProgressBar(args.quiet) as progress:
+        found = diagnose(request, progress=progress)
+    assert request.output is not None
+    print()
+    report(found, None, Path(request.output) / "diagnosis.html")
+    print(f"Diagnosis: {Path(request.output) / 'diagnosis.html'}")
 
 
 def _kept(folders: Sequence[Path]) -> str:
@@ -119,6 +141,12 @@ def _parser() -> argparse.ArgumentParser:
         "--stop-early",
         action="store_true",
         help="end as soon as it is certain that the whole set would FAIL",
+    )
+    add("--latency", action="store_true", help="measure the time of single images, too")
+    add(
+        "--diagnose",
+        action="store_true",
+        help="after a FAIL far below the reference, find out why at once (python -m eval.diagnose)",
     )
     add("--history", type=Path, metavar="FILE", help="append the summary to this CSV file, too")
     add(

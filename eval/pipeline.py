@@ -36,6 +36,7 @@ from eval.results.folder import OutputFolder
 if TYPE_CHECKING:
     from eval.measure.early import Stopper
     from eval.measure.engine import Measurement
+    from eval.measure.latency import LatencyRow
 
 
 def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
@@ -87,6 +88,7 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
                         measured, subject.published, subject.preprocess.name, setup.precision
                     ),
                     by_other_labels=_by_other_labels(request, measured),
+                    latency=_latency(run, subject, setup, valset),
                 )
                 if folder.path is not None and group.is_first:
                     evaluation.save(folder.path)
@@ -352,6 +354,29 @@ def _by_other_labels(request: Request, measured: Measurement) -> tuple[LabelResu
     return tuple(
         LabelResult(form, score(label_set, scores.top)) for form, scores in measured.scores.items()
     )
+
+
+def _latency(run: Run, subject: Subject, setup: Setup, valset: ValSet) -> tuple[LatencyRow, ...]:
+    """The time of one image, where that was asked for."""
+    if not run.request.latency or not run.group.is_first:
+        return ()
+    import torch
+
+    from eval.backends import Task
+    from eval.measure.latency import measure_latency
+
+    run.progress(Event(message="measuring the latency of single images"))
+    task = Task(
+        setup.backend,
+        subject.forms,
+        subject.preprocess,
+        torch.device(setup.device),
+        run.request.precision,
+        batch_size=1,
+        workers=1,
+        classes=len(valset.classes),
+    )
+    return tuple(measure_latency(task, valset))
 
 
 def _provenance(request: Request, subject: Subject, started: datetime) -> Provenance:

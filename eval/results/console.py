@@ -81,6 +81,11 @@ def _remarks(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
         f"95 % confidence interval of {first.form} top-1: {low:.3f} to {high:.3f}"
         + ("" if rate is None else f"; {rate:.1f} images/s")
     )
+    for row in evaluation.latency:
+        yield (
+            f"Latency, {row.form}, {row.threads} threads, {row.stage}: {row.median_ms:.2f} ms "
+            f"(90 %: {row.p90_ms:.2f}, 99 %: {row.p99_ms:.2f})"
+        )
     if first.anytime:
         low, high = first.anytime
         yield (

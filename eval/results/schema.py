@@ -22,6 +22,7 @@ SUMMARY_FILE = "summary.csv"
 PREDICTIONS_FILE = "predictions.csv"
 PER_CLASS_FILE = "per_class.csv"
 BAD_IMAGES_FILE = "bad_images.csv"
+LATENCY_FILE = "latency.csv"
 RUN_FILE = "run.json"
 PAGE_FILE = "report.html"
 TOP = 5  # ranked classes that are kept of each image
@@ -175,6 +176,22 @@ BAD_IMAGES: tuple[tuple[str, str], ...] = (
     ("path", "as in predictions.csv"),
     ("label", "as in predictions.csv"),
     ("reason", "why the image cannot be decoded"),
+)
+LATENCY: tuple[tuple[str, str], ...] = (
+    ("form", "as in summary.csv"),
+    ("threads", "threads that the runtime may use for one image"),
+    ("batch", "images in a call: always 1"),
+    (
+        "stage",
+        (
+            "`model`: from the uint8 crop to the logits; `model+preprocess`: from the bytes of the "
+            "image file to the logits"
+        ),
+    ),
+    ("median_ms", "median over the images, in milliseconds"),
+    ("p90_ms", "90th percentile"),
+    ("p99_ms", "99th percentile"),
+    ("images", "images that were timed, after a warm-up"),
 )
 
 
@@ -345,6 +362,15 @@ def bad_images_table(evaluation: Evaluation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[name for name, _ in BAD_IMAGES])
 
 
+def latency_table(evaluation: Evaluation) -> pd.DataFrame:
+    """One row per form, number of threads and stage."""
+    import pandas as pd
+
+    columns = [name for name, _ in LATENCY]
+    rows = [[getattr(row, name) for name in columns] for row in evaluation.latency]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def _empty_if_negative(values: NDArray[np.int64]) -> pd.Series[int]:
     import pandas as pd
 
@@ -389,6 +415,11 @@ def document() -> str:
         (PREDICTIONS_FILE, f"One row per image. {per_form}", PREDICTIONS),
         (PER_CLASS_FILE, f"One row per class. {per_form}", PER_CLASS),
         (BAD_IMAGES_FILE, "One row per bad image; only where there are any.", BAD_IMAGES),
+        (
+            LATENCY_FILE,
+            "One row per form, number of threads and stage; only with `--latency`.",
+            LATENCY,
+        ),
         (RUN_FILE, "One object: the options, the environment, the results.", run),
     ]
     lines = [_INTRODUCTION]

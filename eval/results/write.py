@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 from eval.errors import UsageError
 from eval.results.schema import (
     BAD_IMAGES_FILE,
+    LATENCY_FILE,
     PAGE_FILE,
     PER_CLASS_FILE,
     PREDICTIONS_FILE,
     RUN_FILE,
     SUMMARY_FILE,
     bad_images_table,
+    latency_table,
     run_document,
 )
 
@@ -38,7 +40,7 @@ REPORTS = (
     PREDICTIONS_FILE,
     PER_CLASS_FILE,
     BAD_IMAGES_FILE,
-    "latency.csv",
+    LATENCY_FILE,
     "regression.md",
     "regression.csv",
     "regression_flips.csv",
@@ -64,6 +66,8 @@ def write_reports(folder: Path, evaluation: Evaluation) -> None:
     }
     if evaluation.measured.bad:
         files = {BAD_IMAGES_FILE: _csv(bad_images_table(evaluation)), **files}
+    if evaluation.latency:
+        files = {LATENCY_FILE: _csv(latency_table(evaluation)), **files}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         set_aside(folder)
