@@ -267,7 +267,7 @@ def test_an_interrupted_run_does_not_continue_with_another_bin(
     monkeypatch.setattr("eval.backends.create_predictor", lambda *_, **__: Interrupted(9))
     right = openvino_files.with_suffix(".bin").read_bytes()
     openvino_files.with_suffix(".bin").write_bytes(b"two")
-    with pytest.raises(UsageError, match="unfinished run .*: files was"):
+    with pytest.raises(UsageError, match=r"unfinished run .*: files was"):
         evaluate(request)
     openvino_files.with_suffix(".bin").write_bytes(right)
     assert evaluate(request).measured.measured_now == 2

@@ -21,7 +21,9 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
-def test_damaged_input_is_read_or_refused(kind: str, tmp_path: Path, monkeypatch):
+def test_damaged_input_is_read_or_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
     script = importlib.import_module("fuzz_readers")
     assert set(script.inputs()) == set(EXAMPLES)
