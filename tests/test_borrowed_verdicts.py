@@ -282,7 +282,7 @@ def test_weights_that_change_while_they_are_evaluated_are_refused(
 
     monkeypatch.setattr("eval.backends.create_predictor", changing)
     request = Request(data=val, variant="small", weights=openvino_files, output=tmp_path / "out")
-    with pytest.raises(ModelError, match=r"m\.bin has changed while it was evaluated"):
+    with pytest.raises(ModelError, match=r"m\.bin changed during the evaluation"):
         evaluate(request)
     assert not (tmp_path / "out" / "summary.csv").exists()
 

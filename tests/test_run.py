@@ -256,7 +256,7 @@ def test_smaller_batches_when_memory_is_short(
     found = measured(valset, tmp_path / "out", shrinking, batch_size=8, workers=1)
     assert_same(found, measured(valset, tmp_path / "whole", Fake()))
     assert set(small.batches) == {2}
-    assert told[0] == "Out of memory: batches of 4 from here on"
+    assert told[0] == "Out of memory: batches of 4 from now on"
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(valset: ValSet, tmp_path: Path) -> None:
