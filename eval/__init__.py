@@ -24,6 +24,10 @@ _HOMES = {"Evaluation": "evaluation", "Request": "request", "evaluate": "pipelin
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from eval.version import version
+
+        return version()
     if name in _HOMES:
         value = getattr(importlib.import_module(f"eval.{_HOMES[name]}"), name)
         globals()[name] = value

@@ -20,6 +20,7 @@ from eval.errors import UsageError
 from eval.images.sets import IMAGE_SETS, VAL, ImageSet
 
 IMAGENET_VAL_IMAGES = 50_000
+LIBRARIES = ("timm:", "torchvision:")  # a `model` that begins so is another library's
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class VariantConfig:
 
     Attributes:
         name: its name in the reports, and for ``--weights auto``.
-        model: a key of `pplcnet.VARIANTS`.
+        model: a key of `pplcnet.VARIANTS`, ``timm:NAME`` or ``torchvision:NAME``.
         images: number of images in the full set; runs on fewer images are not compared.
         reference: by name of the preprocessing; the entry "" is for all others.
         tolerance: by name of the preprocessing; without a tolerance, a run is not gated.
@@ -172,11 +173,15 @@ class _ToleranceTable(_Table):
 
 
 class _TolerancesTable(_Table):
-    """By name of the preprocessing, as ``--preprocess`` takes it."""
+    """By name of the preprocessing: those of ``--preprocess``, and the libraries' own."""
 
     torchvision: _ToleranceTable | None = None
     paddle: _ToleranceTable | None = None
     squash: _ToleranceTable | None = None
+    timm: _ToleranceTable | None = None
+    torchvision_weights: _ToleranceTable | None = msgspec.field(
+        default=None, name="torchvision-weights"
+    )
 
 
 class _OtherTable(_Table):
@@ -203,7 +208,8 @@ class _File(_Table):
         from pplcnet import VARIANTS  # imports no torch, but takes a tenth of a second
 
         _check_name(self.name)
-        _check_known("model", self.model, VARIANTS)
+        if not self.model.startswith(LIBRARIES):
+            _check_known("model", self.model, VARIANTS)
         for name, row in self._tolerances().items():
             if row.images > self.images:
                 raise ValueError(
@@ -212,7 +218,7 @@ class _File(_Table):
 
     def _tolerances(self) -> dict[str, _ToleranceTable]:
         rows = msgspec.structs.asdict(self.tolerance)
-        return {name: row for name, row in rows.items() if row is not None}
+        return {n.replace("_", "-"): row for n, row in rows.items() if row is not None}
 
     def config(self) -> VariantConfig:
         fields = msgspec.structs.asdict

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from eval.command import run_command
+
 OPTIONS = ("data", "variant", "weights", "baseline", "output")  # inputs that are options
 COLUMNS = ("form", "images", "top1", "top5", "reference_top1", "reference_top5", "verdict")
 
@@ -94,4 +96,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(lambda _: main()))

@@ -278,3 +278,19 @@ def test_a_configuration_is_checked_without_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert found.stdout == "False\n"
+
+
+def test_a_configuration_of_a_library_s_model(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(
+        'name = "flowers"\nmodel = "timm:resnet10t"\nimages = 102\n'
+        '[reference]\nsource = "ours"\ntop1 = 90.0\n'
+        '[tolerance.timm]\nimages = 2\nreason = "x"\n'
+        '[tolerance.torchvision-weights]\nimages = 3\nreason = "y"\n'
+    )
+    config = load_config(path)
+    assert config.model == "timm:resnet10t"
+    assert {name: row.images for name, row in config.tolerance.items()} == {
+        "timm": 2,
+        "torchvision-weights": 3,
+    }

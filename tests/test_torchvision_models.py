@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +217,16 @@ def test_torchvision_has_no_other_form(tmp_path: Path, capsys: pytest.CaptureFix
     words = ["--data", "x", "--model", "torchvision:resnet18", "--output", str(tmp_path / "out")]
     assert main([*words, "--forms", "reparameterized"]) == 2
     assert "has no reparameterized forms" in capsys.readouterr().err
+
+
+def test_old_checkpoints_of_densenet_have_other_names(tmp_path: Path) -> None:
+    model = torchvision.models.densenet121()
+    state = model.state_dict()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): value
+        for name, value in state.items()
+    }
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "old.pth")
+    loaded = load_model("densenet121", tmp_path / "old.pth", 1000)
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())

@@ -8,6 +8,7 @@ entry of the weights enum gives the preprocessing and the published accuracy
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from eval.images.preprocess import Crop, Preprocess
 
 PREFIX = "torchvision:"
+_OLD_DENSENET = re.compile(r"(\.denselayer[0-9]+\.(?:norm|relu|conv))\.(?=[12]\.)")
 SET = "ImageNet-1K"  # torchvision's name of the validation set in the weights enum
 
 
@@ -155,6 +157,8 @@ def load_model(name: str, path: Path, classes: int) -> nn.Module:
         tensors = read_checkpoint(path)
     except WeightsError as error:
         raise ModelError(str(error)) from error
+    # Old checkpoints of DenseNet separate the names of its layers by a dot (models/densenet.py).
+    tensors = {_OLD_DENSENET.sub(r"\1", key): value for key, value in tensors.items()}
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
         raise ModelError(f"{path}: {examples(bad)}: NaN or infinite values.")
