@@ -78,7 +78,7 @@ def test_what_is_done_is_said(photos: list[bytes]) -> None:
 
 
 def test_a_transform_of_another_kind_is_refused() -> None:
-    with pytest.raises(UsageError, match="is not one of torchvision's image classification"):
+    with pytest.raises(UsageError, match="is not torchvision's ImageClassification preset"):
         preprocess_of(torchvision.models.optical_flow.Raft_Small_Weights.DEFAULT)
 
 
