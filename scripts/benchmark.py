@@ -1,22 +1,24 @@
-"""How fast this machine evaluates, side by side with a timm pipeline, on the same images.
+"""How fast this machine evaluates, side by side with timm, on the same images.
 
     benchmark.py                                        the demo's images and weights
     benchmark.py --data PHOTOS --weights F --variant base --images 1000 --repeats 3
 
-Each measurement is a process of its own. It builds its pipeline, answers one batch to warm up, and
-then times one whole pass over the images, from files to predicted classes. The contenders take
-turns, so that a slow spell of the machine meets all of them, and every ratio is taken within one
-turn. The predicted classes of all must be the same.
+Each measurement is a process of its own (benchmark_passes.py). It builds its pipeline, answers one
+batch to warm up, and then times one whole pass over the images, from files to predicted classes.
+The contenders take turns, so that a slow spell of the machine meets all of them, and every ratio
+is taken within one turn. All contenders of a network must predict the same classes.
 
-timm's pipeline is made of its own `create_dataset`, `create_loader`, model and
-`reparameterize_model`, put together as its ``validate.py`` does, with bilinear interpolation and
-the same weights.
+The floor is the time that an image would take if nothing but the arithmetic, decoding and cropping
+took any: the operations of the network's deploy form, for each form, at the rate of oneDNN's best
+1x1 convolution on this machine, and the time of decoding and cropping alone. It is measured in
+every turn. A row's share of it is how near it comes.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -26,254 +28,74 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmark_passes import BOTH, Contender
 
 from eval.command import run_command
 from eval.errors import DataError, EvalError, UsageError
 
 ROOT = Path(__file__).parents[1]
-BOTH = ("unfused", "reparameterized")
-DEPLOY = ("reparameterized",)
+NETWORKS = ("tf_efficientnet_lite0", "repvgg_a0", "mobilenetv3_large_100")
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+SECTIONS = ("pipelines", "batches", "networks")
+BEST_FLAGS = ("reparam", "channels-last")  # of timm's validate.py, without a compiler
+TIMM = "timm -b 256 -j 4"
+SMALL_BATCHES = "timm -b 64 -j 2"
+EAGER = "timm -b 64 -j 2 --reparam --channels-last"
+CACHED = "ours, reparameterized, torch, cached"
 
 
-@dataclass(frozen=True)
-class Contender:
-    """Something that is measured.
-
-    Attributes:
-        name: as in the table.
-        kind: ``timm`` and ``ours`` are whole passes; the others are parts of ours.
-        forms: of the model.
-        backend: of ours.
-        batch, loaders: of timm's loader.
-        flags: of timm's ``validate.py``.
-        optional: left out unless asked for.
-    """
-
-    name: str
-    kind: str
-    forms: tuple[str, ...] = DEPLOY
-    backend: str = "torch"
-    batch: int = 0
-    loaders: int = 0
-    flags: tuple[str, ...] = ()
-    optional: bool = False
+def pipelines(backends: Sequence[str]) -> Iterator[Contender]:
+    """Our network: timm, our backends, and the parts of ours."""
+    yield Contender(TIMM, "timm", BOTH[:1], batch=256, loaders=4)
+    yield Contender(SMALL_BATCHES, "timm", BOTH[:1], batch=64, loaders=2)
+    yield Contender(EAGER, "timm", batch=64, loaders=2, flags=BEST_FLAGS)
+    yield Contender("ours, both forms, torch", "ours", BOTH)
+    yield Contender("ours, unfused, torch", "ours", BOTH[:1])
+    for backend in backends:
+        yield Contender(f"ours, reparameterized, {backend}", "ours", backend=backend)
+    for backend in ("torch", "openvino"):
+        name = f"ours, reparameterized, {backend}, cached"
+        yield Contender(name, "cached", backend=backend)
+    yield Contender("part: decode and crop", "crop")
+    for backend in backends:
+        yield Contender(f"part: model, {backend}", "model", backend=backend)
 
 
-CONTENDERS = (
-    Contender("timm -b 256 -j 4", "timm", BOTH[:1], batch=256, loaders=4),
-    Contender("timm -b 64 -j 2", "timm", BOTH[:1], batch=64, loaders=2),
-    Contender(
-        "timm -b 64 -j 2 --reparam --channels-last",
-        "timm",
-        batch=64,
-        loaders=2,
-        flags=("reparam", "channels-last"),
-    ),
-    Contender("ours, both forms, torch", "ours", BOTH),
-    Contender("ours, unfused, torch", "ours", BOTH[:1]),
-    Contender("ours, reparameterized, torch", "ours"),
-    Contender("ours, reparameterized, onnxruntime", "ours", backend="onnxruntime"),
-    Contender("ours, reparameterized, openvino", "ours", backend="openvino"),
-    Contender("ours, reparameterized, compile", "ours", backend="compile", optional=True),
-    Contender("ours, reparameterized, torch, cached", "cached"),
-    Contender("ours, reparameterized, openvino, cached", "cached", backend="openvino"),
-    Contender("part: decode and crop", "crop"),
-    Contender("part: model, torch", "model"),
-    Contender("part: model, onnxruntime", "model", backend="onnxruntime"),
-    Contender("part: model, openvino", "model", backend="openvino"),
-)
+def batches() -> Iterator[Contender]:
+    """The deploy form from the cache, with batches of each size."""
+    for size in BATCHES:
+        yield Contender(f"{CACHED}, -b {size}", "cached", batch=size)
 
 
-# --- one measurement, in a process of its own ------------------------------------------------
+def networks() -> Iterator[Contender]:
+    """Other networks: timm's best eager flags, and two of our backends."""
+    for name in NETWORKS:
+        yield Contender(
+            f"{name}: {EAGER}", "timm", batch=64, loaders=2, flags=BEST_FLAGS, network=name
+        )
+        for backend in ("torch", "onnxruntime"):
+            yield Contender(f"{name}: ours, {backend}", "ours", backend=backend, network=name)
 
 
-def measure(contender: Contender, data: Path, weights: Path, cache: Path) -> dict[str, Any]:
-    """Time one pass: images, seconds, and the predicted class of each image and form."""
-    runs: dict[str, Callable[..., tuple[int, float, list[list[int]]]]] = {
-        "timm": timm_pass,
-        "ours": our_pass,
-        "cached": our_pass,
-        "crop": crop_pass,
-        "model": model_pass,
-    }
-    images, seconds, classes = runs[contender.kind](contender, data, weights, cache)
-    return {"images": images, "seconds": seconds, "classes": classes}
+def chosen(args: argparse.Namespace) -> list[Contender]:
+    """The contenders of the sections that were asked for; before them the floor of each network."""
+    from eval.backends import BACKENDS
 
-
-def timm_pass(
-    contender: Contender, data: Path, weights: Path, _cache: Path
-) -> tuple[int, float, list[list[int]]]:
-    """Timm's pipeline, as its ``validate.py`` puts it together."""
-    import timm
-    import torch
-    from timm.data import create_dataset, create_loader
-    from timm.utils.model import reparameterize_model
-
-    from pplcnet import PPLCNetV2
-
-    ours = load(weights)
-    variant = next(
-        n for n, s in (("small", 0.75), ("base", 1.0), ("large", 1.25)) if s == ours.scale
-    )
-    model = timm.create_model(f"lcnetv2_{variant}").eval()
-    model.load_state_dict(timm_state(ours, model.state_dict(), 1 - PPLCNetV2.DROP_RATE))
-    if "reparam" in contender.flags:
-        model = reparameterize_model(model)
-    layout = torch.channels_last if "channels-last" in contender.flags else torch.contiguous_format
-    model = model.to(memory_format=layout)
-    loader = create_loader(
-        create_dataset("", root=str(data)),
-        input_size=(3, 224, 224),
-        batch_size=contender.batch,
-        interpolation="bilinear",
-        crop_pct=0.875,
-        num_workers=contender.loaders,
-        device=torch.device("cpu"),
-    )
-    classes: list[int] = []
-    with torch.inference_mode():
-        model(torch.zeros(contender.batch, 3, 224, 224).to(memory_format=layout))
-        started = time.perf_counter()
-        for images, _ in loader:
-            logits = model(images.to(memory_format=layout))
-            classes += logits.topk(5).indices[:, 0].tolist()
-        seconds = time.perf_counter() - started
-    return len(classes), seconds, [classes]
-
-
-def timm_state(ours: Any, theirs: dict[str, Any], kept: float) -> dict[str, Any]:
-    """Our weights under timm's names; timm folds the factor of the dropout into ``last_conv``."""
-    from pplcnet._weights import _names
-
-    state = ours.state_dict()
-    renamed = {theirs: state[ours] for ours, theirs in _names(state, "timm").items()}
-    renamed["conv_head.weight" if "conv_head.weight" in theirs else "last_conv.weight"] = (
-        state["last_conv.conv.weight"].double() * kept
-    ).float()
-    return {name: renamed.get(name, value) for name, value in theirs.items()}
-
-
-def our_pass(
-    contender: Contender, data: Path, weights: Path, cache: Path
-) -> tuple[int, float, list[list[int]]]:
-    """Our engine, as ``python -m eval.imagenet`` calls it."""
-    from contextlib import nullcontext
-
-    from eval.images.cache import CropCache
-    from eval.images.preprocess import PREPROCESS
-    from eval.images.valset import open_valset
-    from eval.measure.engine import assemble, choose_workers
-    from eval.measure.engine import measure as engine
-    from eval.measure.journal import Journal
-
-    preprocess, valset = PREPROCESS["torchvision"], open_valset(data)
-    predictor, batch = our_predictor(contender, weights)
-    kept = CropCache(cache, valset, preprocess) if contender.kind == "cached" else nullcontext()
-    with tempfile.TemporaryDirectory() as folder, kept as crops:
-        if crops:
-            crops.fill(choose_workers())
-        with Journal(Path(folder), {}, contender.forms) as journal:
-            started = time.perf_counter()
-            part = engine(
-                valset,
-                preprocess,
-                predictor,
-                contender.forms,
-                batch_size=batch,
-                workers=choose_workers(),
-                journal=journal,
-                cache=crops,
-            )
-            seconds = time.perf_counter() - started
-    measured = assemble(valset, [part], contender.forms)
-    classes = [scores.top[:, 0].tolist() for scores in measured.scores.values()]
-    return len(valset.samples), seconds, classes
-
-
-def our_predictor(contender: Contender, weights: Path) -> tuple[Any, int]:
-    """A backend, warmed up in each worker's way, and its batch size."""
-    import numpy as np
-    import torch
-
-    from eval.backends import create_predictor
-    from eval.images.preprocess import PREPROCESS
-    from eval.measure.engine import choose_batch_size, choose_workers
-    from pplcnet import reparameterize
-
-    torch.set_num_threads(1)
-    model = load(weights)
-    every = {"unfused": model, "reparameterized": reparameterize(model)}
-    device, workers = torch.device("cpu"), choose_workers()
-    batch = choose_batch_size(device)
-    predictor = create_predictor(
-        contender.backend,
-        {form: every[form] for form in contender.forms},
-        PREPROCESS["torchvision"],
-        device,
-        "fp32",
-        batch_size=batch,
-        workers=workers,
-    )
-    predictor(np.zeros((batch, 224, 224, 3), np.uint8))
-    return predictor, batch
-
-
-def crop_pass(
-    _contender: Contender, data: Path, _weights: Path, _cache: Path
-) -> tuple[int, float, list[list[int]]]:
-    """Reading, decoding, resizing and cropping alone, in as many workers as a run has."""
-    from eval.images.preprocess import PREPROCESS
-    from eval.images.valset import open_valset
-    from eval.measure.engine import choose_workers
-
-    valset, crop = open_valset(data), PREPROCESS["torchvision"].crop
-    with ThreadPoolExecutor(choose_workers()) as pool:
-        started = time.perf_counter()
-        for _ in pool.map(lambda sample: crop(valset.read(sample.path)), valset.samples):
-            pass
-        seconds = time.perf_counter() - started
-    return len(valset.samples), seconds, []
-
-
-def model_pass(
-    contender: Contender, data: Path, weights: Path, _cache: Path
-) -> tuple[int, float, list[list[int]]]:
-    """The backend alone on crops that are in memory, in as many workers as a run has."""
-    import numpy as np
-    import torch
-
-    from eval.images.preprocess import PREPROCESS
-    from eval.images.valset import open_valset
-    from eval.measure.engine import choose_workers
-
-    predictor, batch = our_predictor(contender, weights)
-    valset, crop = open_valset(data), PREPROCESS["torchvision"].crop
-    crops = np.stack([crop(valset.read(sample.path)) for sample in valset.samples])
-    parts = [crops[start : start + batch] for start in range(0, len(crops) - batch + 1, batch)]
-    with ThreadPoolExecutor(
-        choose_workers(), initializer=torch.set_num_threads, initargs=(1,)
-    ) as p:
-        started = time.perf_counter()
-        for _ in p.map(predictor, parts):
-            pass
-        seconds = time.perf_counter() - started
-    return len(parts) * batch, seconds, []
-
-
-def load(weights: Path) -> Any:
-    """The model that the weights are of, unfused, in evaluation mode."""
-    from pplcnet import read_weights
-    from pplcnet._weights import model_for
-
-    return model_for(read_weights(weights))
-
-
-# --- all of them, in turns ------------------------------------------------------------------
+    backends = [name for name in BACKENDS if args.compile or name != "compile"]
+    asked = args.sections
+    contenders = [Contender("floor", "floor")] if {"pipelines", "batches"} & set(asked) else []
+    if "pipelines" in asked:
+        contenders += pipelines(backends)
+    if "batches" in asked:
+        contenders += batches()
+    if "networks" in asked:
+        contenders += [Contender(f"floor: {n}", "floor", network=n) for n in NETWORKS]
+        contenders += networks()
+    return contenders
 
 
 def link_images(photos: Path, target: Path, images: int) -> None:
@@ -291,19 +113,29 @@ def link_images(photos: Path, target: Path, images: int) -> None:
 
 
 def in_turns(
-    contenders: Sequence[Contender], repeats: int, words: Sequence[str]
+    contenders: Sequence[Contender], repeats: int, places: dict[str, str]
 ) -> Iterator[tuple[int, Contender, dict[str, Any]]]:
     """Measure each contender once per turn, each in a process of its own."""
+    unavailable: set[str] = set()
+    script = str(Path(__file__).with_name("benchmark_passes.py"))
     for turn in range(repeats):
         for contender in contenders:
-            command = [sys.executable, __file__, "--only", contender.name, *words]
+            if contender.name in unavailable:
+                continue
+            asked = json.dumps({**dataclasses.asdict(contender), **places})
             done = subprocess.run(
-                command, capture_output=True, text=True, cwd=ROOT, check=False,
+                [sys.executable, script, asked],
+                capture_output=True, text=True, cwd=ROOT, check=False,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
             if done.returncode:
                 raise EvalError(f"{contender.name} failed:\n{done.stderr[-2000:]}")
-            yield turn, contender, json.loads(done.stdout.splitlines()[-1])
+            result = json.loads(done.stdout.splitlines()[-1])
+            if "unavailable" in result:
+                print(f"{contender.name}: left out: {result['unavailable']}", file=sys.stderr)
+                unavailable.add(contender.name)
+                continue
+            yield turn, contender, result
 
 
 def start_up(data: Path, weights: Path, variant: str) -> tuple[float, float]:
@@ -329,20 +161,59 @@ def start_up(data: Path, weights: Path, variant: str) -> tuple[float, float]:
     return bare, first
 
 
-class Rates:
-    """Images per second of each contender in each turn."""
+class Table:
+    """What was measured.
 
-    def __init__(self) -> None:
-        self.of: dict[str, list[float]] = {}
+    Attributes:
+        rates: images per second of each contender, turn by turn.
+        shares: of the floor, likewise.
+        floors: what `floor_pass` found for each network, turn by turn.
+        differing: images whose predicted class is not that of the network's first contender.
+        rows: for ``benchmark.csv``.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.rates: dict[str, list[float]] = {}
+        self.shares: dict[str, list[float]] = {}
+        self.floors: dict[str, list[dict[str, float]]] = {}
+        self.differing: dict[str, int] = {}
+        self.rows: list[list[Any]] = []
+        self._truth: dict[str, list[int]] = {}
+
+    def add(self, turn: int, contender: Contender, result: dict[str, Any]) -> None:
+        """Take in one measurement."""
+        if contender.kind == "floor":
+            self.floors.setdefault(contender.network, []).append(result)
+            return
+        name, rate = contender.name, result["images"] / result["seconds"]
+        share = rate / self.floor_rate(contender)
+        self.rates.setdefault(name, []).append(rate)
+        self.shares.setdefault(name, []).append(share)
+        wrong = 0
+        for classes in result["classes"]:
+            truth = self._truth.setdefault(contender.network, classes)
+            wrong = max(wrong, sum(a != b for a, b in zip(classes, truth, strict=True)))
+        self.differing[name] = max(wrong, self.differing.get(name, 0))
+        self.rows.append([turn, name, result["images"], result["seconds"], rate, share, wrong])
+        print(f"turn {turn + 1}: {name}: {rate:.1f} images/s, {share:.2f}", file=sys.stderr)
+
+    def floor_rate(self, contender: Contender) -> float:
+        """Images per second at the floor of the current turn, on all cores."""
+        floor = self.floors[contender.network][-1]
+        model = len(contender.forms) * floor["gflop"] / floor["gflops"]
+        seconds = {
+            "crop": floor["crop"],
+            "model": model,
+            "cached": model,
+        }.get(contender.kind, model + floor["crop"])
+        return self.workers / seconds
 
     def ratio(self, name: str, other: str) -> list[float]:
-        """Of two contenders, turn by turn."""
-        return [a / b for a, b in zip(self.of[name], self.of[other], strict=True)]
-
-    def allowed(self, backend: str) -> list[float]:
-        """What decode, crop and model would allow if nothing else took any time."""
-        crop, model = self.of["part: decode and crop"], self.of[f"part: model, {backend}"]
-        return [1 / (1 / a + 1 / b) for a, b in zip(crop, model, strict=True)]
+        """Of two contenders, turn by turn; nothing if one of them was not measured."""
+        if name not in self.rates or other not in self.rates:
+            return []
+        return [a / b for a, b in zip(self.rates[name], self.rates[other], strict=True)]
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -351,47 +222,57 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def ratios(rates: Rates) -> dict[str, list[float]]:
-    """What the figures are for, by description."""
-    default, small, best = (c.name for c in CONTENDERS if c.kind == "timm")
-    deploy = {b: f"ours, reparameterized, {b}" for b in ("torch", "onnxruntime", "openvino")}
-    fastest = max(deploy, key=lambda backend: statistics.median(rates.of[deploy[backend]]))
-    rows = {
-        f"reparameterized, torch / {default}": rates.ratio(deploy["torch"], default),
-        f"reparameterized, torch / {best}": rates.ratio(deploy["torch"], best),
-        f"reparameterized, {fastest} (fastest) / {default}": rates.ratio(deploy[fastest], default),
-        f"reparameterized, {fastest} (fastest) / {best}": rates.ratio(deploy[fastest], best),
-        f"both forms, torch / {small} (one form)": rates.ratio("ours, both forms, torch", small),
-    }
-    for backend, name in deploy.items():
-        rows[f"{name} / what its parts allow"] = [
-            rate / bound for rate, bound in zip(rates.of[name], rates.allowed(backend), strict=True)
-        ]
-    for backend in ("torch", "openvino"):
-        rows[f"cached, {backend} / its model alone"] = rates.ratio(
-            f"{deploy[backend]}, cached", f"part: model, {backend}"
-        )
-    return rows
+def ratios(table: Table) -> dict[str, list[float]]:
+    """What the figures are for, by description; those of sections that were left out are empty."""
+    deploy = "ours, reparameterized, torch"
+    prefix = "ours, reparameterized, "
+    backends = [
+        name
+        for name in table.rates
+        if name.startswith(prefix) and not name.partition(prefix)[2].count(",")
+    ]
+    rows: dict[str, list[float]] = {}
+    if backends:
+        fastest = max(backends, key=lambda name: statistics.median(table.rates[name]))
+        for name in dict.fromkeys((deploy, fastest)):
+            for other in (TIMM, EAGER):
+                rows[f"{name} / {other}"] = table.ratio(name, other)
+        both = "ours, both forms, torch"
+        rows[f"{both} / {SMALL_BATCHES} (one form)"] = table.ratio(both, SMALL_BATCHES)
+    sized = {size: f"{CACHED}, -b {size}" for size in BATCHES}
+    if all(name in table.rates for name in sized.values()):
+        best = max(sized, key=lambda size: statistics.median(table.rates[sized[size]]))
+        for size in (1, 16, 32, 64):
+            rows[f"cached, batches of {size} / of {best} (best)"] = table.ratio(
+                sized[size], sized[best]
+            )
+    for network in NETWORKS:
+        ours = f"{network}: ours, torch"
+        for other in (f"{network}: ours, onnxruntime", f"{network}: {EAGER}"):
+            rows[f"{ours} / {other.partition(': ')[2]}"] = table.ratio(ours, other)
+    return {name: values for name, values in rows.items() if values}
 
 
-def draw(rates: Rates, path: Path) -> None:
+def draw(table: Table, path: Path) -> None:
     """A bar for each contender, with the spread over the turns."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = list(rates.of)[::-1]
-    middle = [statistics.median(rates.of[name]) for name in names]
-    low = [m - min(rates.of[name]) for m, name in zip(middle, names, strict=True)]
-    high = [max(rates.of[name]) - m for m, name in zip(middle, names, strict=True)]
-    colours = {"t": "#9aa5b1", "o": "#2f6f8f", "p": "#d9c58b"}
-    figure, axes = plt.subplots(figsize=(9, 0.42 * len(names) + 1))
-    axes.barh(names, middle, xerr=[low, high], color=[colours[n[0]] for n in names])
+    names = list(table.rates)[::-1]
+    middle = [statistics.median(table.rates[name]) for name in names]
+    low = [m - min(table.rates[name]) for m, name in zip(middle, names, strict=True)]
+    high = [max(table.rates[name]) - m for m, name in zip(middle, names, strict=True)]
+    colours = {"timm": "#9aa5b1", "ours": "#2f6f8f", "part": "#d9c58b"}
+    kinds = [next(kind for kind in colours if kind in name) for name in names]
+    figure, axes = plt.subplots(figsize=(9, 0.36 * len(names) + 1))
+    axes.barh(names, middle, xerr=[low, high], color=[colours[kind] for kind in kinds])
     axes.set_xlabel("images/s (median; whiskers: smallest and largest turn)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def processor() -> str:
@@ -403,7 +284,7 @@ def processor() -> str:
     return f"{model or platform.processor()}, {cores} cores, {platform.system()}"
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], allow_abbrev=False
@@ -413,21 +294,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--variant", default="base", help="of the weights (default %(default)s)")
     parser.add_argument("--images", type=int, default=1000, help="default %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="turns (default %(default)s)")
+    parser.add_argument(
+        "--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="default: all"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile too (slow to start)")
     parser.add_argument("--output", type=Path, default=Path("results/benchmark"))
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # one measurement, for ourselves
-    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Print the table; 1 if predictions differ."""
-    args = parse()
-    if args.only:
-        contender = next(c for c in CONTENDERS if c.name == args.only)
-        result = measure(contender, args.data, args.weights, args.cache)
-        print(json.dumps(result))
-        return 0
+    args = parse(arguments)
     if (args.data is None) != (args.weights is None):
         raise UsageError("--data and --weights go together (default: the demo's).")
     with tempfile.TemporaryDirectory() as name:
@@ -444,44 +321,47 @@ def main() -> int:
 
 def compare(args: argparse.Namespace, data: Path, weights: Path, cache: Path) -> int:
     """Measure all, print and write what was found; 1 if predictions differ."""
-    contenders = [c for c in CONTENDERS if args.compile or not c.optional]
-    rates, rows = Rates(), io.StringIO()
-    table = csv.writer(rows, lineterminator="\n")
-    table.writerow(["turn", "name", "images", "seconds", "images_per_second", "differing_images"])
-    truth: list[int] = []
-    differing: dict[str, int] = {}
-    words = ["--data", str(data), "--weights", str(weights), "--cache", str(cache)]
-    for turn, contender, result in in_turns(contenders, args.repeats, words):
-        rate = result["images"] / result["seconds"]
-        rates.of.setdefault(contender.name, []).append(rate)
-        truth = truth or result["classes"][0]
-        wrong = max(
-            (sum(a != b for a, b in zip(c, truth, strict=True)) for c in result["classes"]),
-            default=0,
-        )
-        differing[contender.name] = max(wrong, differing.get(contender.name, 0))
-        table.writerow([turn, contender.name, result["images"], result["seconds"], rate, wrong])
-        print(f"turn {turn + 1}: {contender.name}: {rate:.1f} images/s", file=sys.stderr)
-    starts = [start_up(data, weights, args.variant) for _ in range(args.repeats)]
+    from eval.measure.engine import choose_workers
 
+    table = Table(choose_workers())
+    places = {"data": str(data), "weights": str(weights), "cache": str(cache)}
+    for turn, contender, result in in_turns(chosen(args), args.repeats, places):
+        table.add(turn, contender, result)
+    starts = [start_up(data, weights, args.variant) for _ in range(args.repeats)]
     print(
-        f"{processor()}; {args.images} images, {args.repeats} turns; median (smallest to largest)"
+        f"{processor()}; {args.images} images, {args.repeats} turns; median (smallest to largest)\n"
     )
-    print(f"\n{'':44}{'images/s':>26}  other predictions")
-    for name, values in rates.of.items():
-        compared = "" if name.startswith("part") else str(differing[name])
-        print(f"{name:44}{spread(values, 1):>26}  {compared}")
-    print()
-    for name, values in ratios(rates).items():
-        print(f"{name:80}{spread(values):>22}")
+    report(table)
     name = "start-up to the first batch / import torch, torchvision and read the weights"
-    print(f"{name:80}{spread([b / a for a, b in starts]):>22}")
+    print(f"{name:84}{spread([b / a for a, b in starts]):>22}")
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "benchmark.csv").write_text(rows.getvalue(), encoding="utf-8")
-    draw(rates, args.output / "benchmark.png")
+    text = io.StringIO()
+    header = ["turn", "name", "images", "seconds", "images_per_second", "share_of_floor"]
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerows([[*header, "differing_images"], *table.rows])
+    (args.output / "benchmark.csv").write_text(text.getvalue(), encoding="utf-8")
+    draw(table, args.output / "benchmark.png")
     print(f"\nWritten: {args.output / 'benchmark.csv'}, {args.output / 'benchmark.png'}")
-    return 1 if any(differing.values()) else 0
+    return 1 if any(table.differing.values()) else 0
+
+
+def report(table: Table) -> None:
+    """Print the floors, the rates and the ratios."""
+    for network, floors in table.floors.items():
+        print(
+            f"floor, {network}: {spread([f['gflop'] for f in floors])} GFLOP for an image and form;"
+            f" one core: {spread([f['gflops'] for f in floors], 0)} GFLOP/s,"
+            f" decoding {spread([1000 * f['decode'] for f in floors])} ms,"
+            f" with resizing and cropping {spread([1000 * f['crop'] for f in floors])} ms"
+        )
+    print(f"\n{'':68}{'images/s':>24}{'share of the floor':>22}  other predictions")
+    for name, rates in table.rates.items():
+        compared = "" if name.startswith("part") else str(table.differing[name])
+        print(f"{name:68}{spread(rates, 1):>24}{spread(table.shares[name]):>22}  {compared}")
+    print()
+    for name, values in ratios(table).items():
+        print(f"{name:84}{spread(values):>22}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda _: main()))
+    sys.exit(run_command(main))
