@@ -7,7 +7,8 @@ avoids all three:
 - Convolutions and matrix products use the operators that torch's own compiler emits for the CPU
   (torch/_inductor/fx_passes/mkldnn_fusion.py): oneDNN's layout of the weights, and the activation
   after it inside the same operator.
-- Batch normalization is ``x * alpha + beta`` per channel, as in torch's own kernel, but in place.
+- Batch normalization is ``x * alpha + beta`` per channel, as in torch's own kernel, but in place
+  and together with the activation after it.
 - Elementwise operations write into their first argument where nothing else reads it any more.
 
 Nothing is folded or left out: the same convolutions, batch normalizations, sums and activations,
@@ -17,7 +18,8 @@ classes of a model, so that they are the same for every network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,16 +113,22 @@ class PackedPixel(PackedLinear):
 
 
 class ScaleShift(nn.Module):
-    """Batch normalization in inference, and the ReLU after it: ``x * alpha + beta`` per channel.
+    """Batch normalization in inference: ``x * alpha + beta`` per channel, and what follows it.
 
     The two constants are computed as torch's CPU kernel does
-    (aten/src/ATen/native/cpu/batch_norm_kernel.cpp).
+    (aten/src/ATen/native/cpu/batch_norm_kernel.cpp). The values are worked through in pieces of
+    `PIECE` bytes, so that the activation finds them in the cache.
 
     Args:
         weight, bias, mean, variance: (C,) each.
         eps: added to the variance.
-        dimensions: of what it will see.
+
+    Attributes:
+        activation: changes its argument, or None.
+        in_place: whether the result overwrites the argument.
     """
+
+    PIECE = 2**19
 
     def __init__(
         self,
@@ -129,24 +137,28 @@ class ScaleShift(nn.Module):
         mean: Tensor,
         variance: Tensor,
         eps: float,
-        dimensions: int = 4,
     ) -> None:
         super().__init__()
         inverse = 1 / torch.sqrt(variance + eps)
-        alpha = inverse if weight is None else inverse * weight
-        beta = -mean * alpha if bias is None else bias - mean * alpha
-        shape = (1, -1, *[1] * (dimensions - 2))
-        self._alpha, self._beta = alpha.reshape(shape), beta.reshape(shape)
-        self.relu = False
+        self._alpha = inverse if weight is None else inverse * weight
+        shift = mean * self._alpha
+        self._beta = -shift if bias is None else bias - shift
+        self._rows = max(1, self.PIECE // (self._alpha.numel() * self._alpha.element_size()))
+        self.activation: Callable[[Tensor], Any] | None = None
         self.in_place = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) to the same shape; into `x` itself if so set."""
-        if self.in_place:
-            y = torch.addcmul(self._beta, x, self._alpha, out=x)
-        else:
-            y = torch.addcmul(self._beta, x, self._alpha)
-        return torch.relu_(y) if self.relu else y
+        """(B, C, ...) to the same shape."""
+        y = x if self.in_place else torch.empty_like(x)
+        before, after = x.movedim(1, -1), y.movedim(1, -1)
+        if before.is_contiguous() and after.is_contiguous():
+            before, after = (values.view(-1, x.shape[1]) for values in (before, after))
+        pieces = (torch.split(values, self._rows) for values in (before, after))
+        for source, target in zip(*pieces, strict=True):
+            torch.addcmul(self._beta, source, self._alpha, out=target)
+            if self.activation:
+                self.activation(target)
+        return y
 
 
 @torch.no_grad()
@@ -183,12 +195,16 @@ def _replace_batch_norms(module: fx.GraphModule) -> None:
         if training or not _constant(statistics) or _meta(x).dtype != torch.float32:
             continue
         weight, bias, mean, variance = (_value(module, each) for each in statistics)
-        norm = ScaleShift(weight, bias, mean, variance, eps, _meta(x).dim())
+        norm = ScaleShift(weight, bias, mean, variance, eps)
         new = _put_module(module, result, "batch_norm", norm, x)
-        relu = _only_user(new)
-        if relu is not None and relu.target is aten.relu.default:
-            norm.relu = True
-            _merge_into(new, relu)
+        after = _only_user(new)
+        if after is not None and after.target in ACTIVATIONS:
+            norm.activation = partial(_apply, _in_place_twin(after), after.args[1:], after.kwargs)
+            _merge_into(new, after)
+
+
+def _apply(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any], x: Tensor) -> None:
+    operator(x, *args, **kwargs)
 
 
 def _replace_convolutions(module: fx.GraphModule) -> None:
