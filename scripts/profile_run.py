@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from benchmark_passes import convolution_rate
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
@@ -29,6 +30,7 @@ from eval.command import run_command
 from eval.errors import ModelError
 from eval.images.preprocess import PREPROCESS
 from eval.images.valset import open_valset
+from eval.measure.allocator import keep_freed_memory
 from eval.measure.engine import CPU_BATCH
 from eval.measure.journal import Journal, record_dtype
 from eval.measure.metrics import Scores, check_logits
@@ -59,6 +61,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--images", type=int, default=400)
     args = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(1)
 
     preprocess = PREPROCESS["torchvision"]
@@ -104,24 +107,15 @@ def main() -> int:
     print(f"{count} images, batches of {CPU_BATCH}, one core; ms per image")
     for step, seconds in clock.seconds.items():
         print(f"{step:36}{1000 * seconds / count:8.3f}")
-    print(f"\na matrix product of torch, float32: {matrix_product():.0f} GFLOP/s")
+    for form, predictor in predictors.items():
+        print(f"{form}: {'; '.join(predictor.settings.values())}")
+    print(f"\noneDNN's best 1x1 convolution, float32, one core: {convolution_rate():.0f} GFLOP/s")
     for form, times in operators.items():
         total = sum(times.values())
         print(f"\n{form}, by operator: share of its time")
         for name, share in times.most_common(8):
             print(f"{name:36}{100 * share / total:7.1f} %")
     return 0
-
-
-def matrix_product(size: int = 1024, repeats: int = 20) -> float:
-    """GFLOP/s of one core in the fastest of some products of square matrices."""
-    left, right = torch.rand(2, size, size)
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        left @ right
-        seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / min(seconds) / 1e9
 
 
 def kind_of(operator: str, shapes: list[list[int]]) -> str:
