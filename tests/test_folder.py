@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -171,6 +172,21 @@ def test_a_lock_is_never_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert timeouts == [0]
 
 
+def test_the_owner_is_utf8_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "ascii")
+    monkeypatch.setattr("socket.gethostname", lambda: "büro")
+    with OutputFolder(tmp_path), pytest.raises(UsageError, match=r"\(process [0-9]+ on büro\)"):
+        OutputFolder(tmp_path).claim()
+
+
+def test_a_folder_can_be_used_again(tmp_path: Path) -> None:
+    folder = OutputFolder(tmp_path)
+    for _ in range(2):
+        with folder:
+            assert names_in(tmp_path) == [".lock", ".lock-owner"]
+    assert names_in(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["report.html", "junit.xml"])
 def test_a_folder_in_the_place_of_a_report(tmp_path: Path, name: str) -> None:
     full(tmp_path, "old")
@@ -204,6 +220,19 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     )
 
 
+def test_an_error_without_a_name_is_one_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Path) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(folder_module, "set_aside", fails)
+    with pytest.raises(UsageError) as caught, OutputFolder(tmp_path):
+        pass
+    assert str(caught.value).startswith(f"{tmp_path} cannot be written: Input/output error.\n")
+    assert names_in(tmp_path) == []
+
+
 def test_a_lock_file_that_cannot_be_removed_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +264,10 @@ def test_lock_files_that_are_gone_are_no_error(tmp_path: Path) -> None:
 # Writing
 
 
-def test_a_result_in_full(tmp_path: Path, evaluation: Evaluation) -> None:
+def test_a_result_in_full(
+    tmp_path: Path, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "linesep", "\r\n")  # the files are the same on every system
     write_reports(tmp_path / "new" / "out", evaluation)
     out = tmp_path / "new" / "out"
     assert names_in(out) == [
@@ -253,10 +285,10 @@ def test_a_result_in_full(tmp_path: Path, evaluation: Evaluation) -> None:
 
 
 def test_probabilities_have_six_digits(tmp_path: Path, evaluation: Evaluation) -> None:
-    evaluation.measured.scores["unfused"].prob[0] = (0.123456789, 0.1, 0.05, 0.0, 0.0)
+    evaluation.measured.scores["unfused"].prob[0] = (0.123456789, 0.1, 0.00001, 0.0, 0.0)
     write_reports(tmp_path, evaluation)
     first = (tmp_path / "predictions.csv").read_text().split("\n")[1]
-    assert ",0.123457,0.1,0.05,0,0," in first
+    assert ",0.123457,0.1,1e-05,0,0," in first
 
 
 def test_bad_images_have_a_file_where_there_are_any(tmp_path: Path, evaluation: Evaluation) -> None:
@@ -378,6 +410,12 @@ def test_errors_name_what_could_not_be_written() -> None:
     named = unwritable(path, OSError(errno.EIO, "Input/output error", "/out/x"))
     assert str(named).startswith("/out/x cannot be written: Input/output error.\n")
     assert str(unwritable(path, OSError("gone"))).startswith("/out cannot be written: gone.\n")
+
+
+def test_run_json_shows_paths_as_text(evaluation: Evaluation) -> None:
+    provenance = dataclasses.replace(evaluation.provenance, request={"data": Path("/my val")})
+    document = json.loads(write.run_json(dataclasses.replace(evaluation, provenance=provenance)))
+    assert document["request"]["data"] == "/my val"
 
 
 def test_run_json_has_no_numbers_that_json_lacks(evaluation: Evaluation) -> None:

@@ -304,3 +304,24 @@ def test_a_run_without_an_output_keeps_nothing() -> None:
         nothing.remove()
     assert len(found) == 0
     assert found.dtype == record_dtype(FORMS)
+
+
+def test_a_record_that_another_process_did_not_finish_is_dropped(tmp_path: Path) -> None:
+    """Only its own process may cut a file; the others read what is whole."""
+    with journal(tmp_path, 1) as other:
+        other.append(records(3, 4))
+    path = tmp_path / "journal" / "1.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    size = path.stat().st_size
+    with journal(tmp_path) as first:
+        assert first.read(10)["index"].tolist() == [3]
+    assert path.stat().st_size == size
+
+
+def test_a_journal_that_is_gone_has_no_records(tmp_path: Path) -> None:
+    with journal(tmp_path) as first:
+        first.append(records(1))
+        first.remove()
+        found = first.read(10)
+    assert len(found) == 0
+    assert found.dtype == record_dtype(FORMS)

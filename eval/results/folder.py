@@ -55,7 +55,7 @@ class OutputFolder:
         if self._lock is not None and self.path is not None:
             for name in (_OWNER, _LOCK):
                 with contextlib.suppress(OSError):
-                    (self.path / name).unlink(missing_ok=True)
+                    (self.path / name).unlink()
             self._lock.release()
             self._lock = None
 
