@@ -334,8 +334,8 @@ MINE = ClassList("mine.txt", (ImageClass("cat", "Cat"), ImageClass("10", "Ten"))
         ("ImageId,PredictionString\n,\n", f", line 2 is not an image name and a class: .\n{INDEX}"),
         ("ImageId,PredictionString\na,5000 1\n", (", line 2 has 5000 where an index 0..999 belongs "
          f"(are these ILSVRC ids?).\n{INDEX}")),
-        ('ImageId,PredictionString\na,"' + "x" * 200_000, (", line 1: field larger than field limit "
-         "(131072).\nGet LOC_val_solution.csv from Kaggle again.")),
+        ('ImageId,PredictionString\na,"' + "x" * 200_000, (", line 1: field larger than field "
+         "limit (131072).\nGet LOC_val_solution.csv from Kaggle again.")),
         (b"\xff", f" is not a UTF-8 text file.\n{ROWS}"),
     ],
 )  # fmt: skip
