@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import shutil
+import stat
 import tarfile
+import zlib
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,3 +227,206 @@ def test_a_folder_that_cannot_be_written_is_named(valset: ValSet, tmp_path: Path
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match=r"file.*cannot be written"):
         CropCache(tmp_path / "file", valset, TORCHVISION)
+
+
+def test_folder_and_files_by_hand(
+    valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key stands for all that a crop depends on, and a cache of the same key is used again."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} 1")
+    monkeypatch.setattr("eval.images.cache.image_list_sha256", lambda _: "ab" * 32)
+    preprocess = dataclasses.replace(TORCHVISION, name="mine", description="crop é", size=2)
+    before = os.umask(0)
+    try:
+        with CropCache(tmp_path / "new" / "cache", valset, preprocess) as cache:
+            folder = cache.folder
+            cache.put(1, bytes(range(32)), np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
+            found = cache.get(1, bytes(range(32)))
+            with CropCache(tmp_path / "new" / "cache", valset, preprocess) as again:
+                assert again.folder == folder
+                assert np.array_equal(again.get(1, bytes(range(32))), found)
+    finally:
+        os.umask(before)
+    text = (
+        '{\n  "format": 2,\n  "preprocess": "mine: crop \\u00e9",\n  "size": 2,\n  "images": 11,\n'
+        f'  "image_list_sha256": "{"ab" * 32}",\n  "decoders": {{\n    "numpy": "numpy 1",\n'
+        '    "opencv-python-headless": "opencv-python-headless 1",\n    "pillow": "pillow 1"\n'
+        "  }\n}\n"
+    )
+    assert (folder / "cache.json").read_bytes() == text.encode()
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert folder == tmp_path / "new" / "cache" / f"mine-{key}"
+    assert found is not None
+    assert (found.shape, found.dtype) == ((2, 2, 3), np.uint8)
+    assert found.ravel().tolist() == list(range(12))
+    pixels, index = (folder / "crops.bin").read_bytes(), (folder / "index.bin").read_bytes()
+    assert pixels == bytes(12) + bytes(range(12))
+    record = bytes(range(32)) + zlib.crc32(bytes(range(12))).to_bytes(4, "little")
+    assert index == bytes(40) + record + zlib.crc32(record).to_bytes(4, "little")
+    for name in ("crops.bin", "index.bin"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o644
+
+
+def test_files_are_closed_at_the_end(valset: ValSet, tmp_path: Path) -> None:
+    with CropCache(tmp_path, valset, TORCHVISION) as cache:
+        handles = (cache._crops, cache._index)
+        assert [os.fstat(handle).st_size for handle in handles] == [0, 0]
+    for handle in handles:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(handle)
+
+
+def small(**changes: Any) -> Preprocess:
+    return dataclasses.replace(TORCHVISION, name="mine", size=2, **changes)
+
+
+def test_a_record_without_its_crop_is_not_used(valset: ValSet, tmp_path: Path) -> None:
+    crop = np.full((2, 2, 3), 7, np.uint8)
+    with CropCache(tmp_path, valset, small()) as cache:
+        cache.put(0, bytes(32), crop)
+        os.ftruncate(cache._crops, 11)
+        assert cache.get(0, bytes(32)) is None
+        cache.put(0, bytes(32), crop)
+        assert np.array_equal(cache.get(0, bytes(32)), crop)
+        os.ftruncate(cache._index, 39)
+        assert cache.get(0, bytes(32)) is None
+        assert cache.get(10, bytes(32)) is None  # never written
+
+
+def test_a_record_with_a_damaged_checksum_is_not_used(valset: ValSet, tmp_path: Path) -> None:
+    with CropCache(tmp_path, valset, small()) as cache:
+        cache.put(0, bytes(32), np.full((2, 2, 3), 7, np.uint8))
+        for byte in (36, 39):  # the first and the last of the record's own checksum
+            value = os.pread(cache._index, 1, byte)
+            os.pwrite(cache._index, bytes([value[0] ^ 1]), byte)
+            assert cache.get(0, bytes(32)) is None
+            os.pwrite(cache._index, value, byte)
+            assert cache.get(0, bytes(32)) is not None
+
+
+def test_a_write_may_take_several_calls(
+    valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is nearly full writes less than it was given."""
+    pwrite = os.pwrite
+    crop = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    with CropCache(tmp_path, valset, small()) as cache, monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda handle, data, at: pwrite(handle, data[:5], at))
+        cache.put(2, bytes(range(32)), crop)
+        assert np.array_equal(cache.get(2, bytes(range(32))), crop)
+
+
+def test_the_record_is_written_after_the_crop(
+    valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handles = []
+    pwrite = os.pwrite
+
+    def written(handle: int, data: bytes, offset: int) -> int:
+        handles.append(handle)
+        return pwrite(handle, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", written)
+    with CropCache(tmp_path, valset, small()) as cache:
+        cache.put(2, bytes(32), np.zeros((2, 2, 3), np.uint8))
+        assert handles == [cache._crops, cache._index]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 11])
+def test_room_is_needed_for_what_is_missing(
+    valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    preprocess = dataclasses.replace(small(), size=20_000)  # 1.2 GB for each crop
+    with CropCache(tmp_path, valset, preprocess) as cache:
+        folder = cache.folder
+    (folder / "index.bin").write_bytes(bytes(40 * kept))
+    needed = (11 - kept) * 20_000 * 20_000 * 3
+    usage = namedtuple("usage", "total used free")
+    asked = []
+
+    def room(path: Path) -> Any:
+        asked.append(path)
+        return usage(10**15, 0, free)
+
+    monkeypatch.setattr(shutil, "disk_usage", room)
+    free = needed
+    with CropCache(tmp_path, valset, preprocess):
+        pass  # exactly enough
+    assert asked == [folder]
+    free = needed - 1
+    if not kept:
+        with pytest.raises(UsageError) as caught:
+            CropCache(tmp_path, valset, preprocess)
+        assert str(caught.value) == (
+            f"--cache {tmp_path}: 11 crops need 13.2 GB, 13.2 GB are free.\n"
+            "Name a folder with more room, or omit --cache."
+        )
+    elif kept == 1:
+        with pytest.raises(UsageError, match=r"10 crops need 12\.0 GB, 12\.0 GB are free"):
+            CropCache(tmp_path, valset, preprocess)
+
+
+def test_errors_in_words(valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    def broken(*_: object) -> int:
+        raise OSError("the share is gone")
+
+    with CropCache(tmp_path, valset, small()) as cache:
+        cache.put(0, bytes(32), np.zeros((2, 2, 3), np.uint8))
+        for fails, words in ((full, "No space left on device"), (broken, "the share is gone")):
+            monkeypatch.setattr(os, "pwrite", fails)
+            with pytest.raises(UsageError) as caught:
+                cache.put(0, bytes(32), np.zeros((2, 2, 3), np.uint8))
+            assert str(caught.value) == (
+                f"--cache: {cache.folder} cannot be written: {words}.\n"
+                "Name another folder, make room, or omit --cache."
+            )
+            monkeypatch.setattr(os, "pread", fails)
+            with pytest.raises(UsageError) as caught:
+                cache.get(0, bytes(32))
+            assert str(caught.value) == (
+                f"{cache.folder} cannot be read: {words}.\nDelete it, or omit --cache."
+            )
+
+
+def test_filling_reports_each_image_and_decodes_once(valset: ValSet, tmp_path: Path) -> None:
+    counting = Counting()
+    done: list[int] = []
+    with CropCache(tmp_path / "cache", valset, counting.preprocess) as cache:
+        cache.fill(2, lambda: done.append(counting.calls))
+        assert (len(done), counting.calls) == (11, 11)
+        cache.fill(1)
+        assert counting.calls == 11
+        for index, sample in enumerate(valset.samples):
+            found = cache.get(index, digest(valset, index))
+            assert np.array_equal(found, TORCHVISION.crop(valset.read(sample.path)))
+
+
+def test_filling_uses_the_workers_and_the_exact_decoder(
+    valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    inside: list[bool] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int) -> None:
+            asked.append(workers)
+            super().__init__(workers)
+
+    @contextlib.contextmanager
+    def exact() -> Iterator[None]:
+        inside.append(True)
+        yield
+        inside.clear()
+
+    def crop(data: bytes) -> Crop:
+        assert inside
+        return TORCHVISION.crop(data)
+
+    monkeypatch.setattr("eval.images.cache.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("eval.images.cache.exact_opencv", exact)
+    with CropCache(tmp_path, valset, dataclasses.replace(TORCHVISION, crop=crop)) as cache:
+        cache.fill(3)
+    assert (asked, inside) == ([3], [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -15,7 +16,13 @@ from small_valsets import jpeg
 
 from eval.data import main
 from eval.errors import DataError, UsageError
-from eval.images.classes import IMAGENET, ImageClass, read_classes
+from eval.images.classes import (
+    IMAGENET,
+    ImageClass,
+    ImageNetClass,
+    imagenet_classes,
+    read_classes,
+)
 from eval.images.sets import IMAGE_SETS, VAL
 from eval.images.valset import open_valset
 
@@ -266,3 +273,69 @@ def test_survey(tmp_path: Path, pets: Path, capsys: pytest.CaptureFixture[str]):
     assert text.endswith("with python -m eval.imagenet --classes.\n")
     assert main(["--data", str(root), "--classes", str(root), "--quiet"]) == 3
     assert "Is a directory" in capsys.readouterr().err
+
+
+# Whole messages
+
+
+ROWS = (
+    "A file of classes has one class per line, in index order: the name of its folder, then "
+    "perhaps a title."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", f" is empty.\n{ROWS}"),
+        ("a\nb\na x\n", (", line 3: a is already in line 1.\nEach class stands once; its line is "
+         "its index (the first line is 0).")),
+        ("a\n\nb\n", (", line 2 has no name, which would shift the classes below it."
+         f"\n{ROWS}")),
+        ("val/a b\n", (", line 1 has the path val/a where the name of a folder belongs."
+         f"\n{ROWS}")),
+        ("a\\b\n", (", line 1 has the path a\\b where the name of a folder belongs."
+         f"\n{ROWS}")),
+        (".a b\n", f", line 1 has .a: hidden folders, '.' and '..' are not classes.\n{ROWS}"),
+        ("a b\0\n", f", line 1 has characters that cannot be printed: 'a b\\x00'.\n{ROWS}"),
+        ("a\0 b\n", f", line 1 has characters that cannot be printed: 'a\\x00 b'.\n{ROWS}"),
+        (b"\xff", f" is not a UTF-8 text file.\n{ROWS}"),
+    ],
+)  # fmt: skip
+def test_refusals_in_words(tmp_path: Path, text: str | bytes, message: str):
+    assert refusal(text, tmp_path) == f"{tmp_path / 'classes.txt'}{message}"
+
+
+def test_files_that_cannot_be_read_in_words(tmp_path: Path):
+    with pytest.raises(DataError) as caught:
+        read_classes(tmp_path)
+    assert (
+        str(caught.value) == f"{tmp_path} cannot be read: Is a directory.\nName a file of classes."
+    )
+    with pytest.raises(DataError, match=r"^--classes .*the path is not valid UTF-8"):
+        read_classes(tmp_path / os.fsdecode(b"\xff.txt"))
+
+
+def test_names_and_titles(tmp_path: Path):
+    (tmp_path / "c.txt").write_text("a b/c\td  e\tf\n b\t c \nd  e/f  .g\nh\t, x\ni\n")
+    with pytest.raises(DataError, match="line 1 has the path a b/c where"):
+        read_classes(tmp_path / "c.txt")
+    (tmp_path / "c.txt").write_text("a b\td  e\tf\n b\t c \nd  e/f  .g\nh\t, x\ni\n")
+    classes = read_classes(tmp_path / "c.txt")
+    assert classes.rows == (("a b", "d e f"), ("b", "c"), ("d", "e/f .g"), ("h", ", x"), ("i", "i"))
+    assert [classes.title(label) for label in (0, 3, 4)] == ["d e f (0)", "h (3)", "i (4)"]
+    assert (classes.kind, classes.name) == ("class", "c.txt")
+    checked = classes.checked_folders
+    assert [bool(checked.fullmatch(name)) for name in ("a", "x\ny", ".a")] == [True, True, False]
+
+
+def test_imagenets_list():
+    assert (IMAGENET.name, IMAGENET.kind) == ("ILSVRC2012", "synset")
+    checked = IMAGENET.checked_folders
+    assert [bool(checked.fullmatch(name)) for name in ("n01440764", "n0144076", "x")] == [
+        True, False, False,
+    ]  # fmt: skip
+    assert IMAGENET.rows[0] == ("n01440764", "tench, Tinca tinca")
+    assert imagenet_classes()[0] == ImageNetClass("n01440764", "tench, Tinca tinca")
+    assert len(imagenet_classes()) == 1000
+    assert [row.folder for row in IMAGENET.rows] == sorted(row.folder for row in IMAGENET.rows)

@@ -48,8 +48,8 @@ def files(
     save_file(timm.create_model("test_resnet").state_dict(), folder / "timm.safetensors")
     torch.save(torchvision.models.resnet18().state_dict(), folder / "tv.pth")
     (folder / "m.onnx").write_bytes(export_onnx(pplcnet.reparameterize(model)))
-    names = {"timm": "timm.safetensors", "torchvision": "tv.pth", "onnx": "m.onnx"}
-    return {"variant": weights} | {kind: folder / name for kind, name in names.items()}
+    return {"variant": weights, "timm": folder / "timm.safetensors", "torchvision": folder / "tv.pth",
+            "onnx": folder / "m.onnx"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +91,15 @@ def test_a_variant(val: Path, weights: Path, tmp_path: Path) -> None:
     assert list(evaluation.summary["form"]) == BOTH
 
 
-@pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:resnet18"])
-def test_a_model_of_a_library(name: str, val: Path, files: dict[str, Path], tmp_path: Path) -> None:
-    weights = files[name.partition(":")[0]]
-    words = ["--data", str(val), "--model", name, "--weights", str(weights)]
-    evaluation = same_as_the_command(tmp_path / "out", words, data=val, model=name, weights=weights)
+@pytest.mark.parametrize("model", ["timm:test_resnet", "torchvision:resnet18"])
+def test_a_model_of_a_library(
+    model: str, val: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    weights = files[model.partition(":")[0]]
+    words = ["--data", str(val), "--model", model, "--weights", str(weights)]
+    evaluation = same_as_the_command(
+        tmp_path / "out", words, data=val, model=model, weights=weights
+    )
     assert list(evaluation.summary["form"]) == ["unfused"]
 
 
@@ -147,9 +151,7 @@ def test_tables_have_the_documented_columns(val: Path, weights: Path) -> None:
     assert list(evaluation.predictions.columns) == predictions
     assert len(evaluation.predictions) == 4
     assert list(evaluation.per_class.columns[:3]) == ["synset", "name", "images"]
-    assert set(evaluation.per_class.columns[3:]) == {
-        f"{f}_correct@{k}" for f in BOTH for k in (1, 5)
-    }
+    assert set(evaluation.per_class.columns[3:]) == {f"{f}_correct@{k}" for f in BOTH for k in (1, 5)}
     assert len(evaluation.per_class) == 1000
     assert evaluation.per_class["images"].sum() == 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 from small_valsets import name, solution
 
 from eval.errors import DataError
-from eval.images.classes import imagenet_classes, label_of_synset
+from eval.images.classes import ClassList, ImageClass, imagenet_classes, label_of_synset
 from eval.images.labels import (
     image_key,
     is_image,
+    official_key,
     official_labels,
     official_number,
     read_labels,
@@ -288,3 +290,189 @@ def test_labels_and_classes_fit():
     assert names[0] == "sea snake"
     assert names[2] == "Shetland sheepdog"
     assert label_of_synset()["n01751748"] == 65
+
+
+# Whole messages, and the edges of what is recognised
+
+
+INDEX = (
+    "An index is the position of the synset in the sorted list of 1000; the official labels are "
+    "built in: omit --labels if the names are official."
+)
+ROWS = (
+    "A list of labels has one line per image: its name and its class index; the devkit's is "
+    "data/ILSVRC2012_validation_ground_truth.txt."
+)
+MINE = ClassList("mine.txt", (ImageClass("cat", "Cat"), ImageClass("10", "Ten")))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n", " is empty.\nName a list of labels, or omit --labels."),
+        ("a\n", (" has one word per line and 1 lines; a ground-truth file has one line for each of "
+         "ImageNet's 50,000 validation images.\nUse the devkit's "
+         "ILSVRC2012_validation_ground_truth.txt, or lines of `name index`.")),
+        ("a.jpg 1000\n", (", line 1 has 1000 where an index 0..999 belongs (are these ILSVRC ids?)."
+         f"\n{INDEX}")),
+        ("a.jpg 1\n\nILSVRC2012_val_00000007.JPEG 7 7\nILSVRC2012_val_00001000.JPEG 1000\n",
+         (", line 4 numbers the images instead of their classes (ImageSets/CLS-LOC/val.txt?)."
+         f"\n{INDEX}")),
+        ("ILSVRC2012_val_00001001.JPEG 1002\n", (", line 1 has 1002 where an index 0..999 belongs "
+         f"(are these ILSVRC ids?).\n{INDEX}")),
+        ("a.jpg n01440765\n", (", line 1 has n01440765, which is not one of the 1000 classes."
+         f"\n{INDEX}")),
+        ("a.jpg  x\ty\n", f", line 1 is not an image name and a class: a.jpg x y.\n{INDEX}"),
+        ("a.jpg 1\nb/a.jpg 2\n", (": a is listed twice, as 1 in line 1 and as 2 in line 2.\n"
+         "Folders in a list are ignored: file names must be unique.")),
+        ("ImageId,PredictionString\n", (" lists no images.\nGet LOC_val_solution.csv from Kaggle "
+         "again.")),
+        ("ImageId,PredictionString\na,n01440764 1\nb,\n", (", line 3 is not an image name and a "
+         f"class: b.\n{INDEX}")),
+        ("ImageId,PredictionString\n,n01440764 1\n", (", line 2 is not an image name and a class: "
+         f"n01440764 1.\n{INDEX}")),
+        ("ImageId,PredictionString\n,\n", f", line 2 is not an image name and a class: .\n{INDEX}"),
+        ("ImageId,PredictionString\na,5000 1\n", (", line 2 has 5000 where an index 0..999 belongs "
+         f"(are these ILSVRC ids?).\n{INDEX}")),
+        ('ImageId,PredictionString\na,"' + "x" * 200_000, (", line 1: field larger than field "
+         "limit (131072).\nGet LOC_val_solution.csv from Kaggle again.")),
+        (b"\xff", f" is not a UTF-8 text file.\n{ROWS}"),
+    ],
+)  # fmt: skip
+def test_refusals_in_words(read, tmp_path: Path, text: str | bytes, message: str):
+    assert refusal(read, text) == f"{tmp_path / 'list.txt'}{message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg 2\n", ", line 1 has 2 where an index 0..1 belongs."),
+        ("a.jpg n01440764\n", ", line 1 has n01440764, which is not one of the 2 classes."),
+        ("a.jpg dog\n", ", line 1 is not an image name and a class: a.jpg dog."),
+    ],
+)
+def test_refusals_with_other_classes(tmp_path: Path, text: str, message: str):
+    (tmp_path / "l.txt").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_labels(tmp_path / "l.txt", MINE)
+    advice = "An index is the position of the class in mine.txt, from 0."
+    assert str(caught.value) == f"{tmp_path / 'l.txt'}{message}\n{advice}"
+
+
+def test_other_classes(tmp_path: Path):
+    """A number is an index, even where a folder has a number for a name."""
+    (tmp_path / "l.txt").write_text("a.jpg cat\nb.jpg 0\nc.jpg 1\n")
+    labels = read_labels(tmp_path / "l.txt", MINE)
+    assert (labels.name, labels.label_of) == ("l.txt", {"a": 0, "b": 0, "c": 1})
+    (tmp_path / "l.txt").write_text("\n".join(OFFICIAL))
+    with pytest.raises(DataError, match="one word per line and 50,000 lines"):
+        read_labels(tmp_path / "l.txt", MINE)
+
+
+def test_a_whole_list_of_another_model_is_no_numbering(tmp_path: Path):
+    """50,000 official names with two classes: the numbers are indices, nothing is guessed."""
+    rows = [f"{name(i)} {i % 2}\n" for i in range(1, 50_001)]
+    (tmp_path / "l.txt").write_text("".join(rows))
+    labels = read_labels(tmp_path / "l.txt", MINE)
+    assert labels.name == "l.txt"
+    assert [labels.label_of[image_key(name(i))] for i in (1, 2)] == [1, 0]
+
+
+def test_a_whole_list_with_one_name_that_is_not_official(read):
+    rows = [f"{name(i)} {code}\n" for i, code in enumerate(OFFICIAL[:-1], 1)]
+    labels = read("".join([*rows, "photo.jpg 7\n"]))
+    assert (labels.name, labels.label_of["photo"]) == ("list.txt", 7)
+    synsets = [imagenet_classes()[label].synset for label in official_labels()]
+    rows = [f"{name(i)} {code}\n" for i, code in enumerate(synsets, 1)]
+    labels = read("".join(rows))
+    assert labels.name == "list.txt"
+    assert tuple(labels.label_of.values()) == official_labels()
+    rows[3] = f"{name(4)} 809\n"  # one number among synsets
+    assert tuple(read("".join(rows)).label_of.values()) == official_labels()
+    rows[3] = f"{name(4)} 1000\n"
+    assert "line 4 has 1000 where an index 0..999 belongs" in refusal(read, "".join(rows))
+
+
+def test_ground_truth_of_synsets_and_numbers(read):
+    codes = [imagenet_classes()[label].synset for label in official_labels()]
+    codes[9] = "5"  # an index, and here it is what counts
+    labels = read("\n".join(codes))
+    assert labels.name == "list.txt"
+    assert list(labels.label_of.values())[8:11] == [official_labels()[8], 5, official_labels()[10]]
+    codes[9] = "1000"
+    assert "line 10 has 1000 where" in refusal(read, "\n".join(codes))
+    codes[9] = "1001"
+    assert "line 10 has 1001 where" in refusal(read, "\n".join(codes))
+
+
+def test_a_numbering_of_its_own(read):
+    """The same classes under other numbers: what a number stands for follows from the images."""
+    labels = read("\n".join(f"{999 - label}" for label in official_labels()))
+    assert labels.name == "list.txt (a numbering of its own)"
+    assert tuple(labels.label_of.values()) == official_labels()
+    ids = ilsvrc_ids()
+    swap = {"822": "823", "823": "822"}  # the fourth of the devkit's is another
+    labels = read("\n".join(swap.get(code, code) for code in ids))
+    assert labels.name == "list.txt (a numbering of its own)"
+
+
+def test_contradictions_in_words(read, tmp_path: Path):
+    codes = list(OFFICIAL)
+    codes[0], codes[1] = codes[1], codes[0]
+    assert refusal(read, "\n".join(codes)) == (
+        f"{tmp_path / 'list.txt'} contradicts the official labels: "
+        "image 1 has 970 (elsewhere n09193705) but shows n01751748, "
+        "image 2 has 65 (elsewhere n01751748) but shows n09193705.\n"
+        "The file is damaged or was edited; omit --labels to use the built-in labels."
+    )
+    codes = ["1000" if i % 50 == 0 else code for i, code in enumerate(OFFICIAL)]
+    assert "contradicts the official labels: image " in refusal(read, "\n".join(codes))
+    extra = list(OFFICIAL)
+    extra[0] = "1000"
+    assert refusal(read, "\n".join(extra)) == (
+        f"{tmp_path / 'list.txt'} contradicts the official labels: 1001 numbers for 1000 classes.\n"
+        "The file is damaged or was edited; omit --labels to use the built-in labels."
+    )
+    assert refusal(read, "\n".join(OFFICIAL[::-1])).endswith(
+        ".\nIts lines are in another order than the images, or belong to another set; omit "
+        "--labels to use the built-in labels."
+    )
+
+
+def test_half_of_the_lines_decide_between_damage_and_order(read):
+    """Of the 50 images of a class, 25 have its number and 25 have those of 25 other classes."""
+    official, seen, codes = official_labels(), Counter(), []
+    for label in official:
+        seen[label] += 1
+        codes.append(label if seen[label] <= 25 else (label + seen[label] - 25) % 1000)
+    message = refusal(read, "\n".join(map(str, codes)))
+    assert "(25,000 in all).\nThe file is damaged or was edited; " in message
+    codes[0] = 7  # one more: the first image shows class 65
+    message = refusal(read, "\n".join(map(str, codes)))
+    assert "(25,001 in all).\nIts lines are in another order than the images, " in message
+
+
+def test_solutions_name_the_image_once(tmp_path: Path):
+    path = tmp_path / "s.csv"
+    path.write_text("ImageId,PredictionString\r\nx/a.jpg,n01443537 1 2 3 4 n01440764 5 6 7 8\r\n")
+    assert read_labels(path).label_of == {"a": 1}
+    path.write_text('ImageId,PredictionString\n"a",999 1 2\n"b",0\n')
+    assert read_labels(path).label_of == {"a": 999, "b": 0}
+
+
+def test_kinds_of_names():
+    suffixes = ["jpeg", "jpg", "png", "bmp", "webp", "tif", "tiff", "gif", "ppm"]
+    for suffix in [*suffixes, *(suffix.upper() for suffix in suffixes)]:
+        assert is_image(f"a/b.{suffix}")
+        assert image_key(f"a/b.c.{suffix}") == "b.c"
+    assert image_key("a/b.txt") == "b.txt"
+    assert image_key("jpg") == "jpg"
+    assert synset_in_name("photo.jpg") is None
+    assert official_number("x_ILSVRC2012_val_00000001.JPEG") is None
+    assert official_number("ILSVRC2012_val_00000001.JPEG") == 1
+    assert official_key(7) == "ILSVRC2012_val_00000007"
+
+
+def test_a_path_that_is_not_utf8(tmp_path: Path):
+    with pytest.raises(DataError, match=r"^--labels .*the path is not valid UTF-8"):
+        read_labels(tmp_path / os.fsdecode(b"\xff.txt"))

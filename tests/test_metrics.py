@@ -15,6 +15,7 @@ from eval.measure.metrics import (
     Scores,
     check_logits,
     log_softmax,
+    padded,
     percent,
     rank_of_label,
     top_classes,
@@ -97,6 +98,23 @@ def test_non_finite_logits_are_an_error(bad: float) -> None:
         check_logits(logits, ["a", "b", "c"])
 
 
+def test_refusals_in_words() -> None:
+    logits = np.array([[0.0, 1.0], [0.0, np.nan], [np.inf, 1.0]])
+    with pytest.raises(LogitsError) as caught:
+        check_logits(logits, ["a", "b", "c"])
+    assert str(caught.value) == (
+        "The logits of b contain NaN or infinity (2 of 3 images in this batch).\n"
+        "Check the weights; with fp16, try --precision bf16 or fp32."
+    )
+    with pytest.raises(LogitsError) as caught:
+        check_logits(np.array([[1.0, 2.0], [3.0, 3.0], [4.0, 4.0]]), ["a", "b", "c"])
+    assert str(caught.value) == (
+        "The logits of b have the same value for every class.\n"
+        "No trained model does this: check the weights."
+    )
+    check_logits(np.array([[1.0, 2.0, 1.0], [-3.0, -3.0, -2.0]]), ["a", "b"])
+
+
 def test_constant_logits_are_an_error() -> None:
     logits = np.array([[1.0, 2.0], [3.0, 3.0]])
     with pytest.raises(LogitsError, match="logits of b have the same value"):
@@ -125,9 +143,92 @@ def test_wilson_interval_holds_the_share(counts: tuple[int, int]) -> None:
     assert percent(correct, total) - 1e-9 <= high <= 100
 
 
-def test_no_accuracy_of_nothing() -> None:
+def test_wilson_interval_with_other_quantiles() -> None:
+    # z = 1, 1 of 1: centre 1 + 1/2, spread sqrt(1/4), scale 100 / 2
+    assert wilson_interval(1, 1, 1.0) == (50.0, 100.0)
+    # z = 3, 3 of 4: centre 3/4 + 9/8, spread 3 * sqrt(3/64 + 9/64), scale 100 / (13/4)
+    spread = 3 * math.sqrt(12 / 64)
+    low, high = wilson_interval(3, 4, 3.0)
+    assert low == pytest.approx(100 * (15 / 8 - spread) / (13 / 4), abs=1e-12)
+    assert high == pytest.approx(100 * (15 / 8 + spread) / (13 / 4), abs=1e-12)
+
+
+@pytest.mark.parametrize("images", range(1, 100))
+def test_wilson_interval_never_leaves_the_percentages(images: int) -> None:
+    """Rounding would take it past the ends, for some numbers of images."""
+    assert wilson_interval(0, images)[0] >= 0.0
+    assert wilson_interval(images, images)[1] <= 100.0
+
+
+def test_percentages_by_hand() -> None:
+    assert percent(0, 1) == 0.0
+    assert percent(1, 1) == 100.0
+    assert percent(1, 8) == 12.5
+    assert percent(38_520, 50_000) == 77.04
+
+
+@pytest.mark.parametrize("total", [0, -1])
+def test_no_accuracy_of_nothing(total: int) -> None:
+    with pytest.raises(ValueError, match=r"^Accuracy is undefined for zero images\.$"):
+        percent(0, total)
     with pytest.raises(ValueError, match="zero images"):
-        percent(0, 0)
+        wilson_interval(0, total)
+
+
+def test_mean_nll_is_of_the_images_with_a_prediction() -> None:
+    scores = Scores.empty(4)
+    assert scores.mean_nll is None
+    scores.nll[1:3] = (1.0, 4.0)
+    assert scores.mean_nll == 2.5
+
+
+def test_fewer_than_five_classes_are_filled_up() -> None:
+    scores = Scores.of(np.array([[0.0, math.log(3.0)]]), np.array([0]))
+    assert scores.rank.tolist() == [1]
+    assert scores.top.tolist() == [[1, 0, -1, -1, -1]]
+    assert scores.prob[0, :2] == pytest.approx([0.75, 0.25], abs=1e-15)
+    assert np.isnan(scores.prob[0, 2:]).all()
+    assert scores.nll[0] == pytest.approx(math.log(4.0), abs=1e-15)
+    assert padded(np.zeros((1, 5)), 7.0).tolist() == [[0.0] * 5]
+    assert padded(np.zeros((2, 4)), 7.0).tolist() == [[0.0, 0.0, 0.0, 0.0, 7.0]] * 2
+
+
+def test_only_the_classes_asked_for_are_scored() -> None:
+    logits = np.array([[9.0, 0.0, 8.0, math.log(3.0), 7.0, 0.0]])
+    among = np.array([1, 3, 5])
+    scores = Scores.of(logits, np.array([5]), among)
+    # Among 1, 3 and 5 with the odds 1 : 3 : 1, the last is behind 3, and behind 1 by its index.
+    assert scores.rank.tolist() == [2]
+    assert scores.top.tolist() == [[3, 1, 5, -1, -1]]
+    assert scores.prob[0, :3] == pytest.approx([0.6, 0.2, 0.2], abs=1e-15)
+    assert scores.nll[0] == pytest.approx(math.log(5.0), abs=1e-15)
+    first = Scores.of(logits, np.array([1]), np.array([1, 3]))
+    assert first.top.tolist() == [[3, 1, -1, -1, -1]]
+
+
+def test_batches_are_put_at_their_places() -> None:
+    scores = Scores.empty(4)
+    batch = Scores.of(np.array([[5.0, 4, 3, 2, 1, 0], [0.0, 1, 2, 3, 4, 5]]), np.array([1, 2]))
+    scores.put(np.array([3, 1]), batch)
+    assert scores.rank.tolist() == [-1, 3, -1, 1]
+    assert scores.top.tolist() == [[-1] * 5, [5, 4, 3, 2, 1], [-1] * 5, [0, 1, 2, 3, 4]]
+    assert np.isnan(scores.prob[[0, 2]]).all()
+    assert scores.prob[[3, 1]].tolist() == batch.prob.tolist()
+    assert np.isnan(scores.nll[[0, 2]]).all()
+    assert scores.nll[[3, 1]].tolist() == batch.nll.tolist()
+    assert scores.rank.dtype == scores.top.dtype == np.int64
+    assert [scores.correct(k) for k in (1, 2, 3, 4)] == [0, 1, 1, 2]
+    labels = np.array([2, 0, 1, 2])
+    assert scores.correct_per_class(labels, 2, 4).tolist() == [0, 0, 1, 0]
+    assert scores.correct_per_class(labels, 5, 3).tolist() == [1, 0, 1]
+
+
+def test_log_softmax_by_hand() -> None:
+    rows = log_softmax(np.array([[0.0, math.log(3.0)], [1.0, 1.0]], np.float64))
+    assert rows[0] == pytest.approx([math.log(0.25), math.log(0.75)], abs=1e-15)
+    assert rows[1] == pytest.approx([math.log(0.5)] * 2, abs=1e-15)
+    # float16 would lose what float64 keeps.
+    assert log_softmax(np.zeros((1, 3), np.float16)).dtype == np.float64
 
 
 def test_unanswered_images_are_never_correct() -> None:

@@ -127,3 +127,36 @@ def test_a_run_shows_them_beside_the_official_ones(
     assert f"ReaL, {images} images\n" in capsys.readouterr().out
     page = (output / "report.html").read_text()
     assert "reparameterized, ReaL labels" in page
+
+
+def test_refusals_in_words(val_folder: MakeVal, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        real(open_valset(val_folder({"n01440764": ["a.JPEG"]})))
+    assert str(caught.value) == (
+        "--real-labels: n01440764/a.JPEG has no official name (ILSVRC2012_val_00000001.JPEG to "
+        "00050000), by which ReaL labels are found.\nOmit --real-labels."
+    )
+    number = next(number for number, labels in enumerate(real_labels(), 1) if not labels)
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / f"ILSVRC2012_val_{number:08}.JPEG").write_bytes(b"x")
+    with pytest.raises(DataError) as caught:
+        real(open_valset(tmp_path / "flat"))
+    assert str(caught.value) == (
+        "--real-labels: none of the 1 images has a ReaL label.\n"
+        "Omit --real-labels, or use more images."
+    )
+    with pytest.raises(ValueError, match=r"^No image has a label of none\.$"):
+        score(LabelSet("none", (frozenset(),)), np.zeros((1, 5), np.int64))
+
+
+def test_real_labels_by_hand(valset: ValSet) -> None:
+    """As in the file that the authors publish: the first three images."""
+    assert real_labels()[:3] == (frozenset(), frozenset({970, 795}), frozenset({230, 231}))
+    assert real(valset).accepted[1] == frozenset({970, 795})
+    assert single(valset).name == "labels"
+
+
+def test_percentages_are_unrounded() -> None:
+    found = LabelScore("mine", images=8, top1_correct=1, top5_correct=3)
+    assert (found.top1, found.top5) == (12.5, 37.5)
+    assert LabelSet("mine", (frozenset({0}), frozenset(), frozenset({1, 2}))).images == 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +12,8 @@ from hypothesis import strategies as st
 from small_evaluations import counted
 
 from eval.config import Reference, Tolerance, VariantConfig, load_variant
-from eval.judge.verdict import Judgement, Verdict, expected_correct, gravest, judge
+from eval.images.sets import ImageSet
+from eval.judge.verdict import FormResult, Judgement, Verdict, expected_correct, gravest, judge
 from eval.measure.engine import Measurement
 from eval.measure.metrics import Scores
 
@@ -102,6 +106,10 @@ def test_figures_are_unrounded() -> None:
         (77.04, 50_000, 38_520), (80.07, 50_000, 40_035), (94.87, 50_000, 47_435),
         (50.0, 9, 5), (50.0, 10, 5), (43.7, 1000, 437), (0.0, 7, 0), (100.0, 7, 7),
         (66.67, 3, 2), (33.33, 3, 1), (16.6, 3, 0), (16.7, 3, 1),
+        # Halves are rounded up, where `round` would give the even neighbour: 762 and 320.
+        (76.25, 1000, 763), (32.05, 1000, 321),
+        # The float product is below the half: 32.05 * 1000 / 100 is 320.49999999999994.
+        (16.15, 1000, 162), (57.485, 100_000, 57_485),
     ],
 )  # fmt: skip
 def test_a_reported_accuracy_is_the_nearest_count(accuracy: float, images: int, count: int) -> None:
@@ -172,6 +180,111 @@ def test_small_logits_have_an_absolute_limit() -> None:
     assert judge(measured, of_nine(100.0), "paddle", "fp32").verdict == Verdict.PASS
 
 
+def test_a_disagreement_in_words() -> None:
+    measured = two_forms(difference=0.01234)
+    measured.scores["unfused"].top[2:5, 0] = 7
+    judgement = judge(measured, of_nine(100.0), "paddle", "fp32")
+    assert judgement.disagreement == (
+        "The unfused and the reparameterized form disagree: a logit differs by 0.0123 (limit 0.01)"
+        " on n01440764/x.JPEG, 3 predictions flip.\n"
+        "The reparameterization does not preserve these weights: do not deploy it."
+    )
+    assert {result.reason for result in judgement.forms} == {
+        "the two forms give different predictions"
+    }
+
+
+def test_one_form_cannot_disagree() -> None:
+    measured = counted(9, 9, images=9, logit_diff=np.full(9, np.nan), largest_logit=None)
+    judgement = judge(measured, of_nine(100.0), "paddle", "fp32")
+    assert (judgement.verdict, judgement.disagreement) == (Verdict.PASS, "")
+
+
+def test_without_a_largest_logit_the_limit_is_absolute() -> None:
+    measured = two_forms(difference=0.0011)
+    measured.largest_logit = None
+    assert "limit 0.001)" in judge(measured, of_nine(100.0), "paddle", "fp32").disagreement
+
+
+def test_every_field_of_a_full_set() -> None:
+    (result,) = judge(counted(9, 9, images=9), of_nine(100.0), "paddle", "fp32").forms
+    assert result == FormResult(
+        form="unfused", images=9, images_expected=9, correct={1: 9, 5: 9},
+        reference={1: 100.0, 5: None}, reference_source="known", tolerance=0,
+        verdict=Verdict.PASS,
+        reason="top-1 +0 images against the reference; tolerance 0 images",
+        expected={1: 9}, anytime=None,
+    )  # fmt: skip
+    assert (result.gap(1), result.gap(5)) == (0, None)
+    assert (result.delta(1), result.delta(5)) == (0.0, None)
+
+
+def test_every_field_of_a_part() -> None:
+    (result,) = judge(counted(2, 4, images=5), of_nine(100.0), "paddle", "fp32").forms
+    assert (result.images, result.images_expected) == (5, 9)
+    assert result.expected == {}
+    assert (result.gap(1), result.delta(1)) == (None, pytest.approx(-60.0))
+    assert result.tolerance == 0
+    assert result.reason == "5 of 9 images: a part of the set is not compared"
+    # Of 9 images, 2 of 5 right leave 2 to 6 right ones possible.
+    assert result.anytime == (pytest.approx(100 * 2 / 9), pytest.approx(100 * 6 / 9))
+    assert result.interval() == result.interval(1)
+    assert result.interval(5)[0] > 37  # Wilson's interval of 4 of 5: 37.6 to 96.4
+    assert result.interval(1)[0] == pytest.approx(11.762077, abs=1e-6)  # of 2 of 5
+    assert result.interval(1)[1] == pytest.approx(76.927572, abs=1e-6)
+
+
+def test_a_bad_image_in_words() -> None:
+    measured = counted(8, 8, images=9, bad={3: "truncated"})
+    (result,) = judge(measured, of_nine(100.0), "paddle", "fp32").forms
+    assert result.reason == (
+        "1 of 9 images cannot be decoded and count as wrong: not compared with the reference"
+    )
+    assert (result.expected, result.gap(1)) == ({}, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"images": 8}, "9 images, but the reference is of 8: not compared"),
+        ({"reference": {}}, "own has no reported figure to compare with"),
+        ({"reference": {"": Reference("x")}}, "own has no reported figure to compare with"),
+        (
+            {"reference": {"": Reference("x", 1.0, gated=False)}},
+            "the reported figure is for information only",
+        ),
+        ({"tolerance": {}}, "own has no tolerance for the preprocessing paddle: not compared"),
+    ],
+)
+def test_why_nothing_is_compared(change: dict[str, Any], reason: str) -> None:
+    config = dataclasses.replace(of_nine(100.0), **change)
+    (result,) = judge(counted(9, 9, images=9), config, "paddle", "fp32").forms
+    assert (result.verdict, result.reason) == (Verdict.NO_REFERENCE, reason)
+    assert (result.tolerance is None) == ("images" not in change)
+
+
+def test_another_precision_in_words() -> None:
+    (result,) = judge(counted(9, 9, images=9), of_nine(100.0), "paddle", "bf16").forms
+    assert result.reason == "the reported figures are fp32: a bf16 run is not compared with them"
+    assert result.reference_source == "known"
+
+
+def test_another_set_than_the_validation_set_is_not_compared() -> None:
+    measured = counted(9, 9, images=9)
+    measured.valset = dataclasses.replace(measured.valset, image_set=ImageSet("own set", 9))
+    (result,) = judge(measured, of_nine(100.0), "paddle", "fp32").forms
+    assert result.verdict == Verdict.NO_REFERENCE
+    assert result.reason == ("own set: the reported figures are of the ILSVRC2012 validation set")
+    assert result.reference == {1: None, 5: None}
+    assert (result.reference_source, result.tolerance, result.expected) == ("", None, {})
+    measured.valset = dataclasses.replace(measured.valset, image_set=ImageSet("own set", 10))
+    (result,) = judge(measured, of_nine(100.0), "paddle", "fp32").forms
+    assert (result.verdict, result.images_expected) == (Verdict.PARTIAL, 10)
+    measured.valset = dataclasses.replace(measured.valset, image_set=ImageSet("own set", None))
+    (result,) = judge(measured, of_nine(100.0), "paddle", "fp32").forms
+    assert (result.verdict, result.images_expected) == (Verdict.NO_REFERENCE, 9)
+
+
 def test_more_images_than_the_reference_is_of_are_not_compared() -> None:
     judgement = judge(counted(10, 10, images=10), of_nine(100.0), "paddle", "fp32")
     assert judgement.verdict == Verdict.NO_REFERENCE
@@ -236,3 +349,13 @@ def test_labels_in_another_order_are_suspected() -> None:
     assert warned(1, 200)
     assert not warned(2, 200)
     assert not warned(0, 199), "a few images say nothing"
+    judgement = judge(counted(1, 1, 200), of_nine(1.0), "paddle", "fp32")
+    assert judgement.warnings == (
+        "Below 1 %: are the labels in another order, or the weights of another set?",
+    )
+
+
+def test_one_form_that_is_right_speaks_for_the_labels() -> None:
+    measured = two_forms(images=200, right=200)
+    measured.scores["unfused"].rank[:] = 10
+    assert judge(measured, of_nine(1.0), "paddle", "fp32").warnings == ()

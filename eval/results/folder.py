@@ -36,7 +36,11 @@ class OutputFolder:
 
     def __enter__(self) -> OutputFolder:
         if self.path is not None and self.path.exists():
-            self.claim()
+            try:
+                self.claim()
+            except BaseException:
+                self._release()  # nobody calls __exit__ where __enter__ fails
+                raise
         return self
 
     def __exit__(
@@ -45,10 +49,13 @@ class OutputFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._release()
+
+    def _release(self) -> None:
         if self._lock is not None and self.path is not None:
             for name in (_OWNER, _LOCK):
                 with contextlib.suppress(OSError):
-                    (self.path / name).unlink(missing_ok=True)
+                    (self.path / name).unlink()
             self._lock.release()
             self._lock = None
 
