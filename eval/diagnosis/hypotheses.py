@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from eval.backends import BACKENDS
-from eval.diagnosis.pixels import KERNELS, OPENCV, SHORT, SIDES, SQUASH, Recipe, scaled
+from eval.diagnosis.pixels import (
+    KERNELS,
+    OPENCV,
+    SHORT,
+    SIDES,
+    SQUASH,
+    TENSOR_KERNELS,
+    Recipe,
+    scaled,
+)
 from eval.diagnosis.setups import TABLES, Facts, Setup
 from eval.request import FORMS
 
@@ -74,6 +83,12 @@ def _kernel(kernel: str) -> Change:
             offset="rounded",
         )
     )
+
+
+def _without_antialias(recipe: Recipe, facts: Facts) -> Recipe:
+    kernel = recipe.kernel if recipe.kernel in TENSOR_KERNELS else TENSOR_KERNELS[0]
+    short = scaled(SHORT, facts.size) if recipe.squash else recipe.short
+    return replace(recipe, resizer="tensor", kernel=kernel, short=short, squash=False)
 
 
 def _pipeline(pipeline: Recipe) -> Change:
@@ -240,7 +255,7 @@ TABLE: tuple[Hypothesis, ...] = (
     Hypothesis(
         "resize", "no-antialias", "torchvision's resize of a tensor, without antialias",
         f"{_RESIZE}on a tensor and without antialias.",
-        _recipe(lambda recipe, _: replace(recipe, resizer="tensor", squash=False)),
+        _recipe(_without_antialias),
     ),
     Hypothesis(
         "resize", "opencv", "OpenCV's decoder and bilinear resize, as PaddleClas has them",
