@@ -20,6 +20,7 @@ from eval.diagnosis.pixels import (
     SIDES,
     SQUASH,
     TENSOR_KERNELS,
+    TORCHVISION,
     Recipe,
     scaled,
 )
@@ -70,19 +71,15 @@ def _recipe(change: Callable[[Recipe, Facts], Recipe]) -> Change:
 
 
 def _kernel(kernel: str) -> Change:
-    return _recipe(
-        lambda recipe, facts: replace(
-            recipe,
-            resizer="pillow",
-            kernel=kernel,
-            squash=False,
-            short=scaled(SHORT, facts.size) if recipe.squash else recipe.short,
-            decoder="pillow",
-            exif=recipe.exif and recipe.decoder == "pillow",
-            long_side="truncated",
-            offset="rounded",
-        )
-    )
+    """Another kernel of Pillow's; in place of another library, all of Pillow's pipeline."""
+
+    def change(recipe: Recipe, facts: Facts) -> Recipe:
+        short = scaled(SHORT, facts.size) if recipe.squash else recipe.short
+        pillow = replace(TORCHVISION, size=facts.size, is_reversed=recipe.is_reversed)
+        base = recipe if recipe.resizer == recipe.decoder == pillow.decoder else pillow
+        return replace(base, kernel=kernel, short=short, squash=False)
+
+    return _recipe(change)
 
 
 def _without_antialias(recipe: Recipe, facts: Facts) -> Recipe:
