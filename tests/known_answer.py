@@ -7,12 +7,14 @@ setup that is to be found, and another class under every other setup that a diag
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from eval.config import VariantConfig
@@ -31,19 +33,7 @@ from pplcnet._model import ConvDropout
 IMAGES = 24
 GAIN = 200.0  # of the features: so much that every setup gives others
 FEATURES = 1000  # as many as classes: the classifier is square
-# Of the demo's images: all but the first eight are turned by EXIF; 11 is CMYK, 3 is grey.
-CHOSEN = (
-    3,
-    11,
-    40,
-    41,
-    42,
-    43,
-    44,
-    45,
-    *(17 + 40 * i for i in range(8)),
-    *(37 + 40 * i for i in range(8)),
-)
+TURNED = 16  # of the images have an EXIF tag that turns them
 
 
 class TinyNet(nn.Module):
@@ -82,12 +72,37 @@ def tiny_net(outputs: int = 1000) -> TinyNet:
     return net
 
 
+def sizes() -> Iterator[tuple[int, int]]:
+    """(short, long) for which it matters how the long side and the place of a crop are rounded."""
+    for short in range(290, 400):
+        for long in range(short + 4, short + 90, 9):
+            exact = 256 * long / short
+            if int(exact) % 4 == 3 and exact % 1 > 0.5:
+                yield short, long
+
+
+def photo(index: int, size: tuple[int, int]) -> bytes:
+    """One of the demo's images, of another size; some are turned by EXIF, one is CMYK."""
+    with Image.open(io.BytesIO(demo_image(40 + index % 8))) as opened:
+        picture = opened.convert("RGB").rotate(index * 15).resize(size)
+    if index == IMAGES - 1:
+        picture = picture.convert("CMYK")
+    exif = Image.Exif()
+    if index < TURNED:
+        exif[0x0112] = 2 + index % 7
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=60, exif=exif)
+    return file.getvalue()
+
+
 def folder_of_images(root: Path, labels: Sequence[int]) -> Path:
     """A validation set: one image for each label, in its synset folder."""
-    for index, label in zip(CHOSEN, labels, strict=True):
+    for index, (label, size) in enumerate(
+        zip(labels, itertools.islice(sizes(), IMAGES), strict=True)
+    ):
         folder = root / "val" / IMAGENET.rows[label].folder
         folder.mkdir(parents=True)
-        (folder / f"photo_{index}.JPEG").write_bytes(demo_image(index))
+        (folder / f"photo_{index}.JPEG").write_bytes(photo(index, size))
     return root / "val"
 
 
@@ -192,9 +207,3 @@ def labels_of_chosen() -> list[int]:
 
 def chosen_valset(root: Path) -> ValSet:
     return open_valset(folder_of_images(root, labels_of_chosen()))
-
-
-def encoded(image: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")  # type: ignore[attr-defined]
-    return file.getvalue()

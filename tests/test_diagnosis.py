@@ -30,12 +30,13 @@ from torch import nn
 from eval.diagnose import diagnose_command, main
 from eval.diagnosis.bench import rank_of
 from eval.diagnosis.edits import possible_edits, suspicious
-from eval.diagnosis.hypotheses import TABLE
+from eval.diagnosis.hypotheses import TABLE, table
 from eval.diagnosis.orders import ilsvrc_ids, orders, position_of
+from eval.diagnosis.page import html_page
 from eval.diagnosis.pixels import OPENCV, SQUASH, TORCHVISION, Kitchen, Recipe, recognise
 from eval.diagnosis.report import Diagnosis, Expected, text
-from eval.diagnosis.search import Findings, images_to_decide, search, single_trials
-from eval.diagnosis.setups import TABLES, as_table
+from eval.diagnosis.search import Findings, Trial, images_to_decide, search, single_trials
+from eval.diagnosis.setups import TABLES, Setup, as_table
 from eval.images.classes import IMAGENET
 from eval.images.labels import official_labels
 from eval.images.preprocess import PREPROCESS, Crop, Preprocess
@@ -46,10 +47,7 @@ from eval.request import Request
 
 PLAIN = PREPROCESS["torchvision"]
 PADDLE = PREPROCESS["paddle"]
-FAST = {
-    "channels: bgr", "normalization: half", "resize: bicubic", "labels: plus-1",
-    "labels: ilsvrc-id", "bn_eps: 1e-3",
-}  # fmt: skip
+FAST = {"channels: bgr", "bn_eps: 1e-3"}  # the others take a minute or two together
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +128,7 @@ def test_a_sound_model_is_healthy(answers: KnownAnswers, valset: ValSet) -> None
     assert "HEALTHY" in text(diagnosis)
 
 
+@pytest.mark.slow
 def test_a_random_model_is_unexplained(valset: ValSet) -> None:
     findings = diagnosed(tiny_net(), valset)
     diagnosis = Diagnosis("tiny", "here", findings)
@@ -137,27 +136,23 @@ def test_a_random_model_is_unexplained(valset: ValSet) -> None:
     assert "are excluded" in text(diagnosis)
 
 
-@pytest.mark.parametrize(
-    ("mistake", "expected"),
-    [
-        (replace(TORCHVISION, short=257), {"resize": "256"}),
-        (replace(TORCHVISION, shift=(1, 0)), {"crop": "centred"}),
-        pytest.param(replace(TORCHVISION, shift=(0, 1)), {"crop": "centred"}, marks=pytest.mark.slow),
-        pytest.param(replace(TORCHVISION, offset="ceiled"), {"crop": "rounded"}, marks=pytest.mark.slow),
-        pytest.param(replace(TORCHVISION, offset="floored"), {"crop": "rounded"}, marks=pytest.mark.slow),
-        pytest.param(
-            replace(TORCHVISION, long_side="rounded"), {"long_side": "truncated"},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(replace(TORCHVISION, exif=True), {"exif": "ignored"}, marks=pytest.mark.slow),
-        pytest.param(replace(TORCHVISION, kernel="bicubic"), {"resize": "bilinear"}, marks=pytest.mark.slow),
-        pytest.param(replace(TORCHVISION, resizer="tensor"), {"resize": "bilinear"}, marks=pytest.mark.slow),
-        pytest.param(OPENCV, {"resize": "bilinear"}, marks=pytest.mark.slow),
-        pytest.param(SQUASH, {"resize": "bilinear"}, marks=pytest.mark.slow),
-        pytest.param(replace(TORCHVISION, is_reversed=True), {"channels": "bgr"}, marks=pytest.mark.slow),
-    ],
-    ids=lambda value: "" if isinstance(value, Recipe) else str(value),
-)  # fmt: skip
+PIPELINES: list[tuple[Recipe, dict[str, str]]] = [
+    (replace(TORCHVISION, short=257), {"resize": "256"}),
+    (replace(TORCHVISION, shift=(1, 0)), {"crop": "centred"}),
+    (replace(TORCHVISION, shift=(0, -1)), {"crop": "centred"}),
+    (replace(TORCHVISION, offset="floored"), {"crop": "rounded"}),
+    (replace(TORCHVISION, long_side="rounded"), {"long_side": "truncated"}),
+    (replace(TORCHVISION, exif=True), {"exif": "ignored"}),
+    (replace(TORCHVISION, kernel="bicubic"), {"resize": "bilinear"}),
+    (replace(TORCHVISION, resizer="tensor"), {"resize": "bilinear"}),
+    (replace(TORCHVISION, is_reversed=True), {"channels": "bgr"}),
+    (OPENCV, {"resize": "bilinear"}),
+    (SQUASH, {"resize": "bilinear"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mistake", "expected"), PIPELINES, ids=[str(v) for _, v in PIPELINES])
 def test_a_pipeline_with_a_mistake(
     mistake: Recipe, expected: dict[str, str], answers: KnownAnswers, valset: ValSet
 ) -> None:
@@ -166,6 +161,7 @@ def test_a_pipeline_with_a_mistake(
     assert named(diagnosed(net, valset, spoiled_pipeline(mistake))) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["half", "bgr-means"])
 def test_a_wrong_normalisation(table: str, answers: KnownAnswers, valset: ValSet) -> None:
     preprocess = spoiled_pipeline(TORCHVISION, table)
@@ -173,6 +169,7 @@ def test_a_wrong_normalisation(table: str, answers: KnownAnswers, valset: ValSet
     assert named(findings) == {"normalization": "imagenet"}
 
 
+@pytest.mark.slow
 def test_the_models_own_normalisation(answers: KnownAnswers, valset: ValSet) -> None:
     own = replace(PLAIN, table=PLAIN.table * np.float32(1.3))
     net = answers.fitted(answers.as_is)
@@ -189,6 +186,7 @@ def test_inverted_cmyk_images_are_recognised() -> None:
     assert recognise(lambda data: Kitchen(data).crop(recipe), files) == recipe
 
 
+@pytest.mark.slow
 def test_a_form_that_was_made_wrongly(answers: KnownAnswers, valset: ValSet) -> None:
     sound, broken = answers.fitted(answers.as_is), answers.fitted(answers.as_is)
     assert broken.fc.bias is not None
@@ -202,6 +200,7 @@ def test_a_form_that_was_made_wrongly(answers: KnownAnswers, valset: ValSet) -> 
         assert named(findings) == {"form": expected}
 
 
+@pytest.mark.slow
 def test_the_epsilon_that_the_network_should_have_kept(
     answers: KnownAnswers, valset: ValSet
 ) -> None:
@@ -211,12 +210,14 @@ def test_the_epsilon_that_the_network_should_have_kept(
     assert named(diagnosed(net, valset)) == {"bn_eps": "1e-5"}
 
 
+@pytest.mark.slow
 def test_a_transposed_classifier(answers: KnownAnswers, valset: ValSet) -> None:
     net = answers.fitted(answers.as_is)
     net.fc.weight = nn.Parameter(net.fc.weight.detach().T.contiguous())
     assert named(diagnosed(net, valset)) == {"layout": "transposed-classifier"}
 
 
+@pytest.mark.slow
 def test_a_background_class(answers: KnownAnswers, valset: ValSet) -> None:
     net = answers.fitted(answers.as_is)
     larger = tiny_net(1001)
@@ -227,6 +228,7 @@ def test_a_background_class(answers: KnownAnswers, valset: ValSet) -> None:
     assert named(diagnosed(larger, valset)) == {"labels": "background-first"}
 
 
+@pytest.mark.slow
 def test_half_precision_that_overflows(answers: KnownAnswers, valset: ValSet) -> None:
     net = answers.fitted(answers.as_is)
 
@@ -355,6 +357,25 @@ def test_expected_accuracy() -> None:
     assert expected.is_missed(260, 400)
 
 
+def test_the_documentation_has_the_table_of_the_code() -> None:
+    page = Path(__file__).parents[1] / "docs" / "diagnosis.md"
+    assert table() in page.read_text(encoding="utf-8")
+
+
+def test_the_page_escapes_and_has_a_bar_for_each() -> None:
+    trial = Trial((TABLE[0],), Setup(TORCHVISION, b"", "unfused", order="bgr"))
+    trial.images, trial.right = 4, np.array([True, True, True, False])
+    findings = Findings(
+        Setup(TORCHVISION, b"", "unfused"), np.array([True, False, False, False]), [trial]
+    )
+    page = html_page(Diagnosis("<b>model</b>", "here", findings))
+    assert "<b>model" not in page
+    assert "&lt;b&gt;model" in page
+    assert 'style="width: 75.0%"' in page
+    assert 'style="width: 25.0%"' in page
+    assert "channels: bgr" in page
+
+
 def test_the_table_has_unique_names_and_sentences() -> None:
     assert len({row.name for row in TABLE}) == len(TABLE)
     assert all(row.advice.endswith(".") for row in TABLE)
@@ -415,6 +436,7 @@ def test_logits_with_a_background_class(
     assert "EXPLAINED by labels: background-first" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_copy_is_untouched(answers: KnownAnswers, valset: ValSet) -> None:
     """A diagnosis leaves the model as it was."""
     net = answers.fitted(answers.as_is)

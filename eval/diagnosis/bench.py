@@ -247,6 +247,7 @@ class ModelBench:
         self._subject, self._machine, self._observer = subject, machine, observer
         self.images = min(images, len(valset.samples))
         self.screen = min(100, max(20, self.images // 5), self.images)
+        self._whole = valset
         self._sample = sample_of(valset, self.images, self.screen)
         self._labels = np.array([sample.label for sample in self._sample.samples])
         self._ranked = Ranked(self.images)

@@ -13,7 +13,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from eval.backends import BACKENDS
-from eval.diagnosis.pixels import KERNELS, OPENCV, SHORT, SIDES, SQUASH, Recipe, scaled
+from eval.diagnosis.pixels import (
+    KERNELS,
+    OPENCV,
+    SHORT,
+    SIDES,
+    SQUASH,
+    TENSOR_KERNELS,
+    TORCHVISION,
+    Recipe,
+    scaled,
+)
 from eval.diagnosis.setups import TABLES, Facts, Setup
 from eval.request import FORMS
 
@@ -61,19 +71,21 @@ def _recipe(change: Callable[[Recipe, Facts], Recipe]) -> Change:
 
 
 def _kernel(kernel: str) -> Change:
-    return _recipe(
-        lambda recipe, facts: replace(
-            recipe,
-            resizer="pillow",
-            kernel=kernel,
-            squash=False,
-            short=scaled(SHORT, facts.size) if recipe.squash else recipe.short,
-            decoder="pillow",
-            exif=recipe.exif and recipe.decoder == "pillow",
-            long_side="truncated",
-            offset="rounded",
-        )
-    )
+    """Another kernel of Pillow's; in place of another library, all of Pillow's pipeline."""
+
+    def change(recipe: Recipe, facts: Facts) -> Recipe:
+        short = scaled(SHORT, facts.size) if recipe.squash else recipe.short
+        pillow = replace(TORCHVISION, size=facts.size, is_reversed=recipe.is_reversed)
+        base = recipe if recipe.resizer == recipe.decoder == pillow.decoder else pillow
+        return replace(base, kernel=kernel, short=short, squash=False)
+
+    return _recipe(change)
+
+
+def _without_antialias(recipe: Recipe, facts: Facts) -> Recipe:
+    kernel = recipe.kernel if recipe.kernel in TENSOR_KERNELS else TENSOR_KERNELS[0]
+    short = scaled(SHORT, facts.size) if recipe.squash else recipe.short
+    return replace(recipe, resizer="tensor", kernel=kernel, short=short, squash=False)
 
 
 def _pipeline(pipeline: Recipe) -> Change:
@@ -240,7 +252,7 @@ TABLE: tuple[Hypothesis, ...] = (
     Hypothesis(
         "resize", "no-antialias", "torchvision's resize of a tensor, without antialias",
         f"{_RESIZE}on a tensor and without antialias.",
-        _recipe(lambda recipe, _: replace(recipe, resizer="tensor", squash=False)),
+        _recipe(_without_antialias),
     ),
     Hypothesis(
         "resize", "opencv", "OpenCV's decoder and bilinear resize, as PaddleClas has them",

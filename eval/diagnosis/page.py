@@ -43,16 +43,15 @@ def html_page(diagnosis: Diagnosis) -> str:
     """The whole page; what comes from outside is escaped."""
     findings = diagnosis.findings
     rows = [_row("as configured", diagnosis.as_is_correct, findings.images, "as-is")]
-    for trial in findings.trials:
-        if trial.images:
-            rows.append(_row(trial.name, trial.correct, trial.images, _kind(trial)))
+    tried = (trial for trial in findings.trials if trial.images)
+    rows += [_row(trial.name, trial.correct, trial.images, _kind(trial)) for trial in tried]
     css = resources.files("eval").joinpath("resources/report.css").read_text(encoding="utf-8")
     return _PAGE.format(
         subject=diagnosis.subject,
         outcome=diagnosis.outcome.upper(),
         advice=diagnosis.advice,
         css=Markup(css),  # noqa: S704 - our own file
-        style=Markup(_STYLE),
+        style=Markup(_STYLE),  # noqa: S704 - our own, too
         rows=Markup("").join(rows),
         text=escape(text(diagnosis)),
     )

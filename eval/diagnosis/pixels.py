@@ -23,6 +23,7 @@ from eval.images.preprocess import CROP, BadImage, Crop, open_rgb
 SHORT = 256  # the side before the crop, for a crop of 224
 SIDES = (224, 232, 235, 236, 248, 256, 257, 288)  # that models were trained or tested with
 KERNELS = ("bilinear", "bicubic", "lanczos", "nearest")
+TENSOR_KERNELS = ("bilinear", "bicubic", "nearest")  # that torchvision has for tensors
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _PILLOW = {name: getattr(Image.Resampling, name.upper()) for name in KERNELS}
@@ -242,7 +243,7 @@ def recognise(crop: Callable[[bytes], Crop], images: Sequence[bytes], size: int 
         if is_same(recipe):
             return recipe
     closest = sorted(usual, key=distance)[:_CLOSE]
-    for near in closest:
+    for near in dict.fromkeys([*closest, *usual[:_CLOSE]]):
         for recipe in _variations(near):
             if is_same(recipe):
                 return recipe

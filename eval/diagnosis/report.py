@@ -171,7 +171,7 @@ def _table(findings: Findings) -> Iterator[str]:
             f"{trial.lost:6,} {trial.p_corrected:11.2g}"
         )
     if len(tried) > SHOWN:
-        yield f"... and {len(tried) - SHOWN} others, which are no better"
+        yield f"... and {len(tried) - SHOWN} others that show less promise"
 
 
 def _conclusion(diagnosis: Diagnosis) -> Iterator[str]:
