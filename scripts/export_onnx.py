@@ -18,7 +18,7 @@ from eval.command import run_command
 from eval.errors import UsageError
 
 _SAME = ("variant", "weights", "form", "opset", "images", "preprocess")
-_INT8 = {".onnx": ("onnx", "minmax"), ".xml": ("openvino", "mean-minmax")}  # as it always was
+_INT8 = {".onnx": ("onnx", "minmax"), ".xml": ("openvino", "default")}  # as it always was
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

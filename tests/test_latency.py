@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,15 +25,21 @@ def task(model: nn.Module) -> Task:
     return Task("torch", {"f": model}, PREPROCESS["torchvision"], cpu, "fp32", 4, 2)
 
 
-class Slow(nn.Module):
-    """Takes at least as long as it was told, in milliseconds."""
-
+class Mean(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        import time
-
-        assert len(x) == 1
-        time.sleep(0.004)
         return x.mean((2, 3))
+
+
+def slow(task: Task) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A predictor that takes 4 ms for an image."""
+    assert (task.batch_size, task.workers) == (1, 1)
+
+    def predict(crops: np.ndarray) -> dict[str, np.ndarray]:
+        assert crops.shape == (1, 224, 224, 3)
+        time.sleep(0.004)
+        return {"f": np.zeros((1, 3), np.float32)}
+
+    return predict
 
 
 def test_percentiles_by_hand() -> None:
@@ -43,9 +50,10 @@ def test_percentiles_by_hand() -> None:
 
 def test_rows_of_a_model(val_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "WARM_UP", 1)
+    monkeypatch.setattr(latency, "predictor_for", slow)
     valset = open_valset(val_folder({"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"]}))
     threads = torch.get_num_threads()
-    rows = measure_latency(task(Slow()), valset, images=2)
+    rows = measure_latency(task(Mean()), valset, images=2)
     assert torch.get_num_threads() == threads
     cores = sorted({1, os.cpu_count() or 1})
     assert [(row.threads, row.stage) for row in rows] == [(n, s) for n in cores for s in STAGES]
@@ -61,7 +69,7 @@ def test_images_that_cannot_be_decoded_do_not_count(
     monkeypatch.setattr(latency, "WARM_UP", 1)
     folder = val_folder({"n01440764": ["a.JPEG", "b.JPEG"]})
     (folder / "n01440764" / "a.JPEG").write_bytes(b"no image")
-    assert measure_latency(task(Slow()), open_valset(folder))[0].images == 1
+    assert measure_latency(task(Mean()), open_valset(folder))[0].images == 1
     (folder / "n01440764" / "b.JPEG").write_bytes(b"no image")
     with pytest.raises(DataError, match="none of the images"):
-        measure_latency(task(Slow()), open_valset(folder))
+        measure_latency(task(Mean()), open_valset(folder))

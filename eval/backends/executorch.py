@@ -62,24 +62,27 @@ class ExecuTorchGraph:
         )  # one pool for the process; it takes all cores otherwise
         self._content = source.read_bytes()
         self._runtime = Runtime.get()
-        meta = self._method().metadata
+        _program, method = self._method()
+        meta = method.metadata
         self.inputs = [_port(meta.input_tensor_meta(n)) for n in range(meta.num_inputs())]
         self.outputs = [_port(meta.output_tensor_meta(n)) for n in range(meta.num_outputs())]
 
-    def _method(self) -> Any:
+    def _method(self) -> tuple[Any, Any]:
+        """A program and its method, which crashes once the program is gone."""
         program = self._runtime.load_program(self._content)
         method = program.load_method("forward")
         if method is None:
             raise ValueError(f"no method called forward, only {sorted(program.method_names)}")
-        return method
+        return program, method
 
     def session(self, _feed: Feed, _batch: int) -> Session:
         """A method of its own: none may be used by two threads at once."""
         import torch
 
-        method = self._method()
+        program, method = self._method()
 
         def run(images: NDArray[Any]) -> NDArray[Any]:
+            assert program is not None  # kept as long as this function is
             (logits,) = method.execute([torch.from_numpy(images)])
             return logits.clone().numpy()  # type: ignore[no-any-return]
 

@@ -58,7 +58,8 @@ def export_onnx(model: nn.Module, opset: int = OPSET, size: int = CROP) -> bytes
     model = copy.deepcopy(model).cpu().float().eval()
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros(2, 3, size, size)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # the exporter's own troubles, with tracebacks
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of the exporter's own workings
         try:
@@ -77,6 +78,8 @@ def export_onnx(model: nn.Module, opset: int = OPSET, size: int = CROP) -> bytes
                 f"torch's ONNX exporter cannot export this {type(model).__name__} "
                 f"({first_line(error)}).\nUse --backend torch or compile."
             ) from error
+        finally:
+            logging.disable(disabled)
     assert program is not None
     proto = program.model_proto
     written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))

@@ -39,9 +39,7 @@ QUANTISERS = {
     "onnxruntime": Quantiser(
         "quantize_onnx", ("minmax", "percentile", "entropy"), "onnxruntime.quantization, QDQ"
     ),
-    "openvino": Quantiser(
-        "quantize_openvino", ("mean-minmax", "minmax", "percentile", "mse"), "NNCF"
-    ),
+    "openvino": Quantiser("quantize_openvino", ("default", "minmax", "percentile", "mse"), "NNCF"),
     "litert": Quantiser("quantize_litert", ("minmax", "mse"), "ai-edge-quantizer"),
     "mnn": Quantiser("quantize_mnn", ("entropy", "ema"), "MNN's mnnquant"),
     "executorch": Quantiser(
@@ -187,7 +185,7 @@ def quantize_openvino(work: Work) -> None:
 
     nncf.set_log_level(logging.ERROR)
     ranges = {
-        "mean-minmax": Ranges.MEAN_MINMAX,
+        "default": None,  # NNCF's own choice for each layer
         "minmax": Ranges.MINMAX,
         "percentile": Ranges.MEAN_QUANTILE,
         "mse": Ranges.HISTOGRAM,

@@ -1,0 +1,101 @@
+"""``eval.export``: its options, its old name, and what int8 is judged by."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from conftest import ROOT, MakeVal
+from scipy.special import rel_entr, softmax
+
+from eval import export
+from eval.errors import UsageError
+from eval.int8 import divergence
+
+
+def alias() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("export_onnx", ROOT / "scripts/export_onnx.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_old_name_still_works(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--variant", "small", "--weights", str(weights), "--output", str(tmp_path / "a.onnx")]
+    assert alias().main([*words, "--openvino", str(tmp_path / "deep" / "b.xml")]) == 0
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [
+        "a.onnx",
+        "b.bin",
+        "b.xml",
+    ]
+    shown = capsys.readouterr()
+    assert shown.err == "scripts/export_onnx.py is deprecated: use python -m eval.export\n"
+    assert shown.out.count("the same classes in") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "onnx,coreml"], "--format coreml: use onnx, openvino"),
+        (["--int8"], "--int8 and --calibrate go together"),
+        (["--calibrate", "val"], "--int8 and --calibrate go together"),
+        (["--max-drop", "1pp"], "--max-drop is of --int8"),
+        (["--int8", "--calibrate", "val", "--max-drop", "much"], "such as 0.5pp"),
+        (["--int8", "--calibrate", "val", "--max-drop=-1pp"], "such as 0.5pp"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export.main([*words, "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_points_by_hand() -> None:
+    assert export._points("0.5pp") == 0.005
+    assert export._points("2") == 0.02
+    assert export._points(None) is None
+    with pytest.raises(UsageError):
+        export._points("nan")
+
+
+def test_divergence_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+    expected, found = rng.normal(0, 3, (2, 5, 7)).astype(np.float32)
+    by_scipy = rel_entr(softmax(expected, 1), softmax(found, 1)).sum(1).mean()
+    assert divergence(expected, found) == pytest.approx(by_scipy, rel=1e-5)
+    assert divergence(expected, expected) == 0
+
+
+def test_nothing_gets_its_name_when_an_answer_is_wrong(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    real = export.answers
+
+    def wrong(backend: str, *rest: object) -> np.ndarray:
+        logits = real(backend, *rest)  # type: ignore[arg-type]
+        return logits if backend == "torch" else np.roll(logits, 1, axis=1)
+
+    monkeypatch.setattr(export, "answers", wrong)
+    words = ["--variant", "small", "--weights", str(weights)]
+    assert export.main([*words, "--output", str(tmp_path / "out")]) == 4
+    assert "32 of 32 images of noise get another class" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_two_images_are_too_few_to_calibrate_on(
+    weights: Path, val_folder: MakeVal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = val_folder({"n01440764": ["a.JPEG"]})
+    words = ["--variant", "small", "--weights", str(weights), "--int8", "--calibrate", str(data)]
+    assert export.main([*words, "--output", str(tmp_path / "out")]) == 2
+    assert "4 images are the least" in capsys.readouterr().err
