@@ -48,7 +48,8 @@ def files(
     save_file(timm.create_model("test_resnet").state_dict(), folder / "timm.safetensors")
     torch.save(torchvision.models.resnet18().state_dict(), folder / "tv.pth")
     (folder / "m.onnx").write_bytes(export_onnx(pplcnet.reparameterize(model)))
-    return {"variant": weights, "timm": folder / "timm.safetensors", "torchvision": folder / "tv.pth",
+    timm, torchvision_ = folder / "timm.safetensors", folder / "tv.pth"
+    return {"variant": weights, "timm": timm, "torchvision": torchvision_,
             "onnx": folder / "m.onnx"}  # fmt: skip
 
 
