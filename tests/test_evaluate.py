@@ -48,8 +48,8 @@ def files(
     save_file(timm.create_model("test_resnet").state_dict(), folder / "timm.safetensors")
     torch.save(torchvision.models.resnet18().state_dict(), folder / "tv.pth")
     (folder / "m.onnx").write_bytes(export_onnx(pplcnet.reparameterize(model)))
-    timm, torchvision_ = folder / "timm.safetensors", folder / "tv.pth"
-    return {"variant": weights, "timm": timm, "torchvision": torchvision_,
+    ours, theirs = folder / "timm.safetensors", folder / "tv.pth"
+    return {"variant": weights, "timm": ours, "torchvision": theirs,
             "onnx": folder / "m.onnx"}  # fmt: skip
 
 
@@ -152,7 +152,8 @@ def test_tables_have_the_documented_columns(val: Path, weights: Path) -> None:
     assert list(evaluation.predictions.columns) == predictions
     assert len(evaluation.predictions) == 4
     assert list(evaluation.per_class.columns[:3]) == ["synset", "name", "images"]
-    assert set(evaluation.per_class.columns[3:]) == {f"{f}_correct@{k}" for f in BOTH for k in (1, 5)}
+    columns = {f"{form}_correct@{k}" for form in BOTH for k in (1, 5)}
+    assert set(evaluation.per_class.columns[3:]) == columns
     assert len(evaluation.per_class) == 1000
     assert evaluation.per_class["images"].sum() == 4
 
