@@ -316,7 +316,7 @@ PASSES: dict[str, Callable[[Contender, Place], dict[str, Any]]] = {
 
 def main(words: str) -> None:
     """Measure what is asked for and print the result."""
-    from eval.errors import UsageError
+    from eval.errors import EvalError
 
     asked = json.loads(words)
     place = Place(*(Path(asked.pop(name)) for name in ("data", "weights", "cache")))
@@ -324,7 +324,7 @@ def main(words: str) -> None:
     contender = Contender(**asked)
     try:
         result = PASSES[contender.kind](contender, place)
-    except UsageError as error:  # a runtime that is not installed
+    except EvalError as error:  # a runtime that is not installed, or cannot have this network
         result = {"unavailable": str(error)}
     print(json.dumps(result))
 
