@@ -32,8 +32,8 @@ torch.set_num_threads(1)  # small tensors: threads would only wait for each othe
 CORE = frozenset(
     f"test_{name}.py"
     for name in (
-        *("calibration", "classes", "command", "config", "files", "journal", "labels"),
-        *("metrics", "results", "schema", "sequential", "verdict"),
+        *("calibration", "classes", "command", "config", "files", "folder", "identity", "journal"),
+        *("labels", "metrics", "results", "schema", "sequential", "verdict"),
     )
 )
 

@@ -15,6 +15,7 @@ from small_evaluations import evaluation_of, random_measurement
 
 from eval.errors import UsageError
 from eval.evaluation import Evaluation
+from eval.measure.latency import LatencyRow
 from eval.results import folder as folder_module
 from eval.results import write
 from eval.results.folder import OutputFolder
@@ -297,6 +298,18 @@ def test_bad_images_have_a_file_where_there_are_any(tmp_path: Path, evaluation: 
     rows = (tmp_path / "bad_images.csv").read_text().split("\n")
     assert len(rows) == 3
     assert rows[1].endswith("truncated")
+
+
+def test_latencies_have_a_file_where_they_were_measured(
+    tmp_path: Path, evaluation: Evaluation
+) -> None:
+    row = LatencyRow("unfused", 1, 1, "model", 1.5, 2.0, 3.25, 100)
+    write_reports(tmp_path, dataclasses.replace(evaluation, latency=(row,)))
+    assert (tmp_path / "latency.csv").read_text() == (
+        "form,threads,batch,stage,median_ms,p90_ms,p99_ms,images\n"
+        "unfused,1,1,model,1.5,2.0,3.25,100\n"
+    )
+    assert (tmp_path / "summary.csv").is_file()
 
 
 def test_an_earlier_result_is_not_mixed_with_the_new_one(

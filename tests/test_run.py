@@ -14,7 +14,7 @@ from eval.errors import DataError, LogitsError, UsageError
 from eval.images.preprocess import PREPROCESS, Crop
 from eval.images.valset import ValSet, open_valset
 from eval.measure import engine
-from eval.measure.journal import Journal
+from eval.measure.journal import Journal, Records
 
 PREPROCESSING = PREPROCESS["torchvision"]
 MakeVal = Callable[..., Path]
@@ -270,3 +270,70 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(valset: ValSet, tmp_pat
     with pytest.raises(RuntimeError, match="Float but found Half"):
         measured(valset, tmp_path / "out", shrinking, batch_size=11)
     assert len(broken.batches) == 1, "not tried again"
+
+
+class Bell:
+    """A stopper that stops after some batches, and remembers what it was asked."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches, self.asked = batches, list[object]()
+
+    def begin(self, kept: Records, batches: int) -> bool:
+        self.asked.append(("begin", len(kept), batches))
+        return self.batches == 0
+
+    def after(self, records: Records) -> bool:
+        self.asked.append(("after", len(records)))
+        self.batches -= 1
+        return self.batches == 0
+
+    def finish(self) -> None:
+        self.asked.append("finish")
+
+
+def part(valset: ValSet, output: Path, bell: Bell | None, told: list[object]) -> engine.Part:
+    plan = engine.Plan(PREPROCESSING, ("a", "b"), batch_size=4, workers=1)
+    with Journal(output, {}, ("a", "b")) as journal:
+        return engine.measure(
+            valset,
+            Fake(),
+            plan,
+            journal=journal,
+            progress=lambda *counts: told.append(counts),
+            stopper=bell,
+        )
+
+
+def test_a_run_can_be_stopped_and_continued(valset: ValSet, tmp_path: Path) -> None:
+    told: list[object] = []
+    bell = Bell(2)
+    first = part(valset, tmp_path, bell, told)
+    assert bell.asked == [("begin", 0, 3), ("after", 4), ("after", 4)]
+    assert first.records["index"].tolist() == list(range(8))
+    counts = [int((first.records["b"]["rank"][4 * i : 4 * i + 4] == 0).sum()) for i in (0, 1)]
+    assert told == [(4, counts[0]), (4, counts[1])]
+
+    stopped = engine.assemble(valset, [first], ("a", "b"), "certain", {"limit": 3})
+    assert [sample.path for sample in stopped.valset.samples] == [
+        sample.path for sample in valset.samples[:8]
+    ]
+    assert (stopped.stopped, stopped.bound, len(stopped.digests)) == ("certain", {"limit": 3}, 8)
+
+    told.clear()
+    bell = Bell(0)  # certain at once: nothing is measured
+    again = part(valset, tmp_path, bell, told)
+    assert bell.asked == [("begin", 8, 1)]
+    assert told == [(8, sum(counts))]
+    assert (len(again.records), again.measured_now) == (8, 0)
+
+    bell = Bell(9)  # never: the run ends by itself, and says so
+    last = part(valset, tmp_path, bell, [])
+    assert bell.asked == [("begin", 8, 1), ("after", 3), "finish"]
+    assert_same(
+        engine.assemble(valset, [last], ("a", "b")), measured(valset, tmp_path / "x", Fake())
+    )
+
+
+def test_one_form_differs_nowhere(valset: ValSet, tmp_path: Path) -> None:
+    result = measured(valset, tmp_path / "out", Fake(("a",)), forms=("a",))
+    assert result.where_logits_differ == ""

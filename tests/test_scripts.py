@@ -124,3 +124,17 @@ def test_a_script_that_is_interrupted_or_crashes() -> None:
         words = [sys.executable, "-c", code.format(error)]
         assert subprocess.run(words, capture_output=True, check=False).returncode == expected
     assert run_command(lambda _: 0, []) == 0
+
+
+def test_mutation_writes_properties_as_plain_functions() -> None:
+    """Mutation testing leaves decorated functions out, and would find nothing to change in them."""
+    code = (
+        "class A:\n    @property\n    def x(\n        self,\n    ) -> int:\n        return 1\n\n"
+        "    @staticmethod\n    def y() -> int:\n        return 2\n\n\n"
+        "@functools.cache\ndef z() -> int:\n\n    return 3\n"
+    )
+    assert load_script("mutation").undecorated(code) == (
+        "class A:\n    def x(\n        self,\n    ) -> int:\n        return 1\n\n"
+        "    x = property(x)\n\n    @staticmethod\n    def y() -> int:\n        return 2\n\n\n"
+        "def z() -> int:\n\n    return 3\n\nz = functools.cache(z)\n"
+    )
