@@ -37,13 +37,13 @@ def sources(model: nn.Module, folder: Path, _batches: Sequence[int], size: int) 
     return {0: path}
 
 
-def convert_file(source: str, target: str, precision: str = "fp32") -> None:
+def convert_file(source: str, target: str) -> None:
     """What `sources` does in the child process: ONNX to MNN, with a mark of what it computes in."""
     import _tools  # the converter itself; MNN.tools.mnnconvert sends usage data to its makers
     import MNN  # noqa: F401 - loads the libraries of the tools
 
     words = ["mnnconvert", "-f", "ONNX", "--modelFile", source, "--MNNModel", target]
-    _tools.mnnconvert([*words, "--bizCode", f"pplcnet-eval-{precision}"])
+    _tools.mnnconvert([*words, "--bizCode", "pplcnet-eval-fp32"])
     if not Path(target).exists():
         raise ModelError("MNN's converter cannot convert this model: it wrote no file.")
 

@@ -6,7 +6,6 @@ function here runs in a child process, see `eval.backends.child`; `QUANTISERS` i
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from eval.errors import ModelError
 
 Batch = NDArray[np.float32]
 
@@ -41,7 +38,7 @@ QUANTISERS = {
     ),
     "openvino": Quantiser("quantize_openvino", ("default", "minmax", "percentile", "mse"), "NNCF"),
     "litert": Quantiser("quantize_litert", ("minmax", "mse"), "ai-edge-quantizer"),
-    "mnn": Quantiser("quantize_mnn", ("entropy", "ema"), "MNN's mnnquant"),
+    "mnn": Quantiser("", (), "mnnquant, as the wheel 3.6.1 has it, aborts (std::length_error)"),
     "executorch": Quantiser(
         "quantize_executorch", ("mse", "minmax"), "torchao PT2E with XNNPACKQuantizer"
     ),
@@ -259,38 +256,3 @@ def quantize_executorch(work: Work) -> None:
         for image in work.images():
             prepared(torch.from_numpy(image))
     write(torch.export.export(convert_pt2e(prepared), example), Path(work.target), "int8")
-
-
-def quantize_mnn(work: Work) -> None:
-    """An int8 MNN file; its quantiser reads images and normalises them itself."""
-    import _tools
-    import cv2
-    import MNN  # noqa: F401 - loads the libraries of the tools
-
-    from eval.backends.mnn import convert_file
-
-    folder = Path(work.target).parent / "mnn-calibration"
-    folder.mkdir()
-    with np.load(work.data) as arrays:
-        crops, table = arrays["calibration"], arrays["table"]
-    for number, crop in enumerate(crops):
-        cv2.imwrite(str(folder / f"{number:05d}.png"), crop[..., ::-1])
-    scale = (table[255] - table[0]) / 255
-    config = {
-        "format": "RGB",
-        "mean": (-table[0] / scale).tolist(),
-        "normal": scale.tolist(),
-        "width": int(crops.shape[2]),
-        "height": int(crops.shape[1]),
-        "path": f"{folder}/",
-        "used_image_num": len(crops),
-        "feature_quantize_method": {"entropy": "KL", "ema": "EMA"}[work.method],
-        "weight_quantize_method": "MAX_ABS",
-    }
-    settings = folder.with_suffix(".json")
-    settings.write_text(json.dumps(config), encoding="utf-8")
-    marked = folder.with_suffix(".mnn")
-    convert_file(work.onnx, str(marked), "int8")
-    _tools.mnnquant(str(marked), work.target, str(settings))
-    if not Path(work.target).exists():
-        raise ModelError("MNN's mnnquant cannot quantise this model: it wrote no file.")
