@@ -39,7 +39,7 @@ def sources(model: nn.Module, folder: Path, _batches: Sequence[int], size: int) 
 
 def convert_file(source: str, target: str) -> None:
     """What `sources` does in the child process: ONNX to MNN, with a mark of what it computes in."""
-    import _tools  # the converter itself; MNN.tools.mnnconvert sends usage data to its makers
+    import _tools  # the converter itself, without the usage log of MNN.tools.mnnconvert
     import MNN  # noqa: F401 - loads the libraries of the tools
 
     words = ["mnnconvert", "-f", "ONNX", "--modelFile", source, "--MNNModel", target]
