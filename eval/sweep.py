@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     *("name", "variant", "weights", "form", "backend", "precision", "preprocess", "images"),
     *("top1_correct", "top5_correct", "top1", "top5", "flips", "images_per_second", "megabytes"),
-    *("verdict", "exit_code", "output"),
+    *("latency_ms", "verdict", "exit_code", "output"),
 )
 OWN = "own"  # the model's own preprocessing
 
@@ -90,6 +90,7 @@ class Combination:
             on_bad_image=args.on_bad_image,
             cache=args.cache,
             output=output,
+            latency=args.latency,
             command=args.command,
         )
 
@@ -177,9 +178,16 @@ def row_of(combination: Combination, output: Path, evaluation: Evaluation) -> di
         "top5": result.accuracy(5),
         "images_per_second": evaluation.measured.images_per_second,
         "megabytes": sum(file.size for file in evaluation.subject.files) / 1e6,
+        "latency_ms": _latency(evaluation),
         "verdict": result.verdict.value,
         "exit_code": evaluation.exit_code,
     }
+
+
+def _latency(evaluation: Evaluation) -> float | None:
+    """Median milliseconds of one image, the model alone on one thread; None if not measured."""
+    rows = [r for r in evaluation.latency if r.threads == 1 and r.stage == "model"]
+    return rows[0].median_ms if rows else None
 
 
 def _asked(combination: Combination, output: Path) -> dict[str, Any]:
@@ -199,15 +207,16 @@ def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """What a person reads; `names` are short ones, for each row."""
     width = max(len(name) for name in names)
     header = f"{'':{width}} {'top-1':>7} {'right':>6} {'top-5':>7} {'right':>6} {'flips':>5} "
-    lines = [f"{header}{'img/s':>6} {'MB':>5} verdict"]
+    lines = [f"{header}{'img/s':>6} {'ms':>6} {'MB':>5} verdict"]
     for name, row in zip(names, rows, strict=True):
         if "top1" not in row:
             lines.append(f"{name:{width}} failed with exit code {row['exit_code']}")
             continue
         rate = "" if row["images_per_second"] is None else f"{row['images_per_second']:.1f}"
+        latency = "" if row["latency_ms"] is None else f"{row['latency_ms']:.2f}"
         lines.append(
             f"{name:{width}} {row['top1']:7.3f} {row['top1_correct']:6,} {row['top5']:7.3f} "
-            f"{row['top5_correct']:6,} {row['flips']:5,} {rate:>6} "
+            f"{row['top5_correct']:6,} {row['flips']:5,} {rate:>6} {latency:>6} "
             f"{row['megabytes']:5.1f} {row['verdict']}"
         )
     return "\n".join(lines)
@@ -231,6 +240,36 @@ def reported(variant: VariantConfig, image_set: ImageSet) -> Iterator[str]:
         rows.insert(0, ("reported", reference.top1, reference.top5, reference.source))
     for name, top1, top5, source in rows:
         yield f"{variant.name}, {name}: {top1} / {'-' if top5 is None else top5} ({source})"
+
+
+def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
+    """Draw accuracy against latency, a point for each row that has both.
+
+    Raises:
+        UsageError: the format is unknown, no row has a latency, or the file cannot be written.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise UsageError(f"--plot {path}: name a .png or .svg file.")
+    from matplotlib.figure import Figure
+
+    points = [(n, r) for n, r in zip(names, rows, strict=True) if r.get("latency_ms") is not None]
+    if not points:
+        raise UsageError("--plot: no row has a latency. Add --latency.")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, row in points:
+        axes.plot(row["latency_ms"], row["top1"], "o")
+        label = name.replace("$", r"\$")
+        axes.annotate(
+            label, (row["latency_ms"], row["top1"]), (5, 4), textcoords="offset points", fontsize=8
+        )
+    axes.set(xlabel="median latency of one image on one thread, ms", ylabel="top-1 accuracy, %")
+    axes.grid(alpha=0.3)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -261,6 +300,8 @@ def _main(arguments: Sequence[str]) -> int:
         if ":" not in variant:
             for line in reported(load_variant(variant), image_set):
                 print(line)
+    if args.plot:
+        plot(rows, short_names(planned), args.plot)
     print(f"Reports: {args.output}")
     return max(int(row["exit_code"]) for row in rows)
 
@@ -336,6 +377,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--labels", type=Path, metavar="FILE", help="labels of flat files")
     add("--on-bad-image", choices=ON_BAD_IMAGE, default=ON_BAD_IMAGE[0])
     add("--cache", type=Path, metavar="DIR", help="default: in --output")
+    add("--latency", action="store_true", help="measure the time of single images, too")
+    add("--plot", type=Path, metavar="IMAGE", help="draw accuracy against latency: .png or .svg")
     add("--output", type=Path, default=Path("results/sweep"), help="default %(default)s")
     add("--quiet", action="store_true", help="print nothing on stderr but errors")
     args = parser.parse_args(arguments)
@@ -351,6 +394,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if unknown:
             raise UsageError(f"--{option} {','.join(unknown)}: use {', '.join(names)}.")
         setattr(args, option, chosen)
+    if args.plot and not args.latency:
+        raise UsageError("--plot draws the latency: add --latency.")
     args.variant = args.variant.split(",")
     for variant in args.variant:
         if ":" not in variant:

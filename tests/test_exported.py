@@ -311,3 +311,17 @@ def test_a_precision_that_openvino_would_replace_is_refused(made: Path) -> None:
         else:
             with pytest.raises(UsageError, match="OpenVINO does not support it on this"):
                 create_predictor(*words, precision, batch_size=1, workers=1)
+
+
+def test_a_sweep_measures_and_draws_the_latency(
+    val_folder: MakeVal, weights: Path, tmp_path: Path
+) -> None:
+    data = val_folder({"n01440764": ["a.JPEG"], "n01443537": ["b.JPEG"]})
+    words = ["--data", str(data), "--variant", "small", "--weights", str(weights), "--quiet"]
+    words += ["--output", str(tmp_path / "out"), "--latency"]
+    assert sweep.main([*words, "--plot", str(tmp_path / "plot.svg")]) == 0
+    (row,) = rows_of(tmp_path / "out/sweep.csv")
+    assert float(row["latency_ms"]) > 0
+    drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert drawn.startswith("<?xml")
+    assert sweep.main([*words[:-1], "--plot", str(tmp_path / "plot.svg")]) == 2
