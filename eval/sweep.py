@@ -263,6 +263,7 @@ def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) ->
         axes.annotate(
             label, (row["latency_ms"], row["top1"]), (5, 4), textcoords="offset points", fontsize=8
         )
+    axes.margins(x=0.25, y=0.15)  # room for the names
     axes.set(xlabel="median latency of one image on one thread, ms", ylabel="top-1 accuracy, %")
     axes.grid(alpha=0.3)
     try:
