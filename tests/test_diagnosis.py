@@ -395,7 +395,7 @@ def test_the_command_that_diagnoses_a_request() -> None:
 
 
 @pytest.fixture
-def scored(tmp_path: Path, valset: ValSet) -> Iterator[tuple[Path, Path]]:
+def scored(tmp_path: Path, valset: ValSet) -> tuple[Path, Path]:
     """Ranked predictions in the order of the ILSVRC ids, all right."""
     order = position_of(ilsvrc_ids())
     lines = ["name,top1,top2,top3,top4,top5"]
