@@ -476,3 +476,18 @@ def test_kinds_of_names():
 def test_a_path_that_is_not_utf8(tmp_path: Path):
     with pytest.raises(DataError, match=r"^--labels .*the path is not valid UTF-8"):
         read_labels(tmp_path / os.fsdecode(b"\xff.txt"))
+
+
+def test_names_with_blanks_listed_twice(read):
+    message = refusal(read, "my old photo.jpg 1\nx.jpg 3\nmy old photo.jpg 2\n")
+    assert "my old photo is listed twice, as 1 in line 1 and as 2 in line 3.\n" in message
+
+
+def test_a_whole_list_that_contradicts_the_official_labels(read, tmp_path: Path):
+    codes = [OFFICIAL[1], OFFICIAL[0], *OFFICIAL[2:]]
+    message = refusal(read, "".join(f"{name(i)} {code}\n" for i, code in enumerate(codes, 1)))
+    assert message.startswith(f"{tmp_path / 'list.txt'} contradicts the official labels: image 1 ")
+
+
+def test_a_solution_with_line_ends_of_another_system(read):
+    assert read("ImageId,PredictionString\ra,n01440764 1\r").label_of == {"a": 0}
