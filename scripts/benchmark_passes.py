@@ -12,12 +12,14 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from eval.command import run_command
 
 BOTH = ("unfused", "reparameterized")
 DEPLOY = ("reparameterized",)
@@ -314,11 +316,11 @@ PASSES: dict[str, Callable[[Contender, Place], dict[str, Any]]] = {
 }
 
 
-def main(words: str) -> None:
-    """Measure what is asked for and print the result."""
+def main(arguments: Sequence[str]) -> int:
+    """Measure what is asked for (one JSON object) and print the result."""
     from eval.errors import EvalError
 
-    asked = json.loads(words)
+    asked = json.loads(arguments[0])
     place = Place(*(Path(asked.pop(name)) for name in ("data", "weights", "cache")))
     asked["forms"], asked["flags"] = tuple(asked["forms"]), tuple(asked["flags"])
     contender = Contender(**asked)
@@ -327,7 +329,8 @@ def main(words: str) -> None:
     except EvalError as error:  # a runtime that is not installed, or cannot have this network
         result = {"unavailable": str(error)}
     print(json.dumps(result))
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(run_command(main))
