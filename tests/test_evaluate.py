@@ -92,15 +92,11 @@ def test_a_variant(val: Path, weights: Path, tmp_path: Path) -> None:
     assert list(evaluation.summary["form"]) == BOTH
 
 
-@pytest.mark.parametrize("model", ["timm:test_resnet", "torchvision:resnet18"])
-def test_a_model_of_a_library(
-    model: str, val: Path, files: dict[str, Path], tmp_path: Path
-) -> None:
-    weights = files[model.partition(":")[0]]
-    words = ["--data", str(val), "--model", model, "--weights", str(weights)]
-    evaluation = same_as_the_command(
-        tmp_path / "out", words, data=val, model=model, weights=weights
-    )
+@pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:resnet18"])
+def test_a_model_of_a_library(name: str, val: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    weights = files[name.partition(":")[0]]
+    words = ["--data", str(val), "--model", name, "--weights", str(weights)]
+    evaluation = same_as_the_command(tmp_path / "out", words, data=val, model=name, weights=weights)
     assert list(evaluation.summary["form"]) == ["unfused"]
 
 
