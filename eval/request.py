@@ -1,6 +1,6 @@
-"""What is asked for: the options of ``python -m eval.imagenet``, by the same names.
+"""A request for an evaluation: the options of ``python -m eval.imagenet``, by the same names.
 
-Precedence: what is named here, then the configuration file; there are no environment variables.
+Options take precedence over the configuration file. There are no environment variables.
 """
 
 from __future__ import annotations

@@ -281,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("predictions", type=Path, metavar="PREDICTIONS", help="see below")
-    add("--data", type=Path, required=True, metavar="PATH", help="the val set that was predicted")
+    add("--data", type=Path, required=True, metavar="PATH", help="the validation set")
     add("--labels", type=Path, metavar="FILE", help="its labels, where folders do not give them")
     add("--names", type=Path, metavar="FILE", help="for arrays: a name of an image per line")
     add("--array", metavar="NAME", help="for .npz: which array, if there are several")

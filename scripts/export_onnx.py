@@ -34,9 +34,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="F.onnx")
     add("--openvino", type=Path, metavar="F.xml", help="OpenVINO IR of the same graph, too")
     add("--int8", type=Path, metavar="F", help="int8, too: .onnx (ONNX Runtime) or .xml (NNCF)")
-    add("--calibrate", type=Path, metavar="PATH", help="val set to calibrate int8 on")
+    add("--calibrate", type=Path, metavar="PATH", help="images to calibrate int8 on")
     add("--calibration-images", type=int, default=300, help="default %(default)s")
-    add("--images", type=Path, metavar="PATH", help="val set to compare the answers on")
+    add("--images", type=Path, metavar="PATH", help="images to compare the answers on")
     add("--preprocess", choices=("torchvision", "paddle", "squash"), default="torchvision")
     args = parser.parse_args(arguments)
     for path, ending in ((args.output, (".onnx",)), (args.openvino, (".xml",)),

@@ -44,7 +44,7 @@ RECORD = np.dtype(
 
 
 class CropCache:
-    """The cache of one val set and preprocessing.
+    """The cache of one validation set and preprocessing.
 
     Args:
         folder: of all caches.
