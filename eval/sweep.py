@@ -337,12 +337,7 @@ def _rows(
         yield {**row_of(combination, output, evaluation), "flips": flips}
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line.
-
-    Raises:
-        UsageError: a name in a list is not known.
-    """
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program("sweep"),
         description="Several models, forms, backends, precisions and preprocessings over one "
@@ -382,7 +377,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--plot", type=Path, metavar="IMAGE", help="draw accuracy against latency: .png or .svg")
     add("--output", type=Path, default=Path("results/sweep"), help="default %(default)s")
     add("--quiet", action="store_true", help="print nothing on stderr but errors")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UsageError: a name in a list is not known.
+    """
+    args = _parser().parse_args(arguments)
     known = {
         "forms": FORMS,
         "backend": BACKENDS,
