@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import json
+import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from known_answer import (
 from PIL import Image
 from torch import nn
 
+from eval.backends import BACKENDS
 from eval.diagnose import diagnose_command, main
 from eval.diagnosis.bench import rank_of
 from eval.diagnosis.edits import possible_edits, suspicious
@@ -35,7 +38,7 @@ from eval.diagnosis.page import html_page
 from eval.diagnosis.pixels import OPENCV, SQUASH, TORCHVISION, Kitchen, Recipe, recognise
 from eval.diagnosis.report import Diagnosis, Expected, text
 from eval.diagnosis.search import Findings, Trial, images_to_decide, search, single_trials
-from eval.diagnosis.setups import TABLES, Setup, as_table
+from eval.diagnosis.setups import TABLES, Facts, Setup, as_table
 from eval.images.classes import IMAGENET
 from eval.images.labels import official_labels
 from eval.images.preprocess import PREPROCESS, Crop, Preprocess
@@ -247,6 +250,50 @@ def test_two_mistakes_at_once(answers: KnownAnswers, valset: ValSet) -> None:
     half = trials["normalization: half"].setup
     net = answers.fitted(replace(half, labels=trials["labels: plus-1"].setup.labels))
     assert named(diagnosed(net, valset)) == {"normalization": "half", "labels": "plus-1"}
+
+
+class CountingBench:
+    """Nothing is right as configured, and something after every change; counts predictions."""
+
+    def __init__(self, images: int, forms: tuple[str, ...]) -> None:
+        self.images, self.screen = images, min(100, max(20, images // 5), images)
+        own = TABLES["imagenet"]
+        self.as_is = {form: Setup(TORCHVISION, own, form) for form in forms}
+        orders = {"plus-1": np.arange(1000), "minus-1": np.arange(1000)}
+        edits = (
+            *("transposed-classifier", "bn-eps-1e-3", "bn-eps-1e-6", "no-dropout-factor"),
+            *("dropout-factor-twice", "batch-statistics"),
+        )
+        backends, every = tuple(BACKENDS), dict.fromkeys(forms, edits)
+        self.facts = Facts(224, own, forms, edits=every, backends=backends, orders=orders)
+        self.refused: dict[Setup, str] = {}
+        self.predicted: dict[Setup, int] = {}
+
+    def measured(self, setup: Setup) -> int:
+        return self.predicted.get(replace(setup, labels=""), 0)
+
+    def measure(self, setups: Sequence[Setup], images: int, stage: str) -> None:
+        for setup in setups:
+            self.predicted[replace(setup, labels="")] = max(self.measured(setup), images)
+
+    def ranks(self, setup: Setup, images: int) -> np.ndarray | None:
+        if self.measured(setup) < images:
+            return None
+        seed = zlib.crc32(repr(setup).encode())
+        ranks = np.random.default_rng(seed).integers(0, 3, images)
+        return ranks + 1 if setup in self.as_is.values() else ranks
+
+
+@pytest.mark.parametrize("forms", [("unfused",), ("unfused", "reparameterized")])
+@pytest.mark.parametrize("images", [100, 150, 200, 400, 500, 1000, 5000])
+def test_a_search_takes_at_most_15_passes(images: int, forms: tuple[str, ...]) -> None:
+    bench = CountingBench(images, forms)
+    findings = search(bench)
+    predicted = sum(bench.predicted.values())
+    assert predicted <= 15 * images * len(forms)
+    assert sum(t.images == images for t in findings.trials if "labels" not in t.name) >= 3
+    tried = [t for t in findings.trials if len(t.changes) == 1]
+    assert all(t.images >= 20 for t in tried), "every change is looked at"
 
 
 # --- Parts --------------------------------------------------------------------------------------

@@ -58,6 +58,9 @@ class Bench(Protocol):
     def ranks(self, setup: Setup, images: int) -> Ranks | None:
         """Classes before the right one, int64 (images,); None where the setup cannot be run."""
 
+    def measured(self, setup: Setup) -> int:
+        """How many of the first images the setup has predicted, whatever its labels mean."""
+
     @property
     def refused(self) -> Mapping[Setup, str]:
         """Setups that cannot be run here, and why."""
@@ -205,6 +208,10 @@ class AnswersBench:
     def measure(self, setups: Sequence[Setup], images: int, stage: str) -> None:
         """Nothing needs to be computed."""
 
+    def measured(self, setup: Setup) -> int:  # noqa: ARG002
+        """All of them: nothing needs to be computed."""
+        return self.images
+
     def ranks(self, setup: Setup, images: int) -> Ranks | None:
         """See `Bench.ranks`."""
         target = self._orders[setup.labels][self._labels[:images]]
@@ -304,7 +311,7 @@ class ModelBench:
         todo = [s for s in plain if s not in self.refused and self.ranks(s, images) is None]
         if not todo:
             return
-        start = min(self._measured(setup) for setup in todo)
+        start = min(self.measured(setup) for setup in todo)
         size = self._subject.preprocess.size
         recipes = len({setup.recipe for setup in todo})
         chunk = max(self._machine.batch_size, CROP_MEMORY // (recipes * size * size * 3))
@@ -321,9 +328,9 @@ class ModelBench:
         """The bytes of images."""
         return [self._sample.read(self._sample.samples[index].path) for index in indices]
 
-    def _measured(self, setup: Setup) -> int:
-        """How many of the first images a setup has predicted."""
-        found = self._ranked.by_order.get((setup, ""))
+    def measured(self, setup: Setup) -> int:
+        """See `Bench.measured`."""
+        found = self._ranked.by_order.get((replace(setup, labels=""), ""))
         return 0 if found is None else int((found >= 0).sum())
 
     def _put(self, setup: Setup, indices: range, crops: Crop) -> None:

@@ -5,6 +5,9 @@ sample; then pairs of the promising ones. What counts in the end is paired: the 
 gains against those that it loses, by McNemar's exact test, corrected for the number of setups that
 were tried (Bonferroni-Holm; half of the error for single changes, half for pairs). Dropping a setup
 early can only cost power: it stays in the number that is corrected for.
+
+The work is limited, so that a search takes no more than 15 times one pass over the sample: where a
+stage would make more predictions than it may, its least promising setups are left out.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -31,6 +34,10 @@ ON_SAMPLE = 6  # changes that are tried on the whole sample
 PAIRED = 5  # promising changes that pairs are made of
 PAIRS_ON_SCREEN = 6
 PAIRS_ON_SAMPLE = 2
+# Predictions, in passes over the sample, of 100 images at least. The first pass is the setup as
+# configured; preparing the models of the others takes the rest of 15.
+PASSES_FOR_SINGLES, PASSES_FOR_PAIRS = 11, 2
+AT_LEAST = 3  # changes that are tried on the whole sample, whatever it costs
 POWER = 0.8  # of the number of images that would decide
 MOST_IMAGES = 50_000  # beyond that, a difference is of no matter
 CHANCE = 0.01  # below this accuracy a model says nothing about the images
@@ -193,15 +200,24 @@ def _promise(trial: Trial) -> tuple[float, float, float]:
 
 
 class _Hunt:
-    """Trials on more and more images, fewer and fewer of them."""
+    """Trials on more and more images, fewer and fewer of them.
+
+    Args:
+        bench: measures them.
+        findings: is told what cannot be tried.
+        ranks: as configured, int64 (images,).
+    """
 
     def __init__(self, bench: Bench, findings: Findings, ranks: NDArray[np.int64]) -> None:
         self._bench, self._findings, self._ranks = bench, findings, ranks
+        self._pass = max(bench.images, 100) * len(bench.as_is)  # predictions
+        self._left = 0  # predictions that may still be made
 
     def narrow(self, trials: list[Trial]) -> None:
         """Single changes: all on a few images, the promising ones on more."""
         images, screen = self._bench.images, self._bench.screen
-        self._try(trials, min(FIRST_LOOK, screen), "first look")
+        self._left += PASSES_FOR_SINGLES * self._pass
+        self._try(trials, min(FIRST_LOOK, screen), "first look", least=len(trials))
         free = [trial for trial in trials if trial.changes[0].is_about_labels]
         self._try(free, images, "labels")
         costly = [trial for trial in trials if not trial.changes[0].is_about_labels]
@@ -209,7 +225,7 @@ class _Hunt:
         self._try(costly[:ON_SCREEN], screen, "screening")
         tried = [trial for trial in costly if trial.images == screen and trial.net >= 0]
         tried.sort(key=_promise, reverse=True)
-        self._try(tried[:ON_SAMPLE], images, "whole sample")
+        self._try(tried[:ON_SAMPLE], images, "whole sample", least=AT_LEAST)
 
     def narrow_pairs(self, pairs: list[Trial], singles: Sequence[Trial]) -> None:
         """Pairs on a few images, the best on more, and those that beat every single change on all.
@@ -217,6 +233,7 @@ class _Hunt:
         An order of the classes costs nothing where the other change was tried.
         """
         images, screen = self._bench.images, self._bench.screen
+        self._left += PASSES_FOR_PAIRS * self._pass
         self._try(pairs, min(FIRST_LOOK, screen), "pairs")
         better = sorted((t for t in pairs if t.net > 0), key=_promise, reverse=True)
         self._try(better[:PAIRS_ON_SCREEN], screen, "pairs")
@@ -229,8 +246,21 @@ class _Hunt:
         ranks = self._bench.ranks(trial.setup, images)
         return 0 if ranks is None else int((ranks == 0).sum())
 
-    def _try(self, trials: Sequence[Trial], images: int, stage: str) -> None:
+    def _affordable(self, trials: Sequence[Trial], images: int, least: int) -> Sequence[Trial]:
+        """The first ones, as many as may be tried, but `least` in any case."""
+        new: set[Setup] = set()
+        for count, trial in enumerate(trials):
+            plain = replace(trial.setup, labels="")
+            cost = 0 if plain in new else max(images - self._bench.measured(plain), 0)
+            if cost > self._left and count >= least:
+                return trials[:count]
+            self._left -= cost
+            new.add(plain)
+        return trials
+
+    def _try(self, trials: Sequence[Trial], images: int, stage: str, least: int = 0) -> None:
         """Measure, and count what each trial gains and loses."""
+        trials = self._affordable(trials, images, least)
         self._bench.measure([trial.setup for trial in trials], images, stage)
         before = self._ranks[:images]
         for trial in trials:
