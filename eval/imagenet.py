@@ -48,7 +48,7 @@ def _main(arguments: Sequence[str], kept: list[Path]) -> int:
     with ProgressBar(args.quiet or not is_first_process()) as progress:
         evaluation = evaluate(request, progress)
     if not is_first_process():
-        return evaluation.exit_code
+        return 0  # the first one reports: torchrun would end it as soon as another one failed
 
     from eval.results.console import format_evaluation
 

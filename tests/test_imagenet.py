@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 
 import pplcnet
 from eval.imagenet import main
+from eval.measure.early import Stopper
+from eval.measure.journal import Records
 from eval.results.schema import SUMMARY_COLUMNS
 
 
@@ -376,6 +378,71 @@ def test_torchrun_gives_the_same_rows(
     assert shown.stdout.count("PARTIAL  unfused") == 1
     for name in ("predictions.csv", "per_class.csv"):
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+# --- --stop-early -------------------------------------------------------------------------------
+
+EARLY = 120  # images; random weights have none right, and half of them is the reference
+
+
+def early_words(val_folder: MakeVal, weights: Path, tmp_path: Path, name: str) -> list[str]:
+    data = tmp_path / "val"
+    if not data.is_dir():
+        data = many(val_folder, EARLY)
+    words = arguments(data, weights, tmp_path / name, "--stop-early", "--batch-size", "1")
+    words[2:4] = ["--config", str(own_config(tmp_path, 50.0, EARLY))]
+    return [*words, "--workers", "1", "--forms", "unfused"]
+
+
+def stopped_after(output: Path) -> int:
+    (row,) = rows_of(output / "summary.csv")
+    assert (row["verdict"], row["images_expected"]) == ("FAIL", str(EARLY))
+    assert len(rows_of(output / "predictions.csv")) == int(row["images"])
+    return int(row["images"])
+
+
+def test_an_interrupted_run_stops_where_an_unbroken_one_does(
+    val_folder: MakeVal, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(early_words(val_folder, weights, tmp_path, "unbroken")) == 1
+    images = stopped_after(tmp_path / "unbroken")
+    assert 5 < images < EARLY / 2
+
+    words, after, asked = early_words(val_folder, weights, tmp_path, "broken"), Stopper.after, []
+
+    def interrupted(stopper: Stopper, records: Records) -> bool:
+        asked.append(len(records))
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return after(stopper, records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stopper, "after", interrupted)
+        assert main(words) == 130
+    assert not (tmp_path / "broken" / "summary.csv").exists()
+    assert main(words) == 1
+    assert stopped_after(tmp_path / "broken") == images
+    for name in ("predictions.csv", "per_class.csv"):
+        assert (tmp_path / "broken" / name).read_bytes() == (
+            tmp_path / "unbroken" / name
+        ).read_bytes()
+
+
+def test_processes_stop_together(val_folder: MakeVal, weights: Path, tmp_path: Path) -> None:
+    """On the merged counts: with two processes, after a round of 8 batches of each."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    words = early_words(val_folder, weights, tmp_path, "two")
+    shown = subprocess.run(
+        [*torchrun, "-m", "eval.imagenet", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "exit code 1 (torchrun itself exits with 1)" in shown.stderr
+    assert shown.stdout.count("ended early") == 1
+    images = stopped_after(tmp_path / "two")
+    assert images % 16 == 0
+    assert images < EARLY
+    assert main(early_words(val_folder, weights, tmp_path, "one")) == 1
+    assert stopped_after(tmp_path / "one") <= images < stopped_after(tmp_path / "one") + 16
 
 
 def rank_processes(output: Path) -> dict[int, int]:
