@@ -17,8 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from eval.backends import pytorch
-from eval.backends.lowering import PackedConv2d, PackedLinear, PackedPixel, ScaleShift, lower
+from eval.backends import lowering, pytorch
+from eval.backends.lowering import (
+    BranchSum,
+    ChannelScale,
+    PackedConv2d,
+    PackedLinear,
+    PackedPixel,
+    ScaleShift,
+    lower,
+)
 from eval.backends.pytorch import TorchPredictor, part_size
 from eval.backends.tracing import CannotTrace, trace
 from eval.images.preprocess import PREPROCESS, Crop
@@ -72,7 +80,8 @@ def test_no_operation_is_left_out_and_the_model_stays_as_it_is(model: nn.Module)
     attributes = [set(vars(module)) for module in model.modules()]
     lowered, _ = lower(model, channels_last(2, 3, 64, 64))
     assert count(lowered, ScaleShift) == count(model, nn.BatchNorm2d) > 0
-    assert count(lowered, PackedConv2d) + count(lowered, PackedPixel) == count(model, nn.Conv2d) > 0
+    convolutions = sum(count(lowered, kind) for kind in (PackedConv2d, PackedPixel, ChannelScale))
+    assert convolutions == count(model, nn.Conv2d) > 0
     assert type(lowered.get_submodule("linear0")) is PackedLinear
     assert [set(vars(module)) for module in model.modules()] == attributes
     assert model.state_dict().keys() == values.keys()
@@ -89,7 +98,7 @@ def test_other_networks_are_lowered_by_the_same_rules(name: str, images: int) ->
     randomize_bn(network)
     x = channels_last(images, 3, 64, 64)
     lowered, recorded = lower(network.to(memory_format=torch.channels_last), x)
-    packed = count(lowered, PackedConv2d) + count(lowered, PackedPixel)
+    packed = sum(count(lowered, kind) for kind in (PackedConv2d, PackedPixel, ChannelScale))
     assert packed == count(network, nn.Conv2d)
     assert count(lowered, PackedLinear) == count(lowered, PackedPixel) + count(network, nn.Linear)
     with torch.inference_mode():
@@ -99,6 +108,44 @@ def test_other_networks_are_lowered_by_the_same_rules(name: str, images: int) ->
         for batch in (x, other):
             wanted = network(batch)
             assert (lowered(batch) - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+class Block(nn.Module):
+    """Branches as RepVGG and PP-LCNetV2 have them, and a shortcut as ResNet has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(8, 8, k, padding=k // 2, groups=8, bias=False) for k in (5, 3, 1)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(4))
+        self.last = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = (norm(conv(x)) for conv, norm in zip(self.convs, self.norms[:3], strict=True))
+        y = a + b + c
+        return F.hardswish(x + self.norms[3](self.last(F.relu(y))))
+
+
+@pytest.mark.parametrize("piece", [2**19, 2048])
+def test_a_sum_of_branches_is_one_pass_with_the_same_bits(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = Block().eval()
+    randomize_bn(block)
+    monkeypatch.setattr(lowering, "PIECE", piece)
+    x = channels_last(3, 8, 21, 17)
+    lowered, expected = lower(block, x)
+    assert count(lowered, BranchSum) == 2
+    assert (count(lowered, ChannelScale), count(lowered, ScaleShift)) == (1, 4)
+    before = x.clone()
+    monkeypatch.setattr(lowering, "_merge_sums", lambda module: None)
+    separate, _ = lower(block, x)
+    assert count(separate, BranchSum) == 0
+    with torch.inference_mode():
+        assert torch.equal(lowered(x), separate(x))
+        assert torch.allclose(lowered(x), expected, atol=1e-5)
+    assert torch.equal(x, before), "the input is not written to"
 
 
 ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
@@ -144,7 +191,7 @@ def test_activations_after_a_layer(
     for name, statistic in net.named_buffers():
         if "running" in name:
             statistic.uniform_(0.5, 1.5)
-    monkeypatch.setattr(ScaleShift, "PIECE", 4096)  # several pieces, the last one smaller
+    monkeypatch.setattr(lowering, "PIECE", 4096)  # several pieces, the last one smaller
     x = channels_last(*shape) if len(shape) == 4 else torch.randn(shape)
     lowered, expected = lower(net, x)
     with torch.inference_mode():

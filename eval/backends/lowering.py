@@ -9,6 +9,7 @@ avoids all three:
   after it inside the same operator.
 - Batch normalization is ``x * alpha + beta`` per channel, as in torch's own kernel, but in place
   and together with the activation after it.
+- Sums of batch-normalized branches, and the activation after them, are one pass as well.
 - Elementwise operations write into their first argument where nothing else reads it any more.
 
 Nothing is folded or left out: the same convolutions, batch normalizations, sums and activations,
@@ -18,7 +19,7 @@ classes of a model, so that they are the same for every network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,11 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
     )  # fmt: skip
 
 
+def _scale_geometry(channels: int) -> tuple[list[int], list[int], list[int], int]:
+    """Padding, stride, dilation and groups of a convolution that only scales each channel."""
+    return [0, 0], [1, 1], [1, 1], channels
+
+
 class PackedConv2d(nn.Module):
     """A convolution, and the activation after it, with weights in the layout that oneDNN wants.
 
@@ -57,6 +63,10 @@ class PackedConv2d(nn.Module):
         bias: (O,).
         geometry: padding, stride, dilation (two numbers each), groups.
         input_size: (B, C, H, W) that it will see; other sizes work too, more slowly.
+
+    Attributes:
+        activation: see `Activation`.
+        factor: (C,), where it does nothing but multiply each channel with its weight.
     """
 
     def __init__(
@@ -73,6 +83,8 @@ class PackedConv2d(nn.Module):
             weight, *geometry, list(input_size)
         )
         self.activation: Activation = ("none", [], "")
+        plain = geometry == _scale_geometry(len(weight)) and weight.shape[1:] == (1, 1, 1)
+        self.factor = weight.flatten() if plain and bias is None else None
         self._run = torch.ops.mkldnn._convolution_pointwise.default
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,12 +124,15 @@ class PackedPixel(PackedLinear):
         return y.view(*y.shape, 1, 1)
 
 
+PIECE = 2**19  # bytes of a tensor that are worked through at a time: all that is needed is cached
+
+
 class ScaleShift(nn.Module):
     """Batch normalization in inference: ``x * alpha + beta`` per channel, and what follows it.
 
     The two constants are computed as torch's CPU kernel does
-    (aten/src/ATen/native/cpu/batch_norm_kernel.cpp). The values are worked through in pieces of
-    `PIECE` bytes, so that the activation finds them in the cache.
+    (aten/src/ATen/native/cpu/batch_norm_kernel.cpp). The values are worked through in pieces, so
+    that the activation finds them in the cache.
 
     Args:
         weight, bias, mean, variance: (C,) each.
@@ -127,8 +142,6 @@ class ScaleShift(nn.Module):
         activation: changes its argument, or None.
         in_place: whether the result overwrites the argument.
     """
-
-    PIECE = 2**19
 
     def __init__(
         self,
@@ -143,22 +156,101 @@ class ScaleShift(nn.Module):
         self._alpha = inverse if weight is None else inverse * weight
         shift = mean * self._alpha
         self._beta = -shift if bias is None else bias - shift
-        self._rows = max(1, self.PIECE // (self._alpha.numel() * self._alpha.element_size()))
         self.activation: Callable[[Tensor], Any] | None = None
         self.in_place = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) to the same shape."""
         y = x if self.in_place else torch.empty_like(x)
-        before, after = x.movedim(1, -1), y.movedim(1, -1)
-        if before.is_contiguous() and after.is_contiguous():
-            before, after = (values.view(-1, x.shape[1]) for values in (before, after))
-        pieces = (torch.split(values, self._rows) for values in (before, after))
-        for source, target in zip(*pieces, strict=True):
-            torch.addcmul(self._beta, source, self._alpha, out=target)
+        for source, target in _pieces(x, y):
+            self.apply_to(source, target)
             if self.activation:
                 self.activation(target)
         return y
+
+    def apply_to(self, source: Tensor, target: Tensor) -> Tensor:
+        """Normalize values whose last axis is the channels; returns the target."""
+        return torch.addcmul(self._beta, source, self._alpha, out=target)
+
+
+class ChannelScale(nn.Module):
+    """A depthwise 1x1 convolution without a bias: each channel times its weight.
+
+    Args:
+        weight: (C,).
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self._weight = weight
+
+    def apply_to(self, source: Tensor, target: Tensor) -> Tensor:
+        """As `ScaleShift.apply_to`."""
+        return torch.mul(source, self._weight, out=target)
+
+
+class Branch(nn.Module):
+    """A term of a sum: a tensor, perhaps scaled, perhaps normalized.
+
+    Args:
+        steps: what is done to it, in this order.
+    """
+
+    def __init__(self, steps: Sequence[ChannelScale | ScaleShift]) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(steps)
+        self._calls = [step.apply_to for step in steps]
+
+    def forward(self, piece: Tensor, target: Tensor) -> Tensor:
+        """The values of the term; in `target`, unless they are those of the piece itself."""
+        for call in self._calls:
+            piece = call(piece, target)
+        return piece
+
+
+class BranchSum(nn.Module):
+    """The sum of branches, and the activation after it, in one pass over memory.
+
+    The same operations in the same order as in passes of their own, and so the same bits.
+
+    Args:
+        branches: the terms; the first has at least one step.
+
+    Attributes:
+        activation: changes its argument, or None.
+        in_place: whether the result overwrites the first argument.
+    """
+
+    def __init__(self, branches: Sequence[Branch]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        self.activation: Callable[[Tensor], Any] | None = None
+        self.in_place = False
+
+    def forward(self, *sources: Tensor) -> Tensor:
+        """The tensor of each branch, (B, C, ...), to the same shape."""
+        y = sources[0] if self.in_place else torch.empty_like(sources[0])
+        first, *others = self.branches
+        scratch = None
+        for target, start, *rest in _pieces(y, *sources):
+            if scratch is None:
+                scratch = torch.empty_like(target)
+            first(start, target)
+            for branch, piece in zip(others, rest, strict=True):
+                target.add_(branch(piece, scratch[: len(piece)]))
+            if self.activation:
+                self.activation(target)
+        return y
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same small parts of tensors (B, C, ...) of one layout, with the channels last."""
+    last = [tensor.movedim(1, -1) for tensor in tensors]
+    if all(tensor.is_contiguous() for tensor in last):
+        last = [tensor.view(-1, tensor.shape[-1]) for tensor in last]
+    values = last[0]
+    rows = max(1, PIECE * len(values) // max(1, values.numel() * values.element_size()))
+    return zip(*(torch.split(tensor, rows) for tensor in last), strict=True)
 
 
 @torch.no_grad()
@@ -176,6 +268,7 @@ def lower(model: nn.Module, batch: Tensor) -> tuple[fx.GraphModule, Tensor]:
     _replace_batch_norms(module)
     _replace_convolutions(module)
     _replace_linears(module)
+    _merge_sums(module)
     _work_in_place(module)
     module.graph.eliminate_dead_code()
     used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
@@ -196,11 +289,15 @@ def _replace_batch_norms(module: fx.GraphModule) -> None:
             continue
         weight, bias, mean, variance = (_value(module, each) for each in statistics)
         norm = ScaleShift(weight, bias, mean, variance, eps)
-        new = _put_module(module, result, "batch_norm", norm, x)
-        after = _only_user(new)
-        if after is not None and after.target in ACTIVATIONS:
-            norm.activation = partial(_apply, _in_place_twin(after), after.args[1:], after.kwargs)
-            _merge_into(new, after)
+        _follow_up(_put_module(module, result, "batch_norm", norm, x), norm)
+
+
+def _follow_up(node: fx.Node, module: ScaleShift | BranchSum) -> None:
+    """Let `module`, which the node calls, do the activation after it as well."""
+    after = _only_user(node)
+    if after is not None and after.target in ACTIVATIONS:
+        module.activation = partial(_apply, _in_place_twin(after), after.args[1:], after.kwargs)
+        _merge_into(node, after)
 
 
 def _apply(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any], x: Tensor) -> None:
@@ -235,6 +332,56 @@ def _replace_linears(module: fx.GraphModule) -> None:
             continue
         linear = PackedLinear(kernel, constant, _meta(x).shape[0])
         _absorb_activation(_put_module(module, node, "linear", linear, x), linear)
+
+
+def _merge_sums(module: fx.GraphModule) -> None:
+    """Sums with a normalized term, the outermost first."""
+    module.graph.eliminate_dead_code()  # what was replaced is no reader any more
+    for node in reversed(list(module.graph.nodes)):
+        if node.target is not aten.add.Tensor or node.kwargs or not node.users:
+            continue
+        terms = _terms(node)
+        if not all(isinstance(term, fx.Node) and _same_layout(term, node) for term in terms):
+            continue
+        branches = [_branch(module, term) for term in terms]
+        if not branches[0][1]:  # a + b is b + a, to the bit
+            terms[:2], branches[:2] = terms[1::-1], branches[1::-1]
+        sources = [source for source, _ in branches]
+        if not branches[0][1] or not all(_same_layout(source, node) for source in sources):
+            continue
+        total = BranchSum([Branch(steps) for _, steps in branches])
+        _follow_up(_put_module(module, node, "sum", total, *sources), total)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+
+
+def _terms(node: fx.Node) -> list[Any]:
+    """The terms of a sum, from the innermost on."""
+    first, second = node.args[:2]
+    for inner, other in ((first, second), (second, first)):
+        if not isinstance(inner, fx.Node) or inner.target is not aten.add.Tensor or inner.kwargs:
+            continue
+        if _only_user(inner) and _same_layout(inner, node):
+            return [*_terms(inner), other]
+    return [first, second]
+
+
+def _branch(module: fx.GraphModule, term: Any) -> tuple[Any, list[ChannelScale | ScaleShift]]:
+    """What a term is made of, as far as it can be done while it is added."""
+    steps: list[ChannelScale | ScaleShift] = []
+    norm = _called(module, term)
+    if isinstance(norm, ScaleShift) and norm.activation is None and _only_user(term):
+        term, steps = term.args[0], [norm]
+        conv = _called(module, term)
+        if isinstance(conv, PackedConv2d) and conv.factor is not None and _only_user(term):
+            term, steps = term.args[0], [ChannelScale(conv.factor), norm]
+    return term, steps
+
+
+def _called(module: fx.GraphModule, node: Any) -> nn.Module | None:
+    """The module that a node calls."""
+    is_call = isinstance(node, fx.Node) and _is_module(node)
+    return module.get_submodule(str(node.target)) if is_call else None
 
 
 def _absorb_activation(node: fx.Node, packed: PackedConv2d | PackedLinear) -> None:
@@ -282,6 +429,11 @@ def _work_in_place(root: fx.GraphModule) -> None:
         readers = {user for view in views[owner] for user in view.users}
         return all(position[reader] < position[node] for reader in readers - {node})
 
+    def shares(x: fx.Node, others: Sequence[Any]) -> bool:
+        """Whether one of the others is in the memory of `x`, too."""
+        nodes = [other for other in others if isinstance(other, fx.Node)]
+        return any(other.meta.get("storage") is x.meta.get("storage") for other in nodes)
+
     def take(x: fx.Node, node: fx.Node) -> None:
         """The result is now in the memory of `x`."""
         owner = x.meta["storage"]
@@ -290,9 +442,9 @@ def _work_in_place(root: fx.GraphModule) -> None:
             views[owner].append(view)
 
     for node in graph.nodes:
-        module = root.get_submodule(str(node.target)) if _is_module(node) else None
-        if isinstance(module, ScaleShift):
-            if free(node.args[0], node):
+        module = _called(root, node)
+        if isinstance(module, ScaleShift | BranchSum):
+            if free(node.args[0], node) and not shares(node.args[0], node.args[1:]):
                 module.in_place = True
                 take(node.args[0], node)
             continue
@@ -300,9 +452,7 @@ def _work_in_place(root: fx.GraphModule) -> None:
         if twin is None:
             continue
         for x, *others in _orders(node):
-            overlaps = [o for o in others if isinstance(o, fx.Node) and o is not x]
-            shared = any(o.meta.get("storage") is x.meta.get("storage") for o in overlaps)
-            if free(x, node) and not shared:
+            if free(x, node) and not shares(x, [o for o in others if o is not x]):
                 node.target, node.args = twin, (x, *others)
                 take(x, node)
                 break
@@ -338,14 +488,14 @@ def _same_layout(a: fx.Node, b: fx.Node) -> bool:
 
 
 def _put_module(
-    module: fx.GraphModule, node: fx.Node, kind: str, new: nn.Module, x: fx.Node
+    module: fx.GraphModule, node: fx.Node, kind: str, new: nn.Module, *arguments: fx.Node
 ) -> fx.Node:
-    """A call of `new` on `x` in place of `node`."""
+    """A call of `new` in place of `node`."""
     number = sum(1 for name, _ in module.named_children() if name.startswith(kind))
     name = f"{kind}{number}"
     module.add_submodule(name, new)
     with module.graph.inserting_before(node):
-        call = module.graph.call_module(name, (x,))
+        call = module.graph.call_module(name, arguments)
     call.meta = {"tensor": _meta(node), "storage": call}
     node.replace_all_uses_with(call)
     _move_views(module.graph, node, call)
