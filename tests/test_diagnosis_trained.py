@@ -203,7 +203,6 @@ PIXELS: dict[str, tuple[str, Recipe, str, str]] = {
         ("CMYK without K", {"ink": "no-black"}, "cmyk", "ink: standard"),
     )
 } | {
-    "not turned by EXIF": ("paddle", replace(OPENCV, exif=False), "rotated", "exif: applied"),
     "crop offset rounded": ("paddle", replace(OPENCV, offset="rounded"), "plain", "crop: floored"),
     "long side truncated": (
         "paddle", replace(OPENCV, long_side="truncated"), "plain", "long_side: rounded"
@@ -212,17 +211,26 @@ PIXELS: dict[str, tuple[str, Recipe, str, str]] = {
     "aspect kept": ("squash", OPENCV, "plain", "resize: squash"),
     "INTER_AREA": ("squash", replace(SQUASH, kernel="area"), "plain", "resize: squash"),
 }  # fmt: skip
+# The rotated images are answered rightly only if they are not turned: in the paddle pipeline,
+# this mistake gains images, and undoing it explains nothing.
+NOT_A_LOSS = {"not turned by EXIF"}
+WITHIN_CHANCE = {"INTER_AREA"}  # 2 of 106 images
 NORMALISED = {"mean and std in BGR order": "bgr-means", "mean and std 0.5": "half"}
 
 
 def test_every_pixel_mistake_of_the_demo_is_here() -> None:
-    assert set(PIXELS) | set(NORMALISED) == set(load_script().PIXEL_MISTAKES)
+    assert set(PIXELS) | set(NORMALISED) | NOT_A_LOSS == set(load_script().PIXEL_MISTAKES)
 
 
 @pytest.mark.parametrize("mistake", PIXELS)
 def test_demo_with_a_pixel_mistake(mistake: str, demo: Demo) -> None:
     pipeline, recipe, kind, name = PIXELS[mistake]
     findings = explained(demo.bench(pipeline, kind), demo.as_is(recipe))
+    if mistake in WITHIN_CHANCE:
+        assert findings.best is None
+        assert findings.undecided.trial.name == name
+        assert findings.undecided.images > findings.images
+        return
     assert findings.best is not None
     assert findings.best.name == name
     assert not findings.alternatives

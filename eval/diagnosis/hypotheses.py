@@ -241,38 +241,7 @@ TABLE: tuple[Hypothesis, ...] = (
         _NORMALIZE + "its own configuration says how; leave --preprocess out.",
         _own_table,
     ),
-    *(
-        Hypothesis(
-            "resize", kernel, f"Pillow's {kernel}, antialiased, aspect kept",
-            f"{_RESIZE}Pillow's {kernel}, antialiased.",
-            _kernel(kernel),
-        )
-        for kernel in KERNELS
-    ),
-    Hypothesis(
-        "resize", "no-antialias", "torchvision's resize of a tensor, without antialias",
-        f"{_RESIZE}on a tensor and without antialias.",
-        _recipe(_without_antialias),
-    ),
-    Hypothesis(
-        "resize", "opencv", "OpenCV's decoder and bilinear resize, as PaddleClas has them",
-        "Evaluate with --preprocess paddle: the model was trained with OpenCV.",
-        _pipeline(OPENCV),
-    ),
-    Hypothesis(
-        "resize", "squash", "to a square with OpenCV, whatever the aspect",
-        "Evaluate with --preprocess squash: the model was trained on squashed images.",
-        _pipeline(SQUASH),
-    ),
-    *(
-        Hypothesis(
-            "resize", str(side),
-            f"short side {side} before the crop of 224" + (", no margin" if side == 224 else ""),
-            f"{_RESIZE}the short side to {side}, for a crop of 224.",
-            _side(side),
-        )
-        for side in SIDES
-    ),
+    # Single steps come before whole pipelines: where both make the same setup, it has their name.
     Hypothesis(
         "exif", "applied", "images are turned as their EXIF tag says",
         "Turn images by their EXIF tag before resizing.",
@@ -308,6 +277,38 @@ TABLE: tuple[Hypothesis, ...] = (
             _long_side(long_side),
         )
         for long_side in ("truncated", "rounded")
+    ),
+    *(
+        Hypothesis(
+            "resize", kernel, f"Pillow's {kernel}, antialiased, aspect kept",
+            f"{_RESIZE}Pillow's {kernel}, antialiased.",
+            _kernel(kernel),
+        )
+        for kernel in KERNELS
+    ),
+    Hypothesis(
+        "resize", "no-antialias", "torchvision's resize of a tensor, without antialias",
+        f"{_RESIZE}on a tensor and without antialias.",
+        _recipe(_without_antialias),
+    ),
+    Hypothesis(
+        "resize", "opencv", "OpenCV's decoder and bilinear resize, as PaddleClas has them",
+        "Evaluate with --preprocess paddle: the model was trained with OpenCV.",
+        _pipeline(OPENCV),
+    ),
+    Hypothesis(
+        "resize", "squash", "to a square with OpenCV, whatever the aspect",
+        "Evaluate with --preprocess squash: the model was trained on squashed images.",
+        _pipeline(SQUASH),
+    ),
+    *(
+        Hypothesis(
+            "resize", str(side),
+            f"short side {side} before the crop of 224" + (", no margin" if side == 224 else ""),
+            f"{_RESIZE}the short side to {side}, for a crop of 224.",
+            _side(side),
+        )
+        for side in SIDES
     ),
     Hypothesis(
         "layout", "height-width-swapped", "height and width of the image are swapped",
