@@ -2,8 +2,9 @@
 
     profile_run.py --data PHOTOS --weights F --images 400
 
-The steps are those of `eval.measure.engine.measure`, called as it calls them; the last tables
-split the time of the models by operator.
+The steps are those of `eval.measure.engine.measure`, called as it calls them. The last tables split
+the time of the models by operator, and show at which rate the convolutions run: oneDNN's best rate
+in the same process is what they can be compared with.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from benchmark_passes import convolution_rate
 from PIL import Image
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor, fx
 
+from eval.backends.lowering import PackedConv2d
 from eval.backends.pytorch import TorchPredictor
 from eval.command import run_command
 from eval.errors import ModelError
@@ -60,6 +62,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=CPU_BATCH)
     args = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
@@ -71,15 +74,14 @@ def main() -> int:
     except WeightsError as error:
         raise ModelError(str(error)) from error
     predictors = {
-        form: TorchPredictor({form: each}, preprocess, torch.device("cpu"), "fp32", CPU_BATCH)
+        form: TorchPredictor({form: each}, preprocess, torch.device("cpu"), "fp32", args.batch_size)
         for form, each in (("unfused", model), ("reparameterized", reparameterize(model)))
     }
     clock = Clock()
-    samples = valset.samples[: len(valset.samples) // CPU_BATCH * CPU_BATCH]
-    operators: dict[str, Counter[str]] = {form: Counter() for form in predictors}
+    samples = valset.samples[: len(valset.samples) // args.batch_size * args.batch_size]
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder), {}, predictors) as journal:
-        for start in range(0, len(samples), CPU_BATCH):
-            batch = samples[start : start + CPU_BATCH]
+        for start in range(0, len(samples), args.batch_size):
+            batch = samples[start : start + args.batch_size]
             crops = []
             for sample in batch:
                 data = clock.time("read the file", lambda s=sample: valset.read(s.path))
@@ -96,37 +98,80 @@ def main() -> int:
                 clock.time("check and score", lambda x=logits, y=labels: Scores.of(x, y))
             records = np.zeros(len(batch), record_dtype(predictors))
             clock.time("journal", lambda r=records: journal.append(r))
-    for form, predictor in predictors.items():
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
-            for _ in range(5):
-                predictor(pixels)
-        for row in profiled.key_averages(group_by_input_shape=True):
-            operators[form][kind_of(row.key, row.input_shapes)] += row.self_cpu_time_total
-
     count = len(samples)
-    print(f"{count} images, batches of {CPU_BATCH}, one core; ms per image")
+    print(f"{count} images, batches of {args.batch_size}, one core; ms per image")
     for step, seconds in clock.seconds.items():
         print(f"{step:36}{1000 * seconds / count:8.3f}")
     for form, predictor in predictors.items():
         print(f"{form}: {'; '.join(predictor.settings.values())}")
     print(f"\noneDNN's best 1x1 convolution, float32, one core: {convolution_rate():.0f} GFLOP/s")
-    for form, times in operators.items():
-        total = sum(times.values())
-        print(f"\n{form}, by operator: share of its time")
-        for name, share in times.most_common(8):
-            print(f"{name:36}{100 * share / total:7.1f} %")
+    for form, predictor in predictors.items():
+        module = predictor._forward[form]
+        if isinstance(module, fx.GraphModule):
+            print_layers(form, module, predictor._batch(pixels), count_of_repeats=40)
     return 0
 
 
-def kind_of(operator: str, shapes: list[list[int]]) -> str:
-    """The operator; convolutions by their kernel and whether they are depthwise."""
-    if "convolution" not in operator or len(shapes) < 2 or len(shapes[0]) != 4:
-        return operator
-    channels, weight = shapes[0][1], shapes[1]
-    if len(weight) != 4:
-        return operator
-    depthwise = weight[1] == 1 and channels > 1
-    return f"{'depthwise' if depthwise else 'dense'} convolution {weight[2]}x{weight[3]}"
+class Layer(NamedTuple):
+    """The calls of one kind of operator in a forward pass of one image."""
+
+    milliseconds: float
+    gflop: float
+
+
+class TimedGraph(fx.Interpreter):
+    """Runs a graph, and keeps the shortest time of each node."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seconds: dict[fx.Node, float] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        """Run it, and time that."""
+        started = time.perf_counter()
+        result = super().run_node(node)
+        seconds = time.perf_counter() - started
+        self.seconds[node] = min(seconds, self.seconds.get(node, seconds))
+        return result
+
+
+@torch.inference_mode()
+def layers(module: fx.GraphModule, batch: Tensor, repeats: int) -> dict[str, Layer]:
+    """Each kind of operator, the slowest first, per image.
+
+    Args:
+        module: a lowered network.
+        batch: (B, 3, H, W).
+        repeats: forward passes; the shortest time of each node counts.
+    """
+    graph = TimedGraph(module)
+    for _ in range(repeats):
+        graph.run(batch)
+    found: dict[str, Layer] = {}
+    for node, seconds in graph.seconds.items():
+        kind, gflop = "the rest", 0.0
+        if node.op == "call_module":
+            called = module.get_submodule(str(node.target))
+            kind = type(called).__name__
+            if isinstance(called, PackedConv2d):
+                kind = called.kind
+                gflop = 2e-9 * called.products * node.meta["tensor"].numel() / len(batch)
+        before = found.get(kind, Layer(0, 0))
+        milliseconds = 1e3 * seconds / len(batch)
+        found[kind] = Layer(before.milliseconds + milliseconds, before.gflop + gflop)
+    return dict(sorted(found.items(), key=lambda item: -item[1].milliseconds))
+
+
+def print_layers(form: str, module: fx.GraphModule, batch: Tensor, count_of_repeats: int) -> None:
+    """The table of `layers`."""
+    table = layers(module, batch, count_of_repeats)
+    total = sum(layer.milliseconds for layer in table.values())
+    print(f"\n{form}, batches of {len(batch)}: {total:.2f} ms per image in its operators")
+    print(f"{'':28}{'ms':>8}{'share':>9}{'GFLOP/s':>9}")
+    for kind, layer in table.items():
+        rate = f"{1e3 * layer.gflop / layer.milliseconds:9.0f}" if layer.gflop else ""
+        share = 100 * layer.milliseconds / total
+        print(f"{kind:28}{layer.milliseconds:8.3f}{share:7.1f} %{rate}")
 
 
 if __name__ == "__main__":

@@ -102,6 +102,16 @@ def test_the_last_batch_is_kept_and_as_large_as_the_others(valset: ValSet, tmp_p
     assert fake.batches == [4, 4, 4]
 
 
+def test_the_last_batch_has_only_the_parts_that_are_needed(valset: ValSet, tmp_path: Path) -> None:
+    """Of a predictor that works in parts: its last part is as large as the others."""
+    fake = Fake()
+    fake.part = 3  # type: ignore[attr-defined]
+    careful = engine.ShrinkOnOutOfMemory(fake, print)
+    found = measured(valset, tmp_path / "out", careful, batch_size=9, workers=1)
+    assert fake.batches == [9, 3]
+    assert_same(found, measured(valset, tmp_path / "other", Fake()))
+
+
 @pytest.mark.parametrize("shares", [2, 3, 5])
 def test_shares_make_a_whole(valset: ValSet, tmp_path: Path, shares: int) -> None:
     expected = measured(valset, tmp_path / "one", Fake())

@@ -41,7 +41,8 @@ class Predictor(Protocol):
     """A backend: uint8 crops (B, size, size, 3) to logits (B, classes) of each form, float32.
 
     It is called by several threads at once, mostly with batches of the size it was made for. Some
-    have `settings`, a mapping of what was set or chosen in the runtime, for ``run.json``.
+    have `settings`, a mapping of what was set or chosen in the runtime, for ``run.json``, and
+    `part`, the number of images that they compute at a time, where that is less than a batch.
     """
 
     def __call__(self, crops: Crop) -> Mapping[str, NDArray[Any]]:

@@ -67,6 +67,8 @@ class PackedConv2d(nn.Module):
     Attributes:
         activation: see `Activation`.
         factor: (C,), where it does nothing but multiply each channel with its weight.
+        kind: in words, for profiles.
+        products: that each value of the result is the sum of.
     """
 
     def __init__(
@@ -85,6 +87,9 @@ class PackedConv2d(nn.Module):
         self.activation: Activation = ("none", [], "")
         plain = geometry == _scale_geometry(len(weight)) and weight.shape[1:] == (1, 1, 1)
         self.factor = weight.flatten() if plain and bias is None else None
+        depthwise = "depthwise" if 1 < geometry[3] == len(weight) else "dense"
+        self.kind = f"{depthwise} convolution {weight.shape[2]}x{weight.shape[3]}"
+        self.products = weight[0].numel()
         self._run = torch.ops.mkldnn._convolution_pointwise.default
 
     def forward(self, x: Tensor) -> Tensor:

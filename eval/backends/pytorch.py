@@ -45,6 +45,7 @@ class TorchPredictor:
 
     Attributes:
         settings: how each form is computed, for the reports.
+        part: images that are computed at a time.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class TorchPredictor:
         self.device = device
         self.dtype = DTYPES[precision]
         self.settings: dict[str, str] = {}
-        self._part = part_size(batch_size) if self._in_parts() else batch_size
+        self.part = part_size(batch_size) if self._in_parts() else batch_size
         self._table = torch.from_numpy(preprocess.table).to(device)
         self._forward = {
             form: self._prepared(
@@ -81,19 +82,19 @@ class TorchPredictor:
         if self.device.type != "cpu":
             return model
         forward, how = lowered_or_eager(model, self._batch(self._check_crops()))
-        self.settings[f"torch, {form}"] = f"{how}; parts of {self._part}"
+        self.settings[f"torch, {form}"] = f"{how}; parts of {self.part}"
         return forward
 
     def _check_crops(self) -> Crop:
         """Smooth random images (B, size, size, 3), always the same."""
         size = self.preprocess.size
-        coarse = np.random.default_rng(0).integers(0, 256, (self._part, 7, 7, 3), dtype=np.uint8)
+        coarse = np.random.default_rng(0).integers(0, 256, (self.part, 7, 7, 3), dtype=np.uint8)
         return np.stack([cv2.resize(image, (size, size)) for image in coarse])
 
     def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
         """uint8 crops (B, size, size, 3) to float32 logits (B, classes) of each form."""
         answers: dict[str, list[NDArray[Any]]] = {form: [] for form in self._forward}
-        size = self._part if self._in_parts() else max(1, len(crops))
+        size = self.part if self._in_parts() else max(1, len(crops))
         with torch.inference_mode():
             for start in range(0, len(crops), size):
                 part = crops[start : start + size]

@@ -8,6 +8,7 @@ decoding, resizing and convolution release the interpreter's lock.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 import time
@@ -228,14 +229,16 @@ class _BatchEvaluator:
         self._labels = np.array([sample.label for sample in valset.samples])
         self._among = None if valset.among is None else np.array(valset.among)
         self._dtype = record_dtype(plan.forms)
+        self._part = getattr(predictor, "part", plan.batch_size)
 
     def __call__(self, indices: NDArray[np.int64]) -> Records:
         """Measure the images with the given indices, int64 (B,), and return their records (B,)."""
         records = np.zeros(len(indices), self._dtype)
         records["index"] = indices
         size = self._plan.preprocess.size
-        # Always a full batch, so that the last one is computed like all others.
-        crops = np.zeros((self._plan.batch_size, size, size, 3), np.uint8)
+        # Whole parts, so that the last images are computed like all others.
+        whole = math.ceil(len(indices) / self._part) * self._part
+        crops = np.zeros((whole, size, size, 3), np.uint8)
         for row, record in enumerate(records):
             self._read_image(record, crops[row])
         good = np.flatnonzero(records["reason"] == b"")
@@ -385,6 +388,8 @@ class ShrinkOnOutOfMemory:
     def __init__(self, predictor: Predictor, notify: Callable[[str], None]) -> None:
         self._predictor = predictor
         self._notify = notify
+        if hasattr(predictor, "part"):
+            self.part = predictor.part
         self._limit = sys.maxsize
 
     def __call__(self, crops: Crop) -> Mapping[str, NDArray[Any]]:
