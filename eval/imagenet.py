@@ -153,7 +153,13 @@ def _parser() -> argparse.ArgumentParser:
         "--model-card",
         type=Path,
         metavar="FILE",
-        help="write a complete result as the metadata of a Hugging Face model card, too",
+        help="also write a complete result as the metadata of a Hugging Face model card",
+    )
+    add(
+        "--hub-benchmark",
+        metavar="ORG/NAME:TASK",
+        help="with --model-card: also write .eval_results/*.yaml beside FILE, for this benchmark "
+        "on the Hugging Face Hub",
     )
     add("--baseline", metavar="PATH", help="compare with an earlier result at the end")
     add("--quiet", action="store_true", help="print nothing on stderr but errors")

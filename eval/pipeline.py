@@ -142,13 +142,8 @@ def follow_up(evaluation: Evaluation, request: Request) -> Evaluation:
         except EvalError as error:
             problems.append(error)
     if request.model_card:
-        from eval.results.files import write_atomically
-        from eval.results.model_card import model_card
-
         try:
-            rows: list[Any] = evaluation.summary.to_dict("records")
-            card = model_card(rows, model_name=evaluation.subject.name)
-            write_atomically(Path(request.model_card), card)
+            _write_model_card(evaluation, Path(request.model_card), request.hub_benchmark)
         except EvalError as error:
             problems.append(error)
     if request.baseline and request.output and not evaluation.measured.stopped:
@@ -163,6 +158,23 @@ def follow_up(evaluation: Evaluation, request: Request) -> Evaluation:
         except EvalError as error:
             problems.append(error)
     return replace(evaluation, comparisons=comparisons, problems=tuple(problems))
+
+
+def _write_model_card(evaluation: Evaluation, path: Path, hub_benchmark: str | None) -> None:
+    """Write the model card, and the files of ``.eval_results`` beside it.
+
+    Raises:
+        UsageError: the result does not belong there, or a file cannot be written.
+    """
+    from eval.results.files import write_atomically
+    from eval.results.model_card import Benchmark, eval_results, model_card
+
+    rows: list[Any] = evaluation.summary.to_dict("records")
+    write_atomically(path, model_card(rows, model_name=evaluation.subject.name))
+    if hub_benchmark is None:
+        return
+    for name, text in eval_results(rows, benchmark=Benchmark.parse(hub_benchmark)).items():
+        write_atomically(path.parent / ".eval_results" / name, text)
 
 
 def _path(path: Path | str | None) -> Path | None:

@@ -64,6 +64,8 @@ class Request:
         history: a CSV file to which the summary is appended.
         baseline: an earlier result to compare with at the end.
         model_card: a file for the result as metadata of a Hugging Face model card.
+        hub_benchmark: ``ORG/NAME:TASK``, a benchmark on the Hugging Face Hub: with `model_card`,
+            the result is also written to ``.eval_results`` beside that file.
         stop_early: end as soon as it is certain that the full set would FAIL.
         latency: measure the time per image, too.
         command: how this was asked for, for the reports.
@@ -96,6 +98,7 @@ class Request:
     history: Path | str | None = None
     baseline: Path | str | None = None
     model_card: Path | str | None = None
+    hub_benchmark: str | None = None
     stop_early: bool = False
     latency: bool = False
     command: str = ""
@@ -130,6 +133,12 @@ class Request:
             )
         if self.classes and self.real_labels:
             raise UsageError("--real-labels are labels of ImageNet's 1000 classes: leave one out.")
+        if self.hub_benchmark is not None:
+            from eval.results.model_card import Benchmark
+
+            Benchmark.parse(self.hub_benchmark)
+            if self.model_card is None:
+                raise UsageError("--hub-benchmark writes beside --model-card FILE: name one.")
 
     def _check_values(self) -> None:
         choices = {

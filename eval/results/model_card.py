@@ -1,14 +1,18 @@
-"""A result as the metadata of a Hugging Face model card: its ``model-index``.
+"""A result for the Hugging Face Hub: a model card's ``model-index``, and ``.eval_results``.
 
-The specification is ``modelcard.md`` of huggingface/hub-docs; huggingface_hub writes and checks it.
-Only a complete run that was compared with a reference belongs there: a figure on a model card is
-read as the model's accuracy.
+Their specifications are ``modelcard.md`` and ``eval_results.yaml`` of huggingface/hub-docs. The
+first is metadata of a model's ``README.md``. The second is newer: files of the model's repository
+that put a figure on the leaderboard of a benchmark data set.
+
+Only a complete run that was compared with a reference belongs there: a figure on the Hub is read
+as the model's accuracy.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from eval.config import IMAGENET_VAL_IMAGES
 from eval.errors import UsageError
@@ -37,15 +41,12 @@ def model_card(
         YAML between two lines of ``---``: for each row, its top-1 and top-5 accuracy in percent.
 
     Raises:
-        UsageError: the run is not one over all images of the validation set with a verdict of
-            PASS or FAIL, or its counts make no sense.
+        UsageError: the run did not cover the whole validation set, its verdict is neither PASS
+            nor FAIL, or its counts make no sense.
     """
     if not model_name.strip():
         raise UsageError("A model card needs the name of its model.")
-    if not rows:
-        raise UsageError("There is no result for a model card: the summary has no rows.")
-    for row in rows:
-        _check(row)
+    _check_all(rows)
     from huggingface_hub import EvalResult, ModelCardData  # takes a quarter of a second
 
     results = [
@@ -69,6 +70,73 @@ def model_card(
     except ValueError as error:  # by huggingface_hub's own checks
         raise UsageError(f"The result does not fit a model card: {error}.") from error
     return f"---\n{data.to_yaml(line_break=chr(10))}\n---\n"
+
+
+class Benchmark(NamedTuple):
+    """A leaderboard on the Hub: a task of a benchmark data set."""
+
+    dataset: str  # such as ORG/NAME
+    task: str  # as in the data set's eval.yaml
+
+    @classmethod
+    def parse(cls, text: str) -> Benchmark:
+        """From ``ORG/NAME:TASK``.
+
+        Raises:
+            UsageError: it is not of that form.
+        """
+        part = r"[A-Za-z0-9][\w.-]*"
+        if not re.fullmatch(rf"{part}/{part}:{part}", text, re.ASCII):
+            raise UsageError(
+                f"{text} does not name a benchmark: use ORG/NAME:TASK, with the data set's id on "
+                "the Hub and the task's id in its eval.yaml."
+            )
+        return cls(*text.split(":"))
+
+
+def eval_results(
+    rows: Sequence[Mapping[str, Any]], *, benchmark: Benchmark, source_url: str | None = None
+) -> dict[str, str]:
+    """The files of a result for the folder ``.eval_results`` of a model's repository.
+
+    Args:
+        rows: as for `model_card`, with ``started_at`` (UTC, ISO 8601).
+        benchmark: the leaderboard. There is no default: no benchmark of ImageNet is known to us.
+        source_url: a page that shows where the figures come from.
+
+    Returns:
+        The YAML by the name of its file, one for each form: top-1 accuracy in percent.
+
+    Raises:
+        UsageError: as `model_card`.
+    """
+    _check_all(rows)
+    from huggingface_hub.utils import yaml_dump
+
+    source = {"source": {"url": source_url, "name": "pplcnet-eval"}} if source_url else {}
+    name = benchmark.dataset.partition("/")[2].lower()
+    return {
+        f"{name}-{row['form']}.yaml": yaml_dump(
+            [
+                {
+                    "dataset": {"id": benchmark.dataset, "task_id": benchmark.task},
+                    "value": 100 * int(row["top1_correct"]) / int(row["images"]),
+                    "date": str(row["started_at"]),
+                    **source,
+                    "notes": f"top-1 in percent; {', '.join(str(row[said]) for said in _SAID)}",
+                }
+            ],
+            sort_keys=False,
+        )
+        for row in rows
+    }
+
+
+def _check_all(rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        raise UsageError("There is no result for a model card: the summary has no rows.")
+    for row in rows:
+        _check(row)
 
 
 def _check(row: Mapping[str, Any]) -> None:
