@@ -24,7 +24,7 @@ from eval.cli import program
 from eval.command import run_command
 from eval.config import builtin_variants
 from eval.errors import UsageError
-from eval.imagenet import add_subject_options, positive
+from eval.imagenet import add_backend_option, add_subject_options, positive
 from eval.measure.progress import Event, Observer, ProgressBar, ignore
 from eval.models import open_source
 from eval.request import FORMS, PRECISIONS, PREPROCESSES, Request
@@ -120,7 +120,7 @@ class Audit:
                 f"{self.source}: {self.images:,} of {self.population:,} rows measured again "
                 f"(--seed {self.seed})"
             ),
-            f"different: {self.rows_different:,}; near-ties that noise may decide: {near:,}",
+            f"different: {self.rows_different:,}; near-ties that rounding may decide: {near:,}",
         ]
         lines += [_shown(row) for row in self.different[:SHOWN]]
         if len(self.different) > SHOWN:
@@ -128,7 +128,7 @@ class Audit:
         lines += [f"Contradiction: {line}" for line in self.contradictions]
         lines += [f"Note: {line}" for line in self.remarks]
         lines += [
-            f"At most {100 * self.largest_share_wrong:.2f} % of the rows are wrong (95 %).",
+            f"At most {100 * self.largest_share_wrong:.2f} % of the rows are wrong (95 % confidence).",
             f"{self.outcome.upper()}",
         ]
         return "\n".join(lines)
@@ -248,7 +248,7 @@ def audit(
     precision = written.rows[0].cells["precision"]
     for form in written.answers:
         if form not in answers:
-            found.contradictions.append(f"the form {form!r} of the result was not measured")
+            found.contradictions.append(f"the form {form!r} of the result could not be measured")
             continue
         for row, measured, sample in zip(rows, answers[form], part.samples, strict=True):
             _compare(found, form, written.answers[form][row], measured, sample, precision)
@@ -282,7 +282,7 @@ class Written:
         from eval.results.read import PREDICTIONS, SUMMARY, read_predictions, read_rows
 
         if not folder.is_dir():
-            raise UsageError(f"{folder}: there is no such result.\nName a result folder.")
+            raise UsageError(f"{folder}: no such folder.\nName a result folder.")
         rows = read_rows(folder / SUMMARY)
         predictions = read_predictions(folder / PREDICTIONS)
         with (folder / PREDICTIONS).open(newline="", encoding="utf-8") as file:
@@ -519,37 +519,37 @@ _REQUESTED = frozenset(field.name for field in fields(Request)) - {"command"}
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program("audit"),
-        description="Measure a random sample of a result's rows again, and say how much of it "
+        description="Measure a random sample of a result's rows again, and say how many of all rows "
         "could be wrong.",
         epilog=EPILOG,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("result", type=Path, metavar="RESULT", help="the folder of a result, with predictions.csv")
+    add("result", type=Path, metavar="RESULT", help="a result folder with a predictions.csv")
     add_subject_options(parser)
-    add("--backend", help="default torch; an exported file's own runtime")
+    add_backend_option(parser)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    add("--batch-size", type=positive, metavar="N", help="images in a batch of a worker")
-    add("--workers", type=positive, metavar="N", help="threads; default one per core")
+    add("--batch-size", type=positive, metavar="N", help="images per batch of a worker")
+    add("--workers", type=positive, metavar="N", help="threads (default one per core)")
     add(
         "--images",
         type=positive,
         default=IMAGES,
         metavar="N",
-        help="rows to measure again (default %(default)s)",
+        help="number of rows to measure again (default %(default)s)",
     )
-    add("--seed", type=int, metavar="N", help="of the sample; chosen and shown unless given")
+    add("--seed", type=int, metavar="N", help="seed of the sample (default: chosen at random, and printed)")
     add(
         "--predictions",
         type=Path,
         metavar="FILE",
-        help="for a result of eval.score: the predictions that it was made from",
+        help="for a result of eval.score: the predictions that it was made from, instead of weights",
     )
-    add("--names", type=Path, metavar="FILE", help="for arrays: the name of an image per line")
-    add("--array", metavar="NAME", help="for .npz: which array, if there are several")
-    add("--json", type=Path, metavar="FILE", help="write the audit there, for programs")
-    add("--quiet", action="store_true", help="print no progress on stderr")
-    add("--verbose", action="store_true", help="print tracebacks")
+    add("--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line")
+    add("--array", metavar="NAME", help="for .npz: the array to use, if there are several")
+    add("--json", type=Path, metavar="FILE", help="write the audit to this file, for programs")
+    add("--quiet", action="store_true", help="print only errors on stderr")
+    add("--verbose", action="store_true", help="print tracebacks of errors")
     return parser
 
 

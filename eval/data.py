@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         prog=program("data"),
         description="Check a validation set: its layout, labels, counts and duplicates, and that "
         "every image can be decoded.",
-        epilog="Exit codes: 0 ready to evaluate, though perhaps a partial set; 2 usage; 3 not.",
+        epilog="Exit codes: 0 ready to evaluate (perhaps as a partial set); 2 wrong options; 3 not "
+        "ready; 70 a bug in this package; 130 interrupted.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -69,20 +70,20 @@ def _parser() -> argparse.ArgumentParser:
         help="class folders, a folder of ILSVRC2012_val_*.JPEG, their tar, Kaggle's tree, or "
         "parquet shards")  # fmt: skip
     add("--labels", type=Path, metavar="FILE",
-        help="`name index` list or ground-truth file; official labels are built in")  # fmt: skip
+        help="a `name index` list or a ground-truth file; the official labels are built in")  # fmt: skip
     add("--classes", type=Path, metavar="FILE",
-        help="other classes than ImageNet's: one per line, in index order, the name of its folder "
-        "first")  # fmt: skip
-    add("--json", action="store_true", help="one JSON document on stdout")
-    add("--workers", type=_positive, metavar="N", help="threads")
-    add("--quiet", action="store_true", help="no progress on stderr")
+        help="classes other than ImageNet's: a file with one class per line, in index order, the "
+        "name of its folder first")  # fmt: skip
+    add("--json", action="store_true", help="print one JSON document")
+    add("--workers", type=_positive, metavar="N", help="threads (default: chosen for the machine)")
+    add("--quiet", action="store_true", help="print only errors on stderr")
     return parser
 
 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
 
 

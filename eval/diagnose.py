@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from eval.cli import program
 from eval.command import run_command
 from eval.errors import EvalError, ModelError, UsageError
-from eval.imagenet import add_subject_options, positive
+from eval.imagenet import add_backend_option, add_subject_options, positive
 from eval.measure.progress import Event, Observer, ProgressBar, ignore
 from eval.models import open_source
 from eval.request import PRECISIONS, Request
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from eval.models import Source, Subject
 
 IMAGES = 500
-POINTS = 2.0  # percentage points below the reference from which on a diagnosis is suggested
+POINTS = 2.0  # percentage points below the reference that suggest a diagnosis
 LOWEST = 1.0  # percent
 
 EPILOG = """
@@ -84,8 +84,8 @@ def diagnose(request: Request, images: int = IMAGES, progress: Observer = ignore
     Nothing is printed, and every global setting is put back.
 
     Args:
-        request: what is to be diagnosed, as it was evaluated; its `limit` and its reports are of
-            no matter here.
+        request: what is to be diagnosed, as it was evaluated; its `limit` and its reports are
+            ignored.
         images: size of the sample, the first images of the fixed shuffled order.
         progress: called with every `eval.measure.progress.Event`.
 
@@ -111,7 +111,7 @@ def diagnose(request: Request, images: int = IMAGES, progress: Observer = ignore
 def diagnose_subject(
     subject: Subject, valset: ValSet, source: Source, images: int, progress: Observer = ignore
 ) -> Diagnosis:
-    """The same for a model that has been loaded.
+    """Diagnose a model that has been loaded; see `diagnose`.
 
     Args:
         subject: the model, as configured.
@@ -153,10 +153,10 @@ def diagnose_subject(
 def diagnose_predictions(
     request: Request, predictions: Path, names: Path | None = None, array: str | None = None
 ) -> Diagnosis:
-    """Try what predictions that were made elsewhere may mean: the order of their classes.
+    """Try the possible orders of the classes on predictions that were made elsewhere.
 
     Args:
-        request: which images they are of.
+        request: the images that they belong to.
         predictions: logits or ranked classes, see `eval.score`.
         names: see `eval.results.predictions.read_answers`.
         array: the same.
@@ -184,7 +184,7 @@ def diagnose_predictions(
     outputs = len(valset.classes)
     try:
         answers = read_answers(predictions, outputs, names, array)
-    except EvalError:  # one more class than there are: the first may be the background
+    except EvalError:  # with one class more, the first may be the background
         answers = read_answers(predictions, outputs + 1, names, array)
         outputs += 1
     row_of = match(answers.names, valset.samples)
@@ -202,7 +202,7 @@ def diagnose_predictions(
 
 
 def _load(source: Source, classes: int, progress: Observer) -> Subject:
-    """The model; one that has an output more than there are classes is loaded, too.
+    """The model, even if it has one output more than there are classes.
 
     Raises:
         ModelError: see `eval.models.Source.load`.
@@ -228,7 +228,7 @@ def _expected(subject: Subject, valset: ValSet) -> Expected | None:
 
 
 def _notes(subject: Subject, form: str) -> tuple[str, ...]:
-    """What no trained model looks like."""
+    """Signs that the model was never trained."""
     from eval.diagnosis.edits import suspicious
 
     found = suspicious(subject.forms[form])
@@ -283,14 +283,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_subject_options(parser)
-    from eval.backends import BACKENDS
-
+    add_backend_option(parser)
     add = parser.add_argument
-    add("--backend", choices=BACKENDS, help="default torch; an exported file's own runtime")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default %(default)s")
-    add("--batch-size", type=positive, metavar="N", help="images in a batch of a worker")
-    add("--workers", type=positive, metavar="N", help="threads; default one per core")
+    add("--batch-size", type=positive, metavar="N", help="images per batch of a worker")
+    add("--workers", type=positive, metavar="N", help="threads (default one per core)")
     add(
         "--images",
         type=positive,
@@ -302,15 +300,15 @@ def _parser() -> argparse.ArgumentParser:
         "--predictions",
         type=Path,
         metavar="FILE",
-        help="predictions made elsewhere, in place of a model: only the order of their classes "
+        help="predictions made elsewhere, instead of a model; only the order of their classes "
         "is tried",
     )
-    add("--names", type=Path, metavar="FILE", help="for arrays: the name of an image per line")
-    add("--array", metavar="NAME", help="for .npz: which array, if there are several")
-    add("--json", type=Path, metavar="FILE", help="write the diagnosis there, for programs")
-    add("--html", type=Path, metavar="FILE", help="write it there as a page, with bars")
-    add("--quiet", action="store_true", help="print no progress on stderr")
-    add("--verbose", action="store_true", help="print tracebacks")
+    add("--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line")
+    add("--array", metavar="NAME", help="for .npz: the array to use, if there are several")
+    add("--json", type=Path, metavar="FILE", help="write the diagnosis to this file, for programs")
+    add("--html", type=Path, metavar="FILE", help="write it to this file as a page")
+    add("--quiet", action="store_true", help="print only errors on stderr")
+    add("--verbose", action="store_true", help="print tracebacks of errors")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""``python -m eval.history FILE``: accuracy and speed over time; and how a run is added.
+"""``python -m eval.history FILE``: accuracy and speed over time, and how a run is added.
 
-A history is a CSV file with the rows of many ``summary.csv``. Writers take turns with a lock file
-beside it, which is released when its holder ends. Each adds all its rows or none, so no row is
-lost, mixed or cut off; what a killed writer left unfinished is removed by the next one.
+A history is a CSV file with the rows of many ``summary.csv``. A lock file beside it makes writers
+take turns; the lock ends with the process that holds it. Each writer adds all its rows or none, so
+no row is lost, mixed or cut off; the next writer removes what a killed one left unfinished.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -52,7 +52,7 @@ def _run(arguments: Sequence[str]) -> int:
 def check_history(path: Path) -> None:
     """Check, before a run is measured, that its rows can be added to a history.
 
-    Its folder and its lock file are made if they are not there; the history itself is not.
+    This makes the folder and the lock file if they are missing, but not the history itself.
 
     Raises:
         UsageError: it is a folder, has other columns, is damaged, or cannot be written to.
@@ -78,9 +78,9 @@ def _refuse_folder(path: Path) -> None:
 
 
 def append_history(path: Path, result: Path) -> None:
-    """Add the rows of a result to a history, which is made if it is not there.
+    """Add the rows of a result to a history, which is made if it is missing.
 
-    Any number of processes may do so at the same time. If this fails or is interrupted, the
+    Any number of processes may do so at once. If this fails or is interrupted, the
     history has none of the rows, and stderr shows how to add them later.
 
     Args:
@@ -88,8 +88,8 @@ def append_history(path: Path, result: Path) -> None:
         result: a result folder, or its ``summary.csv``.
 
     Raises:
-        UsageError: the file has other columns, is damaged, cannot be written to, or is locked by
-            somebody else all the time.
+        UsageError: the file has other columns, is damaged, cannot be written to, or stays
+            locked by another process.
     """
     from eval.results.files import locked
     from eval.results.read import SUMMARY, read_rows
@@ -146,9 +146,9 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
 
 
 def _end_of_rows(path: Path, data: bytes, header: bytes) -> int:
-    """Where the next row belongs: behind the last whole one.
+    """Where the next row belongs: behind the last complete one.
 
-    What is cut off is only ever what a killed writer can have left, never somebody's file.
+    Only what a killed writer can have left is cut off, never other data.
     """
     from eval.results.read import finished_length
 
@@ -160,7 +160,7 @@ def _end_of_rows(path: Path, data: bytes, header: bytes) -> int:
             f"{path} has other columns than a history of eval.imagenet. Name another file."
         )
     if b"\n" in rest:
-        raise UsageError(f"{path} is damaged: a quotation mark is open from byte {end} on.")
+        raise UsageError(f"{path} is damaged: from byte {end} on, a quotation mark is not closed.")
     return end
 
 
@@ -195,39 +195,60 @@ def read_history(path: Path, variant: str | None = None, form: str | None = None
 
 
 def trend(series: Series) -> str:
-    """The runs as tables, without a trailing newline.
+    """The runs as tables, without a trailing newline: one for each form and preprocessing.
 
-    The change is in images, from the previous run on the same images with the same preprocessing;
-    a star marks other weights.
+    The change is in images, from the previous run on the same images; a star marks other weights.
     """
     from eval.results.read import printable
 
     tables = []
     for (variant, form), rows in series.items():
-        runs = f"{len(rows)} runs" if len(rows) > 1 else "1 run"
-        lines = [printable(f"{variant}, {form}: {runs}"), _HEADER]
-        last: dict[tuple[str, str], Row] = {}
-        for row in rows:
-            kind = row.preprocess, row.dataset_sha256
-            lines.append(_line(row, last.get(kind)))
-            last[kind] = row
-        tables.append("\n".join(lines))
+        for preprocess in dict.fromkeys(row.preprocess for row in rows):
+            chosen = [row for row in rows if row.preprocess == preprocess]
+            runs = f"{len(chosen)} runs" if len(chosen) > 1 else "1 run"
+            heading = printable(f"{variant}, {form}, {preprocess}: {runs}")
+            tables.append("\n".join([heading, *_table(variant, chosen)]))
     return "\n\n".join(tables)
 
 
 _HEADER = (
-    f"{'started (UTC)':<17}{'preprocess':<12}{'images':>7}{'top-1':>8}{'change':>8}{'top-5':>8}"
-    f"{'change':>8}{'img/s':>8}  {'verdict':<13}run"
+    f"{'images':>7}{'top-1':>8}{'change':>8}{'top-5':>8}{'change':>8}{'img/s':>8}  {'verdict':<12}"
 )
 
 
-def _line(row: Row, before: Row | None) -> str:
+def _table(variant: str, rows: Sequence[Row]) -> Iterator[str]:
+    """The lines of a table; 80 columns wide where the runs have the ids that we give them."""
+    header, *names = _names(variant, rows)
+    width = max(map(len, (header, *names)))
+    yield f"{header:<{width}}{_HEADER}".rstrip()
+    last: dict[str, Row] = {}
+    for name, row in zip(names, rows, strict=True):
+        figures = _figures(row, last.get(row.dataset_sha256))
+        yield f"{name:<{width}}{figures}  {row.verdict}"
+        last[row.dataset_sha256] = row
+
+
+def _names(variant: str, rows: Sequence[Row]) -> list[str]:
+    """A column with its header: run ids without the variant, or times and ids of another form."""
     from datetime import UTC
 
-    from eval.measure.metrics import percent
     from eval.results.read import printable
 
-    figures = ""
+    names, others = [f"{variant}-..."], ["started (UTC)    run"]
+    for row in rows:
+        time = row.started_at.astimezone(UTC)
+        names.append(f"{time:%Y%m%dT%H%M%SZ}")
+        others.append(f"{time:%Y-%m-%d %H:%M} {row.run_id}")
+    usual = all(
+        row.run_id == f"{variant}-{name}" for row, name in zip(rows, names[1:], strict=True)
+    )
+    return [printable(name) for name in (names if usual else others)]
+
+
+def _figures(row: Row, before: Row | None) -> str:
+    from eval.measure.metrics import percent
+
+    figures = f"{row.images:>7,}"
     for k in (1, 5):
         change = ""
         if before:
@@ -235,11 +256,7 @@ def _line(row: Row, before: Row | None) -> str:
             change = f"{row.correct(k) - before.correct(k):+,}{star}"
         figures += f"{percent(row.correct(k), row.images):>8.3f}{change:>8}"
     rate = row.cells["images_per_second"]
-    speed = f"{float(rate):.1f}" if rate else ""
-    return (
-        f"{row.started_at.astimezone(UTC):%Y-%m-%d %H:%M} {printable(row.preprocess):<12}"
-        f"{row.images:>7,}{figures}{speed:>8}  {row.verdict:<13}{printable(row.run_id)}"
-    )
+    return f"{figures}{f'{float(rate):.1f}' if rate else '':>8}"
 
 
 def plot(series: Series, path: Path) -> None:
@@ -307,7 +324,8 @@ def _parser() -> argparse.ArgumentParser:
         prog=program("history"),
         description="Show the runs of a history, by variant and form.",
         epilog="change: in images, from the previous run on the same images with the same "
-        "preprocessing; * marks other weights. Exit codes: 0; 2 if the history or the result "
+        "preprocessing; * marks other weights. A run is named by its id, such as "
+        "FILE#base-20260101T000000Z. Exit codes: 0; 2 if the history or the result "
         "cannot be read or written; 70 a crash; 130 interrupted.",
         allow_abbrev=False,
     )
@@ -316,11 +334,11 @@ def _parser() -> argparse.ArgumentParser:
         "file",
         type=Path,
         metavar="FILE",
-        help="the history",
+        help="the history: a CSV file, as --history of eval.imagenet writes it",
     )
-    add("--add", type=Path, metavar="RESULT", help="first add a result folder or a summary.csv")
-    add("--variant", metavar="V", help="only this variant")
-    add("--form", metavar="F", help="only this form")
+    add("--add", type=Path, metavar="RESULT", help="first add a result: its folder or its summary.csv")
+    add("--variant", metavar="NAME", help="only this variant")
+    add("--form", metavar="NAME", help="only this form")
     add("--plot", type=Path, metavar="IMAGE", help="also draw top-1 over time: .png or .svg")
     return parser
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from eval.evaluation import Evaluation
 
 EPILOG = """
-Exit codes: 0 within tolerance, or nothing to compare with; 1 outside of the tolerance, or worse
-than the baseline; 2 wrong options; 3 data; 4 checkpoint; 5 non-finite or constant predictions, or
-forms that disagree; 70 a bug in this package; 130 interrupted.
+Exit codes: 0 within tolerance, or nothing to compare with; 1 outside the tolerance, or worse than
+the baseline; 2 wrong options; 3 data; 4 checkpoint; 5 non-finite or constant predictions, or forms
+that disagree; 70 a bug in this package; 130 interrupted.
 """
 
 
@@ -70,7 +70,7 @@ def _main(arguments: Sequence[str], kept: list[Path]) -> int:
 
 
 def _explain(evaluation: Evaluation, request: Request, args: argparse.Namespace) -> None:
-    """Say how to find out what is wrong, or find it out, where an accuracy is far too low."""
+    """If the accuracy is far too low, say how to find out why, or find it out."""
     from eval.diagnose import diagnose, diagnose_command, report, suggests_diagnosis
 
     if not suggests_diagnosis(evaluation) and not evaluation.judgement.warnings:
@@ -134,21 +134,21 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         metavar="DIR",
-        help="where the reports go (default results/<variant>-<time>); an interrupted run "
-        "continues there",
+        help="folder for the reports (default results/<variant>-<time>); name the same folder "
+        "again to continue an interrupted run",
     )
     add(
         "--stop-early",
         action="store_true",
-        help="end as soon as it is certain that the whole set would FAIL",
+        help="end the run as soon as it is certain that the whole set would FAIL",
     )
-    add("--latency", action="store_true", help="measure the time of single images, too")
+    add("--latency", action="store_true", help="also measure the time per image")
     add(
         "--diagnose",
         action="store_true",
-        help="after a FAIL far below the reference, find out why at once (python -m eval.diagnose)",
+        help="after a FAIL far below the reference, also run python -m eval.diagnose",
     )
-    add("--history", type=Path, metavar="FILE", help="append the summary to this CSV file, too")
+    add("--history", type=Path, metavar="FILE", help="also append the summary to this CSV file")
     add(
         "--model-card",
         type=Path,
@@ -161,9 +161,9 @@ def _parser() -> argparse.ArgumentParser:
         help="with --model-card: also write .eval_results/*.yaml beside FILE, for this benchmark "
         "on the Hugging Face Hub",
     )
-    add("--baseline", metavar="PATH", help="compare with an earlier result at the end")
-    add("--quiet", action="store_true", help="print nothing on stderr but errors")
-    add("--verbose", action="store_true", help="explain the tolerance; print tracebacks")
+    add("--baseline", metavar="PATH", help="at the end, compare with an earlier result")
+    add("--quiet", action="store_true", help="print only errors on stderr")
+    add("--verbose", action="store_true", help="explain the tolerance; print tracebacks of errors")
     return parser
 
 
@@ -180,23 +180,23 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--demo",
         action="store_true",
-        help="run the whole job on an embedded known-answer model and images made on the spot",
+        help="run the whole job on an embedded model with known answers and images made on the spot",
     )
     add("--variant", metavar="NAME", help=f"{', '.join(builtin_variants())} (default base_ssld)")
-    add("--config", type=Path, metavar="FILE", help="a configuration file of your own instead")
+    add("--config", type=Path, metavar="FILE", help="your own configuration file instead")
     add(
         "--model",
         metavar="LIBRARY:NAME",
-        help="a classifier of a library instead: timm:NAME or torchvision:NAME",
+        help="a classifier from a library instead: timm:NAME or torchvision:NAME",
     )
     add(
         "--weights",
         default="auto",
         metavar="FILE",
-        help="a checkpoint (.pdparams, .safetensors, .pth, .pt) or an exported file (.onnx, .xml); "
-        "default auto: the cache, else a download",
+        help="a checkpoint (.pdparams, .safetensors, .pth, .pt) or an exported file (.onnx, .xml, "
+        "...); default auto: from the cache, else downloaded",
     )
-    add("--forms", metavar="LIST", help=f"default {','.join(FORMS)}, where the model has both")
+    add("--forms", metavar="LIST", help=f"default {','.join(FORMS)}, if the model has both")
     add(
         "--preprocess",
         choices=PREPROCESSES,
@@ -207,39 +207,49 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
         "--classes",
         type=Path,
         metavar="FILE",
-        help="other classes than ImageNet's 1000: one per line, in index order, the name of its "
-        "folder first",
+        help="classes other than ImageNet's 1000: a file with one class per line, in index order, "
+        "the name of its folder first",
     )
     add(
-        "--timm-results", type=Path, metavar="FILE", help="timm's table of results, to show its row"
+        "--timm-results", type=Path, metavar="FILE", help="timm's table of results: show the row of the model"
     )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """How to compute, and how much of the set."""
-    from eval.backends import BACKENDS
-
     add = parser.add_argument
-    add("--backend", choices=BACKENDS, help="default torch; an exported file's own runtime")
+    add_backend_option(parser)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default %(default)s")
-    add("--batch-size", type=positive, metavar="N", help="images in a batch of a worker")
-    add("--workers", type=positive, metavar="N", help="threads; default one per core")
-    add("--limit", type=positive, metavar="N", help="first N images of a fixed shuffled order")
+    add("--batch-size", type=positive, metavar="N", help="images per batch of a worker")
+    add("--workers", type=positive, metavar="N", help="threads (default one per core)")
+    add("--limit", type=positive, metavar="N", help="only the first N images of a fixed shuffled order")
     add(
         "--on-bad-image",
         choices=ON_BAD_IMAGE,
         default=ON_BAD_IMAGE[0],
-        help="record: it counts as wrong and is listed, and the verdict is INCOMPLETE",
+        help="record: list it and count it as wrong; the verdict is INCOMPLETE then",
     )
     add("--cache", type=Path, metavar="DIR", help="keep the decoded crops for later runs")
-    add("--real-labels", action="store_true", help="score against the ReaL labels as well")
+    add("--real-labels", action="store_true", help="also score against the ReaL labels")
+
+
+def add_backend_option(parser: argparse.ArgumentParser) -> None:
+    """What computes the logits."""
+    from eval.backends import BACKENDS
+
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        metavar="NAME",
+        help=f"{', '.join(BACKENDS)} (default torch, or the exported file's own runtime)",
+    )
 
 
 def positive(text: str) -> int:
-    """A number from 1 on, for argparse."""
+    """A positive whole number, for argparse."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return int(text)
 
 

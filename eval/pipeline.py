@@ -350,9 +350,9 @@ def _headline(request: Request, subject: Subject, setup: Setup, valset: ValSet) 
     """What is about to be measured."""
     return (
         f"{request.data or valset.root}: {valset.layout}, {len(valset.samples):,} images\n"
-        f"{subject.preprocess.name}: {subject.preprocess.description}\n"
         f"{subject.weights}: {subject.layout}\n"
-        f"{setup.backend} on {setup.device}: {setup.workers} workers, batches of {setup.batch_size}"
+        f"{setup.backend} on {setup.device}, {subject.preprocess.name} preprocessing; "
+        f"{setup.workers} workers, batches of {setup.batch_size}"
     )
 
 

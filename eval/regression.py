@@ -1,4 +1,4 @@
-"""``python -m eval.regression``: is this result worse than that one? The gate for CI.
+"""``python -m eval.regression``: is one result worse than another? The gate for CI.
 
 `check_regression` is the whole path: read, compare, print, write, exit code. `eval.judge.gate`
 compares, and `eval.results.regression_report` puts the result into words.
@@ -23,32 +23,35 @@ if TYPE_CHECKING:  # numpy is needed to compare, and --help does without
 
 EPILOG = """
 A and B are each one of:
-  DIR            a result folder of eval.imagenet or eval.score; where both have a
-                 predictions.csv, images are compared one by one
-  FILE           a summary.csv, or a history: the latest row of each variant and form
-                 (a history leaves the candidate's own run out)
+  DIR            a result folder of eval.imagenet or eval.score; if both have
+                 a predictions.csv, they are compared image by image
+  FILE           a summary.csv, or a history: the latest row of each variant
+                 and form (other than those of the candidate's own run)
   FILE#RUN_ID    one run of a history; python -m eval.history FILE lists them
 
-Not comparable (exit 2): another variant, preprocessing, list of classes, number of images, or
-dataset_sha256 (names, labels and contents of the images); and other or unknown weights, unless
---allow-other-weights.
+Not comparable (exit 2): results with a different variant, preprocessing, list
+of classes, number of images or dataset_sha256 (names, labels and contents of
+the images); and different or unknown weights, unless --allow-other-weights.
 
-Verdicts count. A baseline that says DISAGREE or INCOMPLETE is refused (exit 2), and so is one that
-says FAIL, unless --allow-failed-baseline. A candidate that says one of them is compared, and fails:
-exit 5, 3 or 1. Only a FAIL that the baseline shares passes. A verdict that contradicts the figures
+Verdicts count. A baseline whose verdict is DISAGREE or INCOMPLETE is refused
+(exit 2), and so is one with FAIL, unless --allow-failed-baseline. A candidate
+with one of these verdicts is compared, and fails: exit 5, 3 or 1. A FAIL only
+passes if the baseline has it, too. A verdict that contradicts the figures
 beside it is refused.
 
-Limits are in images (5) or points (0.05pp). An improvement is never a failure.
+Limits are in images (5) or percentage points (0.05pp). An improvement is never
+a failure.
   default             same weights   other weights
   --max-drop-top1          5            0.1pp
   --max-drop-top5          5            0.1pp
   --max-flips              5            not checked
-With the same weights only float rounding and the JPEG decoder's build are left to differ, which
-move single images. Other weights answer thousands of images differently; trainings that differ
-in the seed alone scatter by 0.1 points.
+With the same weights, only float rounding and the build of the JPEG decoder can
+differ, which changes single images. Other weights change thousands of
+predictions; trainings that differ only in the seed scatter by 0.1 points.
 
-Exit codes: 0 not worse; 1 regressed, or the candidate says FAIL; 2 not comparable, damaged, or
-wrong options; 3 the candidate says INCOMPLETE; 5 it says DISAGREE; 70 a crash; 130 interrupted.
+Exit codes: 0 not worse; 1 regressed, or the candidate's verdict is FAIL; 2 not
+comparable, damaged, or wrong options; 3 its verdict is INCOMPLETE; 5 it is
+DISAGREE; 70 a bug in this package; 130 interrupted.
 """
 
 
@@ -82,13 +85,13 @@ def check_regression(
     *,
     output: Path | None = None,
 ) -> int:
-    """Compare two results, print what differs, and give the exit code.
+    """Compare two results, print the differences, and return the exit code.
 
-    That is 0 if the candidate is not worse, 1 if it is or says FAIL, 3 if it says INCOMPLETE and
-    5 if it says DISAGREE.
+    The code is 0 if the candidate is not worse, 1 if it is or its verdict is FAIL, 3 if the verdict
+    is INCOMPLETE, and 5 if it is DISAGREE.
 
     Raises:
-        UsageError: as of `compare_results`.
+        UsageError: see `compare_results`.
     """
     from eval.results.regression_report import text
 
@@ -165,10 +168,10 @@ def check_baseline(
 
 
 def accept(candidate: str | Path, folder: Path) -> None:
-    """Make a result the baseline: keep what a comparison needs, fit to be committed.
+    """Make a result the baseline: keep what a comparison needs, in files fit to be committed.
 
-    The predictions are kept as text and without probabilities, so that a later change of the
-    baseline shows which images it concerns.
+    The predictions are kept without probabilities, so that the diff of a later change shows the
+    images whose prediction changed.
 
     Raises:
         UsageError: the candidate is not an intact result folder, or its verdict is a failure.
@@ -205,7 +208,7 @@ def accept(candidate: str | Path, folder: Path) -> None:
     else:
         remove(folder / PREDICTIONS)
     write_atomically(folder / SUMMARY, summary)
-    print(f"{folder} is {candidate} now. Look at what has changed, and commit it.")
+    print(f"{folder} now holds {candidate}. Review the change, and commit it.")
 
 
 def _write(output: Path | None, files: Mapping[str, str]) -> None:
@@ -248,28 +251,28 @@ def _parser() -> argparse.ArgumentParser:
     add("--baseline", required=True, metavar="A", help="the result to compare with")
     add("--candidate", required=True, metavar="B", help="the result to judge")
     add("--form", metavar="F", help="only this form; F:G is F of the baseline with G of B")
-    add("--max-drop-top1", metavar="LIMIT", help="images (5) or points (0.05pp)")
+    add("--max-drop-top1", metavar="LIMIT", help="in images (5) or percentage points (0.05pp)")
     add("--max-drop-top5", metavar="LIMIT", help="the same for top-5")
     add(
         "--max-flips",
         type=_natural,
         metavar="N",
-        help="images whose best class may change, other than from wrong to right",
+        help="how many predictions may change, other than from wrong to right",
     )
-    add("--allow-other-weights", action="store_true", help="compare other or unknown weights")
+    add("--allow-other-weights", action="store_true", help="compare even if the weights differ or are unknown")
     add(
         "--allow-failed-baseline",
         action="store_true",
-        help="compare with a baseline that says FAIL: the model is known to miss its figure",
+        help="accept a baseline with the verdict FAIL: the model is known to miss its figure",
     )
     add(
         "--output",
         type=Path,
         metavar="DIR",
-        help="for regression.md, regression.csv, regression_flips.csv, regression_classes.csv "
-        "and junit.xml",
+        help="folder for regression.md, regression.csv, regression_flips.csv, "
+        "regression_classes.csv and junit.xml",
     )
-    add("--accept", action="store_true", help="do not compare: make B the baseline, in folder A")
+    add("--accept", action="store_true", help="do not compare, but make B the baseline, in folder A")
     return parser
 
 

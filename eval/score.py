@@ -1,7 +1,7 @@
-"""``python -m eval.score``: accuracy of predictions that another device or runtime has made.
+"""``python -m eval.score``: the accuracy of predictions that another device or runtime made.
 
-They are scored by the same code, and leave the same files behind, as a run of our own, so that
-they can be compared with the reported figures, with others' figures, and with each other.
+They are scored by the same code as our own runs and leave the same files, so that they can be
+compared with the reported accuracy, with third-party results, and with each other.
 """
 
 from __future__ import annotations
@@ -46,21 +46,26 @@ PREPROCESSES = (UNKNOWN, "torchvision", "paddle", "squash")
 
 EPILOG = """
 PREDICTIONS is one of:
-  .csv         with a header: path or name; top1 to top5 or further (class numbers 0 to 999 in the
-               order of the sorted synsets, best first), or classes (the same in one column, with
-               blanks between); prob1, prob2, ... if known
-  .npy, .npz   logits or probabilities (N x 1000), with --names FILE (a name per line), or with an
-               array "names" or "path" in the .npz
-  text         of VastModelZOO's tools: NAME: Relay top-0 id: 65, prob: 0.9, class name: ...
+  .csv         with a header: path or name; top1 to top5 or more (class indices
+               0 to 999 in the order of the sorted synsets, best first), or
+               classes (the same in one column, separated by spaces); and
+               prob1, prob2, ... if they are known
+  .npy, .npz   logits or probabilities (N x 1000), with --names FILE (one name
+               per line), or with an array "names" or "path" in the .npz
+  text         as VastModelZOO's tools print it:
+               NAME: Relay top-0 id: 65, prob: 0.9, class name: ...
 
-Images are matched by name, whatever the folder and suffix. An image that is answered twice or is
-not in --data is an error, and so is one without an answer, unless --allow-missing.
+Images are matched by name; folder and suffix do not matter. It is an error if
+an image is predicted twice or is not in --data, or if one has no prediction
+(unless --allow-missing).
 
-The verdict compares with the reported accuracy if it is stated that --preprocess is what that
-figure was measured with and --precision is fp32, or if --tolerance says how far it may be off.
+The result is compared with the reported accuracy if --preprocess is what that
+figure was measured with and --precision is fp32, or if --tolerance gives the
+number of images by which it may be off.
 
-Exit codes: 0 within tolerance or nothing to compare with; 1 outside; 2 usage; 3 data; 5 useless
-answers; 70 a crash.
+Exit codes: 0 within tolerance, or nothing to compare with; 1 outside the
+tolerance; 2 wrong options; 3 data; 5 predictions that are not finite; 70 a bug
+in this package.
 """
 
 
@@ -85,7 +90,7 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def score(args: argparse.Namespace, command: str) -> Evaluation:
-    """Match predictions with images, and judge them as a run of our own is judged.
+    """Match predictions with images, and judge them like our own runs.
 
     Raises:
         EvalError: see `eval.errors`.
@@ -102,13 +107,13 @@ def score(args: argparse.Namespace, command: str) -> Evaluation:
     valset = open_valset(args.data, args.labels)
     if valset.image_set.classes is not None:
         raise UsageError(
-            f"--data {args.data} is {valset.image_set.name}, where only its own classes are "
+            f"--data {args.data} is {valset.image_set.name}, where only the classes of the set are "
             "ranked; predictions made elsewhere rank all 1000.\n"
             "Evaluate it with python -m eval.imagenet."
         )
     answers = read_answers(args.predictions, len(valset.classes), args.names, args.array)
     measured = _measure(args, valset, answers)
-    # Whoever states a tolerance has said that the comparison is meant, at whatever precision.
+    # A tolerance asks for the comparison, whatever the precision.
     precision = "fp32" if args.tolerance is not None else args.precision
     return Evaluation(
         subject=_subject(args, config, files),
@@ -132,7 +137,7 @@ def score(args: argparse.Namespace, command: str) -> Evaluation:
 
 
 def _measure(args: argparse.Namespace, valset: ValSet, answers: Answers) -> Measurement:
-    """The scores of the answers, in the order of the images."""
+    """The scores of the predictions, in the order of the images."""
     import numpy as np
 
     from eval.measure.engine import Measurement
@@ -171,7 +176,7 @@ def _subject(
 
 
 def _preprocess(name: str) -> Preprocess:
-    """The preprocessing that was stated; one that can crop nothing if it was not."""
+    """The stated preprocessing; without a statement, one that refuses every image."""
     from eval.images.preprocess import PREPROCESS, BadImage, Crop, Preprocess
 
     if name in PREPROCESS:
@@ -179,7 +184,7 @@ def _preprocess(name: str) -> Preprocess:
         return replace(known, description=f"as stated: {known.description}")
 
     def unknown(_: bytes) -> Crop:
-        raise BadImage("the preprocessing is not known")
+        raise BadImage("the preprocessing is unknown")
 
     return Preprocess(name, "not stated", unknown, next(iter(PREPROCESS.values())).table)
 
@@ -212,7 +217,7 @@ def _config(args: argparse.Namespace) -> VariantConfig:
     if args.tolerance is None:
         if args.reference is None:
             return config
-        # The built-in tolerances are about the reported figures, and not about others'.
+        # The built-in tolerances belong to the reported figures, not to third-party ones.
         return replace(config, reference=_for_all(reference), tolerance={})
     if reference is None:
         raise UsageError(f"--tolerance: {config.name} has no figure to compare with.")
@@ -226,22 +231,22 @@ def _for_all(reference: Reference | None) -> Mapping[str, Reference]:
 
 
 def _answered(valset: ValSet, row_of: Mapping[int, int], allow_missing: bool) -> ValSet:
-    """The images that have an answer, in their order."""
+    """The images that have a prediction, in their order."""
     from eval.images.labels import examples
 
     missing = [s.path for i, s in enumerate(valset.samples) if i not in row_of]
     if missing and not allow_missing:
         raise DataError(
-            f"No answer for {examples(missing)}, of {len(valset.samples):,} images.\n"
+            f"No prediction for {examples(missing)}, of {len(valset.samples):,} images.\n"
             "Predict them, or add --allow-missing: the verdict is PARTIAL then."
         )
     samples = tuple(s for i, s in enumerate(valset.samples) if i in row_of)
-    layout = f"{valset.layout}, without {len(missing):,} unanswered images"
+    layout = f"{valset.layout}, without {len(missing):,} images that have no prediction"
     return replace(valset, samples=samples, layout=layout if missing else valset.layout)
 
 
 def _digests(valset: ValSet, *, quiet: bool) -> list[str]:
-    """SHA-256 of each image file: the images that the answers are said to be about."""
+    """SHA-256 of each image file: the images that the predictions are said to belong to."""
     from tqdm import tqdm
 
     def digest(path: str) -> str:
@@ -274,7 +279,7 @@ def _explain(args: argparse.Namespace, judgement: Judgement) -> Judgement:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program("score"),
-        description="Score predictions that some other device or runtime made.",
+        description="Score predictions that another device or runtime made.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -282,30 +287,30 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("predictions", type=Path, metavar="PREDICTIONS", help="see below")
     add("--data", type=Path, required=True, metavar="PATH", help="the validation set")
-    add("--labels", type=Path, metavar="FILE", help="its labels, where folders do not give them")
-    add("--names", type=Path, metavar="FILE", help="for arrays: a name of an image per line")
-    add("--array", metavar="NAME", help="for .npz: which array, if there are several")
+    add("--labels", type=Path, metavar="FILE", help="its labels, if folders do not give them")
+    add("--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line")
+    add("--array", metavar="NAME", help="for .npz: the array to use, if there are several")
     add("--variant", metavar="NAME", help=f"{', '.join(builtin_variants())} (default base_ssld)")
-    add("--config", type=Path, metavar="FILE", help="a configuration of your own instead")
-    add("--preprocess", choices=PREPROCESSES, default=UNKNOWN, help="what the device did")
-    add("--precision", default=UNKNOWN, metavar="TEXT", help="such as fp32, fp16 or int8")
-    add("--device", default=UNKNOWN, metavar="TEXT", help="what made them, for the report")
+    add("--config", type=Path, metavar="FILE", help="your own configuration file instead")
+    add("--preprocess", choices=PREPROCESSES, default=UNKNOWN, help="the preprocessing that the device used")
+    add("--precision", default=UNKNOWN, metavar="TEXT", help="its precision, such as fp32, fp16 or int8")
+    add("--device", default=UNKNOWN, metavar="TEXT", help="what made the predictions, for the report")
     add("--weights", type=Path, metavar="FILE", help="the model file, for its SHA-256")
     add(
         "--reference",
         metavar="NAME",
         help="compare with another figure of the configuration, such as 'Vast int8'",
     )
-    add("--tolerance", type=_natural, metavar="N", help="compare; N images may differ")
-    add("--allow-missing", action="store_true", help="score a subset; the verdict is PARTIAL")
+    add("--tolerance", type=_natural, metavar="N", help="compare with the reference; the counts may differ by N images")
+    add("--allow-missing", action="store_true", help="score some of the images; the verdict is PARTIAL then")
     add("--output", type=Path, metavar="DIR", help="default results/<variant>-scored-<time>")
-    add("--quiet", action="store_true", help="no progress on stderr")
+    add("--quiet", action="store_true", help="print only errors on stderr")
     return parser
 
 
 def _natural(value: str) -> int:
     if not value.isascii() or not value.isdigit():
-        raise argparse.ArgumentTypeError(f"{value!r} is no number of images")
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of images")
     return int(value)
 
 

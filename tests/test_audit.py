@@ -199,4 +199,4 @@ def test_a_scored_result(images: Path, tmp_path: Path) -> None:
 
 def test_there_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none"), "--data", str(tmp_path)]) == 2
-    assert "there is no such result" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err

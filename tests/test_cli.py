@@ -38,6 +38,17 @@ def run(*words: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.parametrize("name", list(cli.available()))
+def test_help_fits_a_terminal(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        import_module(f"eval.{name}").main(["--help"])
+    assert ended.value.code == 0
+    assert not [line for line in capsys.readouterr().out.splitlines() if len(line) > 80]
+
+
 @pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["-h"], 0), ([], 2)])
 def test_the_commands_are_listed(script: Path, words: list[str], code: int) -> None:
     found = run(script, *words)

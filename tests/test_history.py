@@ -50,7 +50,7 @@ def test_a_result_can_be_added_later(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert history.main([str(path), "--add", str(tmp_path / "run")]) == 0
     assert history.main([str(path), "--add", str(summary(tmp_path, "file"))]) == 0
     assert run_ids(path) == ["folder", "file"]
-    assert "base, unfused: 2 runs" in capsys.readouterr().out
+    assert "base, unfused, torchvision: 2 runs" in capsys.readouterr().out
     assert history.main([str(path), "--add", str(tmp_path)]) == 2
     assert f"{tmp_path / 'summary.csv'}: there is no such file" in capsys.readouterr().err
 
@@ -139,7 +139,7 @@ def test_whatever_a_killed_writer_leaves_is_repaired(tmp_path: Path, data: st.Da
         ("a letter to nobody", "has other columns"),
         ("a letter\nof two lines\n", "has other columns"),
         ("\n" * 3, "has other columns"),
-        (",".join(HEADER) + '\n"a\nb\n', "a quotation mark is open from byte"),
+        (",".join(HEADER) + '\n"a\nb\n', "a quotation mark is not closed"),
     ],
 )
 def test_a_file_that_is_no_history_is_left_alone(
@@ -198,22 +198,53 @@ def path(tmp_path: Path) -> Path:
 
 
 TREND = """\
-base, unfused: 4 runs
-started (UTC)    preprocess   images   top-1  change   top-5  change   img/s  verdict      run
-2025-12-31 23:00 torchvision     100  60.000          70.000            15.9  PARTIAL      r1
-2026-01-01 23:00 torchvision     100  90.000         100.000            15.9  PARTIAL      r2
-2026-01-02 23:00 torchvision     100  63.000     +3*  73.000     +3*    15.9  PARTIAL      r3
-2026-01-03 23:00 torchvision     100  61.000     -2   71.000     -2     15.9  PARTIAL      r4
+base, unfused, torchvision: 4 runs
+started (UTC)    run images   top-1  change   top-5  change   img/s  verdict
+2025-12-31 23:00 r1     100  60.000          70.000            15.9  PARTIAL
+2026-01-01 23:00 r2     100  90.000         100.000            15.9  PARTIAL
+2026-01-02 23:00 r3     100  63.000     +3*  73.000     +3*    15.9  PARTIAL
+2026-01-03 23:00 r4     100  61.000     -2   71.000     -2     15.9  PARTIAL
 
-base, fused: 1 run
-started (UTC)    preprocess   images   top-1  change   top-5  change   img/s  verdict      run
-2026-01-09 00:00 torchvision     100  50.000          60.000                  PARTIAL      r9
+base, fused, torchvision: 1 run
+started (UTC)    run images   top-1  change   top-5  change   img/s  verdict
+2026-01-09 00:00 r9     100  50.000          60.000                  PARTIAL
 """
 
 
 def test_the_trend_by_hand(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert history.main([str(path), "--variant", "base"]) == 0
     assert capsys.readouterr().out == TREND
+
+
+def test_our_own_run_ids_fit_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The ids begin with the variant, and a table has 80 columns; preprocessings are apart."""
+    rows = [
+        summary_row(
+            ranks(60 + day),
+            variant="base_ssld",
+            preprocess=preprocess,
+            run_id=f"base_ssld-2026010{day}T020304Z",
+            started_at=f"2026-01-0{day}T02:03:04+00:00",
+        )
+        for day, preprocess in ((1, "torchvision"), (2, "paddle"), (3, "torchvision"))
+    ]
+    path = write_rows(tmp_path / "history.csv", rows)
+    assert history.main([str(path)]) == 0
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    assert (
+        told
+        == """\
+base_ssld, unfused, torchvision: 2 runs
+base_ssld-...    images   top-1  change   top-5  change   img/s  verdict
+20260101T020304Z    100  61.000          71.000            15.9  PARTIAL
+20260103T020304Z    100  63.000     +2   73.000     +2     15.9  PARTIAL
+
+base_ssld, unfused, paddle: 1 run
+base_ssld-...    images   top-1  change   top-5  change   img/s  verdict
+20260102T020304Z    100  62.000          72.000            15.9  PARTIAL
+"""
+    )
 
 
 def test_filters(path: Path) -> None:
@@ -223,7 +254,7 @@ def test_filters(path: Path) -> None:
         ("base", "fused"),
     ]
     assert list(read_history(path, form="fused")) == [("base", "fused")]
-    assert trend(read_history(path, "small")).startswith("small, unfused: 1 run\n")
+    assert trend(read_history(path, "small")).startswith("small, unfused, torchvision: 1 run\n")
     with pytest.raises(UsageError, match="It has: base unfused, small unfused, base fused"):
         read_history(path, "large")
 
@@ -247,7 +278,7 @@ def test_a_plot_that_cannot_be_is_an_error(
     assert history.main([str(path), "--plot", str(tmp_path / name)]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
-    assert "base, unfused: 4 runs" in captured.out
+    assert "base, unfused, torchvision: 4 runs" in captured.out
 
 
 def test_what_cannot_be_read_is_an_error(

@@ -124,7 +124,7 @@ def test_a_run_shows_them_beside_the_official_ones(
     words += ["--weights", str(weights), "--output", str(output)]
     assert main([*words, "--forms", "reparameterized"]) == 0
     images = real(valset).images
-    assert f"ReaL, {images} images\n" in capsys.readouterr().out
+    assert f"ReaL: {images} images have ReaL labels\n" in capsys.readouterr().out
     page = (output / "report.html").read_text()
     assert "reparameterized, ReaL labels" in page
 

@@ -447,12 +447,12 @@ def test_a_scored_result_can_be_gated(run: Callable[..., Any], tmp_path: Path) -
     [
         ((), "NO_REFERENCE", 0, "--preprocess and --precision not stated, and no --tolerance"),
         (("--preprocess", "paddle"), "NO_REFERENCE", 0, "--precision not stated"),
-        (("--preprocess", "paddle", "--precision", "fp32"), "PASS", 0, "top-1 +0 images"),
+        (("--preprocess", "paddle", "--precision", "fp32"), "PASS", 0, "top-1 +0, top-5"),
         (("--preprocess", "paddle", "--precision", "int8"), "NO_REFERENCE", 0, "a int8 run"),
         (("--preprocess", "squash", "--precision", "fp32"), "NO_REFERENCE", 0, "no tolerance for"),
-        (("--tolerance", "0"), "PASS", 0, "tolerance 0 images"),
-        (("--reference", "int8", "--tolerance", "2"), "FAIL", 1, "top-1 +3 images"),
-        (("--reference", "int8", "--tolerance", "3"), "PASS", 0, "top-1 +3 images"),
+        (("--tolerance", "0"), "PASS", 0, "tolerance 0"),
+        (("--reference", "int8", "--tolerance", "2"), "FAIL", 1, "top-1 +3 images vs. reference"),
+        (("--reference", "int8", "--tolerance", "3"), "PASS", 0, "top-1 +3 images vs. reference"),
         (("--reference", "int8", "--preprocess", "paddle", "--precision", "fp32"),
          "NO_REFERENCE", 0, "no tolerance for"),
     ],
@@ -515,13 +515,13 @@ def test_a_subset_is_scored_only_when_asked_and_never_passes(
     path = as_csv(tmp_path, [0, 1, 2, 5, 6])
     code, out, err = run(path, "--quiet")
     assert (code, out) == (3, "")
-    assert "No answer for" in err
+    assert "No prediction for" in err
     assert "photo_3.JPEG" in err
     assert "3 in all" not in err  # all three are named
     assert not (tmp_path / "out").exists()
     code, out, _ = run(path, "--quiet", "--allow-missing", "--tolerance", "50000")
     assert code == 0
-    assert "without 3 unanswered images" in out
+    assert "without 3 images that have no prediction" in out
     row = summary_of(tmp_path / "out")
     assert (row["images"], row["top1_correct"], row["verdict"]) == ("5", "3", "PARTIAL")
 

@@ -96,7 +96,7 @@ def test_figures_are_unrounded() -> None:
     assert result.delta(1) == pytest.approx(2.962)
     assert result.delta(5) == pytest.approx(0.732)
     assert (result.gap(1), result.gap(5)) == (1481, 366)
-    assert "top-1 +1,481 images, top-5 +366 images" in result.reason
+    assert "top-1 +1,481, top-5 +366 images" in result.reason
     assert result.expected == {1: 38_520, 5: 46_635}
 
 
@@ -212,7 +212,7 @@ def test_every_field_of_a_full_set() -> None:
         form="unfused", images=9, images_expected=9, correct={1: 9, 5: 9},
         reference={1: 100.0, 5: None}, reference_source="known", tolerance=0,
         verdict=Verdict.PASS,
-        reason="top-1 +0 images against the reference; tolerance 0 images",
+        reason="top-1 +0 images vs. reference; tolerance 0",
         expected={1: 9}, anytime=None,
     )  # fmt: skip
     assert (result.gap(1), result.gap(5)) == (0, None)

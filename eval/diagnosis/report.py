@@ -1,7 +1,8 @@
-"""What a diagnosis says: outcome, text and JSON."""
+"""The result of a diagnosis: outcome, text and JSON."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from eval.diagnosis.search import CHANCE, ERROR, Findings, Trial, Undecided
 from eval.diagnosis.setups import Setup
 
-FAR_BELOW = 0.001  # probability by chance of an accuracy that is called too low
+FAR_BELOW = 0.001  # an accuracy is called too low if chance gives it with less probability
 SHOWN = 12  # setups in the text; the JSON and the page have all
+WIDTH = 80  # columns of the text
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Expected:
     source: str
 
     def is_missed(self, correct: int, images: int) -> bool:
-        """Whether so few are right that chance does not explain it (a binomial test)."""
+        """Whether so few are right that chance cannot explain it (a binomial test)."""
         from scipy.stats import binom
 
         return bool(binom.cdf(correct, images, self.top1 / 100) < FAR_BELOW)
@@ -40,9 +42,9 @@ class Diagnosis:
         subject: what was diagnosed.
         data: where the images were, and in which layout.
         findings: what was tried, and what follows.
-        expected: the reported accuracy, where one is compared with.
-        notes: what else was noticed, in sentences.
-        caution: a line that has to stand over every figure; empty for most.
+        expected: the reported accuracy, if the run is compared with one.
+        notes: further observations, in sentences.
+        caution: a warning that must stand above every figure; empty for most.
     """
 
     subject: str
@@ -138,11 +140,12 @@ def text(diagnosis: Diagnosis) -> str:
     lines += [
         f"{diagnosis.subject} on {findings.images:,} images of {diagnosis.data}",
         "",
-        f"as configured: {_share(as_is, findings.images)}   {_setup_words(findings.as_is)}",
+        f"as configured: {_share(as_is, findings.images)}",
+        *_wrapped(_setup_words(findings.as_is)),
     ]
     if diagnosis.expected:
         expected = diagnosis.expected
-        lines.append(f"reported:      {expected.top1:g} %   {expected.source}")
+        lines += [f"reported:      {expected.top1:g} %", *_wrapped(expected.source)]
     lines += ["", *_table(findings), "", *_conclusion(diagnosis)]
     lines += [f"Note: {note}" for note in diagnosis.notes]
     lines += [f"Not tried: {name}: {reason}" for name, reason in findings.refused.items()]
@@ -157,6 +160,12 @@ def _setup_words(setup: Setup) -> str:
     return f"{setup.form}, {setup.backend}, {setup.precision}; {setup.recipe.words}"
 
 
+def _wrapped(words: str) -> list[str]:
+    """Words below a figure."""
+    indent = " " * 15
+    return textwrap.wrap(words, WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
 def _share(correct: int, images: int) -> str:
     return f"{correct:,} of {images:,} right ({100 * correct / images:.1f} %)"
 
@@ -164,14 +173,14 @@ def _share(correct: int, images: int) -> str:
 def _table(findings: Findings) -> Iterator[str]:
     """The most promising setups that were tried."""
     tried = [trial for trial in findings.trials if trial.images]
-    yield f"{'tried':<44} {'images':>6} {'right':>6} {'gained':>6} {'lost':>6} {'corrected p':>11}"
+    yield f"{'tried':<40} {'images':>6} {'right':>6} {'gained':>6} {'lost':>6} {'corrected p':>11}"
     for trial in tried[:SHOWN]:
         yield (
-            f"{trial.name:<44} {trial.images:6,} {trial.correct:6,} {trial.gained:6,} "
+            f"{trial.name:<40} {trial.images:6,} {trial.correct:6,} {trial.gained:6,} "
             f"{trial.lost:6,} {trial.p_corrected:11.2g}"
         )
     if len(tried) > SHOWN:
-        yield f"... and {len(tried) - SHOWN} others that show less promise"
+        yield f"... and {len(tried) - SHOWN} less promising ones"
 
 
 def _conclusion(diagnosis: Diagnosis) -> Iterator[str]:
@@ -184,18 +193,18 @@ def _conclusion(diagnosis: Diagnosis) -> Iterator[str]:
         yield diagnosis.advice
         for row in findings.alternatives:
             yield (
-                f"{row.trial.name} does as well here ({row.trial.correct:,}): the sample cannot "
-                f"tell the two apart. {_more_images(row.images)}"
+                f"{row.trial.name} does as well here ({row.trial.correct:,}): the sample cannot tell "
+                f"the two apart. {_more_images(row.images)}"
             )
         if diagnosis.is_too_low(best.correct):
-            yield "That is still below the reported accuracy: something else is wrong as well."
+            yield "That is still below the reported accuracy: something else is wrong, too."
         return
     if diagnosis.outcome == "unexplained":
         tried = {change.name for t in findings.trials if t.images for change in t.changes}
-        yield f"UNEXPLAINED: {len(tried)} known mistakes and pairs of them are excluded"
+        yield f"UNEXPLAINED: {len(tried)} known mistakes, and pairs of them, are ruled out"
         yield diagnosis.advice
     else:
-        yield "HEALTHY: no known mistake does better than what is configured, beyond chance"
+        yield "HEALTHY: none of the known changes beats the configured setup beyond chance"
     if findings.undecided:
         row = findings.undecided
         yield (

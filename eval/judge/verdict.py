@@ -233,10 +233,10 @@ def _decide(case: _Case, gaps: Mapping[int, int], images: int) -> tuple[Verdict,
     if tolerance is None or case.precision != JUDGED_PRECISION or images > whole:
         return Verdict.NO_REFERENCE, _why_not_compared(case, images)
     outside = any(abs(gap) > tolerance.images for gap in gaps.values())
-    reason = ", ".join(f"top-{k} {gap:+,} images" for k, gap in gaps.items())
+    reason = ", ".join(f"top-{k} {gap:+,}" for k, gap in gaps.items())
     return (
         Verdict.FAIL if outside else Verdict.PASS,
-        f"{reason} against the reference; tolerance {tolerance.images} images",
+        f"{reason} images vs. reference; tolerance {tolerance.images:,}",
     )
 
 

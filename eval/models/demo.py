@@ -300,7 +300,7 @@ def pixel_digest(file: bytes) -> NDArray[np.uint8]:
 
 def demo_variant() -> VariantConfig:
     """The configuration of the demo: its known answer is the reference, with zero tolerance."""
-    source = "known answer of the embedded demo: synthetic images, says nothing about ImageNet"
+    source = "computed once for the embedded demo; says nothing about ImageNet"
     return VariantConfig(
         name="demo",
         model="base",

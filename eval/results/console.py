@@ -1,8 +1,8 @@
-"""An evaluation as text for a terminal."""
+"""An evaluation as text for a terminal of 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from eval.judge.verdict import FormResult
@@ -10,12 +10,19 @@ from eval.results.schema import TOP
 
 if TYPE_CHECKING:
     from eval.evaluation import Evaluation
+    from eval.measure.latency import LatencyRow
 
-_HEADER = f"{'':<16} {'top-1':>8} {'correct':>8} {'top-5':>8} {'correct':>8} {'NLL':>8}"
+_NAME = 16  # columns; a longer name widens the table
+_HEADER = ("", "top-1", "correct", "top-5", "correct", "NLL")
+
+Cells = tuple[str, ...]  # of one line of the table; the name first
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
-    """Format the results, the reference and the verdict, without a trailing newline."""
+    """Format the results, the reference and the verdict, without a trailing newline.
+
+    How the forms disagree, where they do, is an error message and not part of it.
+    """
     subject, measured = evaluation.subject, evaluation.measured
     first = evaluation.judgement.forms[0]
     lines = [subject.caution] if subject.caution else []
@@ -23,55 +30,73 @@ def format_evaluation(evaluation: Evaluation) -> str:
         f"{subject.name}: {first.images:,} images of {evaluation.data} ({measured.valset.layout})",
         f"{subject.preprocess.name}: {subject.preprocess.description}",
         "",
-        _HEADER,
-        *_measured(evaluation),
-        *_published(evaluation, first),
+        *_table([_HEADER, *_measured(evaluation), *_published(evaluation, first)]),
+        *_sources(evaluation, first),
         "",
         *_remarks(evaluation, first),
         *(f"{r.verdict}  {r.form}: {r.reason}" for r in evaluation.judgement.forms),
         *evaluation.judgement.warnings,
     ]
-    if evaluation.judgement.disagreement:
-        lines.append(evaluation.judgement.disagreement)
     return "\n".join(lines)
 
 
-def _measured(evaluation: Evaluation) -> Iterator[str]:
+def _table(rows: list[Cells]) -> Iterator[str]:
+    width = max(_NAME, *(len(name) for name, *_ in rows))
+    for name, *cells in rows:
+        yield f"{name:<{width}} {' '.join(f'{cell:>8}' for cell in cells)}".rstrip()
+
+
+def _measured(evaluation: Evaluation) -> Iterator[Cells]:
     for result in evaluation.judgement.forms:
         nll = evaluation.measured.scores[result.form].mean_nll
         yield (
-            f"{result.form:<16} {result.accuracy(1):8.3f} {result.correct[1]:8,} "
-            f"{result.accuracy(TOP):8.3f} {result.correct[TOP]:8,} "
-            + ("" if nll is None else f"{nll:8.4f}")
+            result.form,
+            f"{result.accuracy(1):.3f}",
+            f"{result.correct[1]:,}",
+            f"{result.accuracy(TOP):.3f}",
+            f"{result.correct[TOP]:,}",
+            "" if nll is None else f"{nll:.4f}",
         )
     for form, score in evaluation.by_other_labels:
-        yield (
-            f"{form:<16} {score.top1:8.3f} {score.top1_correct:8,} "
-            f"{score.top5:8.3f} {score.top5_correct:8,} {'':8}   {score.name}, "
-            f"{score.images:,} images"
-        )
+        counts = (score.top1, score.top1_correct, score.top5, score.top5_correct)
+        cells = (f"{n:,}" if isinstance(n, int) else f"{n:.3f}" for n in counts)
+        yield (f"{form}, {score.name}", *cells, "")
 
 
-def _published(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
+def _published(evaluation: Evaluation, first: FormResult) -> Iterator[Cells]:
     published = evaluation.subject.published
     if first.reference[1] is not None:
-        figures = _figures(published.reference_word, first.reference[1], first.reference[TOP])
-        yield f"{figures}   {first.reference_source}"
+        yield _figures(published.reference_word, first.reference[1], first.reference[TOP])
     for other in published.others_on(evaluation.measured.valset.image_set):
-        yield f"{_figures(other.name, other.top1, other.top5)}   {other.source}"
+        yield _figures(other.name, other.top1, other.top5)
 
 
-def _figures(name: str, top1: float, top5: float | None) -> str:
-    shown = "" if top5 is None else f"{top5:.3f}"
-    return f"{name:<16} {top1:8.3f} {'':8} {shown:>8} {'':8} {'':8}"
+def _figures(name: str, top1: float, top5: float | None) -> Cells:
+    return (name, f"{top1:.3f}", "", "" if top5 is None else f"{top5:.3f}", "", "")
+
+
+def _sources(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
+    """Where the other figures in the table come from, each source once."""
+    published = evaluation.subject.published
+    names: dict[str, list[str]] = {}
+    for _, score in evaluation.by_other_labels:
+        names.setdefault(f"{score.images:,} images have {score.name} labels", [score.name])
+    if first.reference[1] is not None:
+        names.setdefault(first.reference_source, []).append(published.reference_word)
+    for other in published.others_on(evaluation.measured.valset.image_set):
+        names.setdefault(other.source, []).append(other.name)
+    if names:
+        yield ""
+    for source, said in names.items():
+        yield f"{', '.join(said)}: {source}"
 
 
 def _remarks(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
     measured = evaluation.measured
     if measured.max_logit_diff is not None:
         yield (
-            f"Between the forms: largest logit difference {measured.max_logit_diff:.2g}, "
-            f"{len(measured.flips)} different top-1 predictions"
+            f"Between the forms: logits differ by at most {measured.max_logit_diff:.2g}, "
+            f"{len(measured.flips):,} predictions differ"
         )
     if measured.bad:
         yield f"Bad images, counted as wrong: {len(measured.bad)} (bad_images.csv)"
@@ -81,14 +106,20 @@ def _remarks(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
         f"95 % confidence interval of {first.form} top-1: {low:.3f} to {high:.3f}"
         + ("" if rate is None else f"; {rate:.1f} images/s")
     )
-    for row in evaluation.latency:
-        yield (
-            f"Latency, {row.form}, {row.threads} threads, {row.stage}: {row.median_ms:.2f} ms "
-            f"(90 %: {row.p90_ms:.2f}, 99 %: {row.p99_ms:.2f})"
-        )
     if first.anytime:
         low, high = first.anytime
         yield (
-            f"95 % confidence interval of top-1 on all {first.images_expected:,} images: "
-            f"{low:.3f} to {high:.3f} (valid even if the run was stopped early)"
+            f"On all {first.images_expected:,} images: {low:.3f} to {high:.3f}, valid wherever the "
+            "run ended"
         )
+    if evaluation.latency:
+        yield ""
+        yield from _latency(evaluation.latency)
+        yield ""
+
+
+def _latency(rows: Sequence[LatencyRow]) -> Iterator[str]:
+    yield f"{'latency of one image, ms':<33} {'threads':>7} {'median':>8} {'90 %':>8} {'99 %':>8}"
+    for row in rows:
+        times = " ".join(f"{ms:8.2f}" for ms in (row.median_ms, row.p90_ms, row.p99_ms))
+        yield f"{f'{row.form}, {row.stage}':<33} {row.threads:7} {times}"
