@@ -538,14 +538,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="number of rows to measure again (default %(default)s)",
     )
-    add("--seed", type=int, metavar="N", help="seed of the sample (default: chosen at random, and printed)")
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="seed of the sample (default: chosen at random, and printed)",
+    )
     add(
         "--predictions",
         type=Path,
         metavar="FILE",
         help="for a result of eval.score: the predictions that it was made from, instead of weights",
     )
-    add("--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line")
+    add(
+        "--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line"
+    )
     add("--array", metavar="NAME", help="for .npz: the array to use, if there are several")
     add("--json", type=Path, metavar="FILE", help="write the audit to this file, for programs")
     add("--quiet", action="store_true", help="print only errors on stderr")

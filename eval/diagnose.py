@@ -303,7 +303,9 @@ def _parser() -> argparse.ArgumentParser:
         help="predictions made elsewhere, instead of a model; only the order of their classes "
         "is tried",
     )
-    add("--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line")
+    add(
+        "--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line"
+    )
     add("--array", metavar="NAME", help="for .npz: the array to use, if there are several")
     add("--json", type=Path, metavar="FILE", help="write the diagnosis to this file, for programs")
     add("--html", type=Path, metavar="FILE", help="write it to this file as a page")

@@ -336,7 +336,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the history: a CSV file, as --history of eval.imagenet writes it",
     )
-    add("--add", type=Path, metavar="RESULT", help="first add a result: its folder or its summary.csv")
+    add(
+        "--add",
+        type=Path,
+        metavar="RESULT",
+        help="first add a result: its folder or its summary.csv",
+    )
     add("--variant", metavar="NAME", help="only this variant")
     add("--form", metavar="NAME", help="only this form")
     add("--plot", type=Path, metavar="IMAGE", help="also draw top-1 over time: .png or .svg")

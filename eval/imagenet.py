@@ -55,7 +55,7 @@ def _main(arguments: Sequence[str], kept: list[Path]) -> int:
     print(format_evaluation(evaluation))
     tolerance = evaluation.subject.published.tolerance.get(evaluation.subject.preprocess.name)
     if args.verbose and tolerance:
-        print(f"Tolerance of {tolerance.images} images: {tolerance.reason}")
+        print(f"Tolerance, in images: {tolerance.images:,}. {tolerance.reason}")
     print(f"Reports: {request.output}")
     if evaluation.comparisons:
         from eval.results.regression_report import text
@@ -211,7 +211,10 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
         "the name of its folder first",
     )
     add(
-        "--timm-results", type=Path, metavar="FILE", help="timm's table of results: show the row of the model"
+        "--timm-results",
+        type=Path,
+        metavar="FILE",
+        help="timm's table of results: show the row of the model",
     )
 
 
@@ -223,7 +226,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default %(default)s")
     add("--batch-size", type=positive, metavar="N", help="images per batch of a worker")
     add("--workers", type=positive, metavar="N", help="threads (default one per core)")
-    add("--limit", type=positive, metavar="N", help="only the first N images of a fixed shuffled order")
+    add(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="only the first N images of a fixed shuffled order",
+    )
     add(
         "--on-bad-image",
         choices=ON_BAD_IMAGE,

@@ -259,7 +259,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many predictions may change, other than from wrong to right",
     )
-    add("--allow-other-weights", action="store_true", help="compare even if the weights differ or are unknown")
+    add(
+        "--allow-other-weights",
+        action="store_true",
+        help="compare even if the weights differ or are unknown",
+    )
     add(
         "--allow-failed-baseline",
         action="store_true",
@@ -272,7 +276,9 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for regression.md, regression.csv, regression_flips.csv, "
         "regression_classes.csv and junit.xml",
     )
-    add("--accept", action="store_true", help="do not compare, but make B the baseline, in folder A")
+    add(
+        "--accept", action="store_true", help="do not compare, but make B the baseline, in folder A"
+    )
     return parser
 
 

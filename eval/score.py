@@ -288,21 +288,47 @@ def _parser() -> argparse.ArgumentParser:
     add("predictions", type=Path, metavar="PREDICTIONS", help="see below")
     add("--data", type=Path, required=True, metavar="PATH", help="the validation set")
     add("--labels", type=Path, metavar="FILE", help="its labels, if folders do not give them")
-    add("--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line")
+    add(
+        "--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line"
+    )
     add("--array", metavar="NAME", help="for .npz: the array to use, if there are several")
     add("--variant", metavar="NAME", help=f"{', '.join(builtin_variants())} (default base_ssld)")
     add("--config", type=Path, metavar="FILE", help="your own configuration file instead")
-    add("--preprocess", choices=PREPROCESSES, default=UNKNOWN, help="the preprocessing that the device used")
-    add("--precision", default=UNKNOWN, metavar="TEXT", help="its precision, such as fp32, fp16 or int8")
-    add("--device", default=UNKNOWN, metavar="TEXT", help="what made the predictions, for the report")
+    add(
+        "--preprocess",
+        choices=PREPROCESSES,
+        default=UNKNOWN,
+        help="the preprocessing that the device used",
+    )
+    add(
+        "--precision",
+        default=UNKNOWN,
+        metavar="TEXT",
+        help="its precision, such as fp32, fp16 or int8",
+    )
+    add(
+        "--device",
+        default=UNKNOWN,
+        metavar="TEXT",
+        help="what made the predictions, for the report",
+    )
     add("--weights", type=Path, metavar="FILE", help="the model file, for its SHA-256")
     add(
         "--reference",
         metavar="NAME",
         help="compare with another figure of the configuration, such as 'Vast int8'",
     )
-    add("--tolerance", type=_natural, metavar="N", help="compare with the reference; the counts may differ by N images")
-    add("--allow-missing", action="store_true", help="score some of the images; the verdict is PARTIAL then")
+    add(
+        "--tolerance",
+        type=_natural,
+        metavar="N",
+        help="compare with the reference; the counts may differ by N images",
+    )
+    add(
+        "--allow-missing",
+        action="store_true",
+        help="score some of the images; the verdict is PARTIAL then",
+    )
     add("--output", type=Path, metavar="DIR", help="default results/<variant>-scored-<time>")
     add("--quiet", action="store_true", help="print only errors on stderr")
     return parser

@@ -9,50 +9,70 @@ from markupsafe import Markup, escape
 from eval.diagnosis.report import Diagnosis, text
 from eval.diagnosis.search import Trial
 
+SHOWN = 30  # rows; the others are folded away
+
 _STYLE = """
-.bars td { white-space: nowrap; } .bars td.bar { width: 60%; min-width: 12rem; }
-.track { position: relative; height: 1.1rem; background: var(--line); border-radius: 0.3rem; }
+main > p { margin-top: 0.8rem; }
+.bars td, .bars th { white-space: nowrap; } .bars tbody th { white-space: normal; }
+.bars td.track { width: 45%; min-width: 5rem; vertical-align: middle; }
+.track > div { height: 0.9rem; background: var(--line); border-radius: 0.3rem; }
 .fill { height: 100%; border-radius: 0.3rem; background: var(--muted); }
 .better .fill { background: var(--good); } .as-is .fill { background: var(--first); }
-pre { white-space: pre-wrap; }
+.track > div, .fill { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+details { margin-top: 1rem; } summary { cursor: pointer; } details .scroll { margin-top: 1rem; }
+@media print { pre { white-space: pre-wrap; } }
+@media (max-width: 30rem) {
+  .bars tbody th { min-width: 0; }
+  .bars th, .bars td { padding-inline: 0.4rem; }
+  .bars td.track { width: 25%; min-width: 3rem; }
+}
 """
 _PAGE = Markup("""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>Diagnosis of {subject}: {outcome}</title><style>{css}{style}</style></head>
 <body><main><h1>Diagnosis of {subject}</h1>
 <p><strong>{outcome}</strong>. {advice}</p>
 <section><h2>What was tried</h2>
-<p>Images of the sample that are right, in percent. Green: better than what is configured, beyond
-chance. A change that does not look promising is tried on fewer images.</p>
-<div class="scroll"><table class="bars"><thead><tr><th>change</th><th>right</th><th>of</th>
-<th>top-1</th></tr></thead><tbody>
-{rows}</tbody></table></div></section>
-<section><h2>In words</h2><pre>{text}</pre></section>
+<p>How many images of the sample are right. Green: better than the configured setup, beyond chance.
+Changes that look less promising are tried on fewer images.</p>
+{table}{others}</section>
+<section><h2>In words</h2><pre class="scroll" tabindex="0">{text}</pre></section>
 </main></body></html>
 """)
+_TABLE = Markup("""<div class="scroll"><table class="bars"><thead><tr><th scope="col">change</th>
+<th scope="col" class="n">right</th><th scope="col" class="n">top-1</th><th scope="col"></th></tr>
+</thead><tbody>
+{rows}</tbody></table></div>
+""")
+_OTHERS = Markup("<details><summary>{number} less promising ones</summary>{table}</details>\n")
 _ROW = Markup(
-    '<tr class="{kind}"><th scope="row">{name}</th><td>{correct}</td><td>{images}</td>'
-    '<td class="bar"><div class="track" title="{percent} %"><div class="fill" '
+    '<tr class="{kind}"><th scope="row">{name}</th><td class="n">{correct} of {images}</td>'
+    '<td class="n">{percent} %</td><td class="track"><div><div class="fill" '
     'style="width: {percent}%"></div></div></td></tr>\n'
 )
 
 
 def html_page(diagnosis: Diagnosis) -> str:
-    """The whole page; what comes from outside is escaped."""
+    """The whole page; text from outside is escaped."""
     findings = diagnosis.findings
     rows = [_row("as configured", diagnosis.as_is_correct, findings.images, "as-is")]
     tried = (trial for trial in findings.trials if trial.images)
     rows += [_row(trial.name, trial.correct, trial.images, _kind(trial)) for trial in tried]
+    table, others = (
+        _TABLE.format(rows=Markup("").join(part)) for part in (rows[:SHOWN], rows[SHOWN:])
+    )
     css = resources.files("eval").joinpath("resources/report.css").read_text(encoding="utf-8")
     return _PAGE.format(
         subject=diagnosis.subject,
         outcome=diagnosis.outcome.upper(),
         advice=diagnosis.advice,
         css=Markup(css),  # noqa: S704 - our own file
-        style=Markup(_STYLE),  # noqa: S704 - our own, too
-        rows=Markup("").join(rows),
+        style=Markup(_STYLE),  # noqa: S704 - also our own
+        table=table,
+        others=_OTHERS.format(number=len(rows) - SHOWN, table=others) if rows[SHOWN:] else "",
         text=escape(text(diagnosis)),
     )
 

@@ -146,9 +146,13 @@ def text(diagnosis: Diagnosis) -> str:
     if diagnosis.expected:
         expected = diagnosis.expected
         lines += [f"reported:      {expected.top1:g} %", *_wrapped(expected.source)]
-    lines += ["", *_table(findings), "", *_conclusion(diagnosis)]
-    lines += [f"Note: {note}" for note in diagnosis.notes]
-    lines += [f"Not tried: {name}: {reason}" for name, reason in findings.refused.items()]
+    sentences = [
+        *_conclusion(diagnosis),
+        *(f"Note: {note}" for note in diagnosis.notes),
+        *(f"Not tried: {name}: {reason}" for name, reason in findings.refused.items()),
+    ]
+    lines += ["", *_table(findings), ""]
+    lines += [line for sentence in sentences for line in _wrap(sentence)]
     if findings.pass_seconds:
         lines.append(
             f"{findings.seconds:.0f} s, {findings.passes:.1f} times one pass over the sample."
@@ -162,8 +166,18 @@ def _setup_words(setup: Setup) -> str:
 
 def _wrapped(words: str) -> list[str]:
     """Words below a figure."""
-    indent = " " * 15
-    return textwrap.wrap(words, WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return _wrap(words, " " * 15)
+
+
+def _wrap(words: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        words,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _share(correct: int, images: int) -> str:
