@@ -1,7 +1,7 @@
 """``python -m eval.audit RESULT``: was this result really measured?
 
-A random sample of its ``predictions.csv`` is measured again, with the data and weights in hand, and
-compared image by image. What the counts, the rows and the hashes say must agree as well.
+A random sample of its ``predictions.csv`` is measured again, with your own data and weights, and
+compared image by image. The counts, the rows and the hashes must agree as well.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ Exit codes: 0 confirmed; 1 contradicted; 2 wrong options or a damaged result; 3 
 
 @dataclass
 class Audit:
-    """What an audit found out.
+    """What an audit found.
 
     Attributes:
         source: the result.
         population: rows that it has.
         images: rows that were measured again.
         seed: of the sample.
-        different: rows that noise cannot explain, each with what is written and what was measured.
-        near_ties: rows that differ where floating point noise may decide.
-        contradictions: what else does not agree, in sentences.
+        different: rows that rounding cannot explain, each as written and as measured.
+        near_ties: rows that differ, but only where rounding may decide.
+        contradictions: other disagreements, in sentences.
         remarks: what could not be checked, in sentences.
     """
 
@@ -128,14 +128,14 @@ class Audit:
         lines += [f"Contradiction: {line}" for line in self.contradictions]
         lines += [f"Note: {line}" for line in self.remarks]
         lines += [
-            f"At most {100 * self.largest_share_wrong:.2f} % of the rows are wrong (95 % confidence).",
+            f"At most {100 * self.largest_share_wrong:.2f} % of the rows are wrong (95 % sure).",
             f"{self.outcome.upper()}",
         ]
         return "\n".join(lines)
 
 
 def _shown(row: Mapping[str, Any]) -> str:
-    """A row that differs, in a line."""
+    """A row that differs, on one line."""
     written, measured = row["written"], row["measured"]
     return (
         f"  {row['path']}, {row['form']}: written rank {written['rank']}, top {written['top']}; "
@@ -216,7 +216,7 @@ def audit(
 
     Args:
         result: its folder.
-        request: the data and weights in hand; what it leaves open is taken from the result.
+        request: your data and weights; options that it leaves out are taken from the result.
         sampling: which rows.
         given: the predictions of a result of `eval.score`, instead of weights.
         progress: called with every `eval.measure.progress.Event`.
@@ -257,7 +257,7 @@ def audit(
 
 @dataclass(frozen=True)
 class Written:
-    """What a result says.
+    """What a result states.
 
     Attributes:
         folder: where it is.
@@ -298,7 +298,7 @@ class Written:
 
 
 def _completed(request: Request, rows: Sequence[Row]) -> Request:
-    """What the request leaves open, as the result says it was."""
+    """The request, with the options that it leaves out taken from the result."""
     row = rows[0]
     changes: dict[str, Any] = {}
     if request.preprocess is None and row.preprocess in PREPROCESSES:
@@ -460,7 +460,7 @@ def _measure_again(
 
 
 def _given_answers(given: Given, part: ValSet) -> Mapping[str, list[Measured]]:
-    """Those of the predictions that a scored result was made from."""
+    """The answers in the predictions that a scored result was made from."""
     import numpy as np
 
     from eval.images.labels import image_key
@@ -475,7 +475,7 @@ def _given_answers(given: Given, part: ValSet) -> Mapping[str, list[Measured]]:
     if missing:
         raise UsageError(
             f"{given.predictions} has no prediction for {examples(missing)}.\n"
-            "Name the file that the result was made from."
+            "Give the file that the result was made from."
         )
     rows = np.array([row_of[image_key(sample.path)] for sample in part.samples])
     scores = answers.scores(rows, np.array([sample.label for sample in part.samples]))
@@ -490,7 +490,7 @@ def _given_answers(given: Given, part: ValSet) -> Mapping[str, list[Measured]]:
 def _compare(
     found: Audit, form: str, written: Answer, measured: Measured, sample: Sample, precision: str
 ) -> None:
-    """Tell a row that noise may explain from one that it cannot."""
+    """Separate rows that rounding may explain from those that it cannot."""
     from eval.judge.audit import NOISE, Answer, is_near_tie
 
     now = Answer(measured.answer.rank, measured.answer.top[: len(written.top)])
@@ -519,8 +519,8 @@ _REQUESTED = frozenset(field.name for field in fields(Request)) - {"command"}
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program("audit"),
-        description="Measure a random sample of a result's rows again, and say how many of all rows "
-        "could be wrong.",
+        description="Measure a random sample of a result's rows again, and bound the share of "
+        "wrong rows.",
         epilog=EPILOG,
         allow_abbrev=False,
     )
@@ -548,7 +548,7 @@ def _parser() -> argparse.ArgumentParser:
         "--predictions",
         type=Path,
         metavar="FILE",
-        help="for a result of eval.score: the predictions that it was made from, instead of weights",
+        help="for a result of eval.score: the predictions that were scored, instead of weights",
     )
     add(
         "--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line"

@@ -23,10 +23,10 @@ COMMANDS = {
     "data": "check a validation set before measuring on it",
     "regression": "compare two results: the gate for CI",
     "score": "score predictions that another device or runtime made",
-    "history": "show how accuracy and speed developed over many runs",
-    "sweep": "measure variants, forms, backends and precisions in one table",
+    "history": "show accuracy and speed over many runs",
+    "sweep": "compare models, forms, backends and precisions in one table",
     "diagnose": "explain a wrong accuracy",
-    "audit": "re-measure a random sample of a result",
+    "audit": "measure a random sample of a result again",
     "export": "export a model for deployment",
 }
 

@@ -6,8 +6,8 @@ A command is a function that takes its arguments and returns an exit code; `run_
     2      usage or configuration         5    non-finite, constant or disagreeing predictions
     3      data                           70   a bug in this package    130  interrupted
 
-Nothing that happens to stdout or stderr changes an exit code that the command has earned: a
-verdict of FAIL stays 1 when nobody reads the table.
+Trouble with stdout or stderr never hides the command's own exit code: a FAIL stays 1 even if nobody
+reads the table.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class _Streams:
         self.out, self.err = _SafeStream(sys.stdout), _SafeStream(sys.stderr)
 
     def exit_code(self) -> int:
-        """2 where the results could not be printed; a reader that went away wanted no more."""
+        """2 if the results could not be printed; 0 if the reader closed the pipe early."""
         self.out.flush()
         error = self.out.error
         if error is None or isinstance(error, BrokenPipeError):

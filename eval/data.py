@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         help="class folders, a folder of ILSVRC2012_val_*.JPEG, their tar, Kaggle's tree, or "
         "parquet shards")  # fmt: skip
     add("--labels", type=Path, metavar="FILE",
-        help="a `name index` list or a ground-truth file; the official labels are built in")  # fmt: skip
+        help="`name index` list or ground-truth file; official labels are built in")  # fmt: skip
     add("--classes", type=Path, metavar="FILE",
         help="classes other than ImageNet's: a file with one class per line, in index order, the "
         "name of its folder first")  # fmt: skip

@@ -5,7 +5,7 @@
     ├── DataError           3   validation set missing, mislabelled or unreadable
     │   └── UnreadableImage 3   one image of it, which --on-bad-image record may record
     ├── ModelError          4   weights missing, damaged, refused or of another model
-    └── LogitsError         5   non-finite or constant answers, or forms that disagree
+    └── LogitsError         5   non-finite or constant predictions, or forms that disagree
 
 A message is one or two lines: what was found, where, and what to do.
 """
@@ -20,7 +20,7 @@ class EvalError(Exception):
 
 
 class UsageError(EvalError):
-    """Options or configuration that cannot be followed."""
+    """Options or a configuration that cannot be used."""
 
 
 class DataError(EvalError):
@@ -40,6 +40,6 @@ class ModelError(EvalError):
 
 
 class LogitsError(EvalError):
-    """Answers that no accuracy can be computed from."""
+    """Predictions from which no accuracy can be computed."""
 
     exit_code = 5

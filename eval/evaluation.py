@@ -30,7 +30,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-he
 
 @dataclass(frozen=True)
 class Setup:
-    """How the logits were computed; a None is not known, as of another device.
+    """How the logits were computed; None where unknown, as on another device.
 
     Attributes:
         backend: what computed them.
@@ -101,7 +101,7 @@ class LabelResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `eval.evaluate` gives.
+    """The result of `eval.evaluate`.
 
     Attributes:
         subject: what was evaluated.
@@ -110,10 +110,10 @@ class Evaluation:
         provenance: when, where and by what code.
         measured: the predictions.
         judgement: what they say about the reported accuracy.
-        by_other_labels: accuracies by other sets of labels, where they were asked for.
-        latency: the time of one image, where it was asked for.
-        comparisons: with the baseline, where one was named.
-        problems: what failed after the judgement: the comparison, or adding to a history.
+        by_other_labels: accuracies by other sets of labels, if requested.
+        latency: the time per image, if requested.
+        comparisons: with the baseline, if there is one.
+        problems: failures after the judgement: of the comparison, the history or the model card.
     """
 
     subject: Subject
@@ -129,12 +129,12 @@ class Evaluation:
 
     @property
     def verdict(self) -> Verdict:
-        """The answer of the whole run; a `str`, such as ``"PASS"``."""
+        """The verdict of the whole run; a `str`, such as ``"PASS"``."""
         return self.judgement.verdict
 
     @property
     def exit_code(self) -> int:
-        """That of the command: the verdict's, else that of what followed the judgement."""
+        """The command's exit code: the verdict's, or else that of a later failure."""
         follow_up = [1] if any(row.regressed for row in self.comparisons) else []
         follow_up += [problem.exit_code for problem in self.problems]
         return self.judgement.exit_code or max(follow_up, default=0)
@@ -172,7 +172,7 @@ class Evaluation:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the figures may depend on; empty where a package is not installed."""
+    """Versions of what the results may depend on; empty if a package is not installed."""
     found = {"python": platform.python_version()}
     for package in ("pplcnet-eval", *PACKAGES):
         try:

@@ -180,7 +180,7 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--demo",
         action="store_true",
-        help="run the whole job on an embedded model with known answers and images made on the spot",
+        help="run the whole job on an embedded model with known answers; no ImageNet needed",
     )
     add("--variant", metavar="NAME", help=f"{', '.join(builtin_variants())} (default base_ssld)")
     add("--config", type=Path, metavar="FILE", help="your own configuration file instead")

@@ -108,14 +108,14 @@ class Run:
 
 
 def check_follow_ups(request: Request, source: Source) -> None:
-    """Before hours are spent: can the history and the baseline be used at the end?
+    """Check, before hours are spent, that the history and the baseline can be used.
 
     Raises:
         UsageError: one of them cannot, or needs an output folder that was not named.
     """
     if request.history or request.baseline:
         if request.output is None:
-            raise UsageError("--history and --baseline read the reports: name an --output folder.")
+            raise UsageError("--history and --baseline need the reports: name an --output folder.")
         from eval.history import check_history
         from eval.regression import check_baseline
 
@@ -131,7 +131,7 @@ def check_follow_ups(request: Request, source: Source) -> None:
 def follow_up(evaluation: Evaluation, request: Request) -> Evaluation:
     """Add the summary to the history, and compare with the baseline.
 
-    What fails here does not change the verdict, and does not hide it: it is in `problems`.
+    A failure here neither changes nor hides the verdict: it is added to `problems`.
     """
     comparisons, problems = evaluation.comparisons, list(evaluation.problems)
     if request.history and request.output:
@@ -183,7 +183,7 @@ def _path(path: Path | str | None) -> Path | None:
 
 @contextmanager
 def _workspace(output: Path | None) -> Iterator[Path]:
-    """Where files may be made that a run needs: the output folder, or one that is removed."""
+    """A folder for files that a run needs: the output folder, or a temporary one."""
     if output is not None:
         yield output
         return
@@ -210,16 +210,16 @@ def _open_images(run: Run, workspace: Path) -> ValSet:
     expected = run.source.published.images
     if valset.image_set.is_judged and whole > expected:
         raise DataError(
-            f"--data {root}: {whole:,} images, but the reported figures are of {expected:,}.\n"
+            f"--data {root}: {whole:,} images, but the reported figures are for {expected:,}.\n"
             "Were images copied twice, or is `images` in the configuration wrong?"
         )
     if request.real_labels:
-        real(valset)  # what is wrong with them is said before hours of work
+        real(valset)  # fails now rather than after hours
     return valset if request.limit is None else valset.limited(request.limit)
 
 
 def _choose_setup(run: Run, subject: Subject, valset: ValSet, settings: dict[str, Any]) -> Setup:
-    """How to compute: as asked, else as suits the machine."""
+    """How to compute: as requested, else to suit the machine."""
     from eval.backends.device import choose_device
     from eval.measure.engine import choose_batch_size, choose_workers
 
@@ -238,7 +238,7 @@ def _choose_setup(run: Run, subject: Subject, valset: ValSet, settings: dict[str
 
 
 def _open_journal(run: Run, subject: Subject, setup: Setup, valset: ValSet) -> Journal | NoJournal:
-    """What was measured before, if it is of exactly this run."""
+    """The records of an interrupted run, if it was exactly this run."""
     forms = list(subject.forms)
     if run.folder.path is None:
         return NoJournal(forms)

@@ -36,7 +36,7 @@ _PATHS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One evaluation. A None is chosen for the model or for the machine.
+    """One evaluation. An option that is None is chosen to suit the model or the machine.
 
     Attributes:
         data: the validation set, in any layout; leave it out with `demo`.
@@ -45,7 +45,7 @@ class Request:
         config: a configuration file instead.
         model: a classifier of a library instead: ``timm:NAME`` or ``torchvision:NAME``.
         weights: a checkpoint or an exported file; ``auto``: the cache, else a download.
-        forms: ``unfused``, ``reparameterized`` or both (a list, or text with a comma).
+        forms: ``unfused``, ``reparameterized`` or both (a list, or a string with a comma).
         preprocess: ``torchvision``, ``paddle`` or ``squash``; None: the model's own.
         backend: what computes the logits; None: torch, or the exported file's own runtime.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -54,10 +54,10 @@ class Request:
         workers: threads.
         limit: only the first N images of a fixed shuffled order.
         classes: a file with one class per line, in index order, instead of ImageNet's 1000.
-        labels: a file of labels, for images that lie in no class folders.
-        on_bad_image: ``fail``, or ``record``: it counts as wrong and is listed.
-        real_labels: score against the ReaL labels as well.
-        timm_results: timm's table of results, to show its row.
+        labels: a file of labels, for images that are not in class folders.
+        on_bad_image: ``fail``, or ``record``: list it and count it as wrong.
+        real_labels: also score against the ReaL labels.
+        timm_results: timm's table of results, of which the model's row is shown.
         cache: a folder for the decoded crops.
         output: a folder for the reports; an interrupted run continues there. With None, nothing
             is written: `eval.Evaluation.save` does it on demand.
@@ -67,8 +67,8 @@ class Request:
         hub_benchmark: ``ORG/NAME:TASK``, a benchmark on the Hugging Face Hub: with `model_card`,
             the result is also written to ``.eval_results`` beside that file.
         stop_early: end as soon as it is certain that the full set would FAIL.
-        latency: measure the time per image, too.
-        command: how this was asked for, for the reports.
+        latency: also measure the time per image.
+        command: the command line, for the reports.
 
     Raises:
         UsageError: options that do not go together, or a value that is not one of those listed.
@@ -118,21 +118,20 @@ class Request:
             raise UsageError("Name a validation set with --data PATH, or use --demo (not both).")
         if self.demo and (self.variant or self.config or self.model or self.weights != "auto"):
             raise UsageError(
-                "--demo has a model of its own: leave --variant, --config, --model and --weights "
-                "out."
+                "--demo brings its own model: omit --variant, --config, --model and --weights."
             )
         if self.demo and (self.classes or self.labels):
-            raise UsageError("--demo has labels of its own: leave --classes and --labels out.")
+            raise UsageError("--demo brings its own labels: omit --classes and --labels.")
         if self.config and self.variant:
             raise UsageError("--config and --variant both name a configuration: use one.")
         if self.model and self.variant:
             raise UsageError("--model and --variant both name a model: use one.")
         if self.timm_results and not (self.model or "").startswith("timm:"):
-            raise UsageError(
-                "--timm-results is timm's table: name one of its models with --model timm:NAME."
-            )
+            raise UsageError("--timm-results only applies to timm models: add --model timm:NAME.")
         if self.classes and self.real_labels:
-            raise UsageError("--real-labels are labels of ImageNet's 1000 classes: leave one out.")
+            raise UsageError(
+                "--real-labels only applies to ImageNet's own classes: omit it, or omit --classes."
+            )
         if self.hub_benchmark is not None:
             from eval.results.model_card import Benchmark
 
@@ -154,14 +153,14 @@ class Request:
         for name in ("batch_size", "workers", "limit"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or value < 1):
-                raise UsageError(f"--{name.replace('_', '-')} {value}: use a number from 1 on.")
+                raise UsageError(f"--{name.replace('_', '-')} {value}: use a positive number.")
         if self.batch_size is not None and self.batch_size > LARGEST_BATCH:
             raise UsageError(
                 f"--batch-size {self.batch_size}: use at most {LARGEST_BATCH}; larger batches only "
-                "need more memory."
+                "take more memory."
             )
         if self.stop_early and self.limit is not None:
-            raise UsageError("--stop-early ends a run of the whole set: leave --limit out.")
+            raise UsageError("--stop-early is for runs of the whole set: omit --limit.")
 
     @cached_property
     def published(self) -> VariantConfig | None:

@@ -101,7 +101,7 @@ def test_a_tab_lets_names_have_blanks(tmp_path: Path):
     [
         ("", "is empty"),
         (" \n\n", "is empty"),
-        ("a\nb\na\n", "line 3: a is already in line 1"),
+        ("a\nb\na\n", "line 3: a is already on line 1"),
         ("a\n\nb\n", "line 2 has no name, which would shift the classes below it"),
         ("\na\n", "line 1 has no name"),
         ("a\n\tTitle\n", "line 2 has no name"),
@@ -181,7 +181,7 @@ def test_hidden_folders_are_no_classes(tmp_path: Path, pets: Path):
 
 def test_a_folder_of_the_list_without_images(tmp_path: Path, pets: Path):
     (tmp_path / "val" / "cat").mkdir(parents=True)
-    with pytest.raises(DataError, match="its 1 class folders hold no images"):
+    with pytest.raises(DataError, match="its 1 class folders contain no images"):
         open_valset(tmp_path / "val", classes=read_classes(pets))
 
 
@@ -217,7 +217,7 @@ def test_flat_files_need_a_list_of_labels(tmp_path: Path, pets: Path):
     labels.write_text("a.jpg 3\nb cat\n")
     assert [s.label for s in open_valset(root, labels, classes).samples] == [3, 1]
     labels.write_text("a.jpg 3\nb.jpg 4\n")
-    with pytest.raises(DataError, match=r"line 2 has 4 where an index 0\.\.3 belongs"):
+    with pytest.raises(DataError, match=r"line 2 has 4 instead of an index 0\.\.3"):
         open_valset(root, labels, classes)
     labels.write_text("a.jpg 3\n")
     with pytest.raises(DataError, match=r"b\.jpg: neither in a class folder .* nor in labels"):
@@ -246,7 +246,7 @@ def test_official_names_are_checked_where_their_synset_is_in_the_list(tmp_path: 
 
 
 def test_parquet_shards_have_imagenets_classes(tmp_path: Path, pets: Path):
-    with pytest.raises(UsageError, match="read with ImageNet's classes only"):
+    with pytest.raises(UsageError, match="only supported with ImageNet's classes"):
         open_valset(small.parquet(tmp_path / "set"), classes=read_classes(pets))
 
 
@@ -280,7 +280,7 @@ def test_survey(tmp_path: Path, pets: Path, capsys: pytest.CaptureFixture[str]):
 
 ROWS = (
     "A file of classes has one class per line, in index order: the name of its folder, then "
-    "perhaps a title."
+    "optionally a title."
 )
 
 
@@ -288,13 +288,13 @@ ROWS = (
     ("text", "message"),
     [
         ("", f" is empty.\n{ROWS}"),
-        ("a\nb\na x\n", (", line 3: a is already in line 1.\nEach class stands once; its line is "
+        ("a\nb\na x\n", (", line 3: a is already on line 1.\nEach class is listed once; its line is "
          "its index (the first line is 0).")),
         ("a\n\nb\n", (", line 2 has no name, which would shift the classes below it."
          f"\n{ROWS}")),
-        ("val/a b\n", (", line 1 has the path val/a where the name of a folder belongs."
+        ("val/a b\n", (", line 1 has the path val/a instead of the name of a folder."
          f"\n{ROWS}")),
-        ("a\\b\n", (", line 1 has the path a\\b where the name of a folder belongs."
+        ("a\\b\n", (", line 1 has the path a\\b instead of the name of a folder."
          f"\n{ROWS}")),
         (".a b\n", f", line 1 has .a: hidden folders, '.' and '..' are not classes.\n{ROWS}"),
         ("a b\0\n", f", line 1 has characters that cannot be printed: 'a b\\x00'.\n{ROWS}"),
@@ -310,7 +310,7 @@ def test_files_that_cannot_be_read_in_words(tmp_path: Path):
     with pytest.raises(DataError) as caught:
         read_classes(tmp_path)
     assert (
-        str(caught.value) == f"{tmp_path} cannot be read: Is a directory.\nName a file of classes."
+        str(caught.value) == f"{tmp_path} cannot be read: Is a directory.\nGive a file of classes."
     )
     with pytest.raises(DataError, match=r"^--classes .*the path is not valid UTF-8"):
         read_classes(tmp_path / os.fsdecode(b"\xff.txt"))
@@ -318,7 +318,7 @@ def test_files_that_cannot_be_read_in_words(tmp_path: Path):
 
 def test_names_and_titles(tmp_path: Path):
     (tmp_path / "c.txt").write_text("a b/c\td  e\tf\n b\t c \nd  e/f  .g\nh\t, x\ni\n")
-    with pytest.raises(DataError, match="line 1 has the path a b/c where"):
+    with pytest.raises(DataError, match="line 1 has the path a b/c instead"):
         read_classes(tmp_path / "c.txt")
     (tmp_path / "c.txt").write_text("a b\td  e\tf\n b\t c \nd  e/f  .g\nh\t, x\ni\n")
     classes = read_classes(tmp_path / "c.txt")

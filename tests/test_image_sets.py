@@ -269,4 +269,4 @@ def test_predictions_made_elsewhere_are_not_scored_among_other_classes(
     root = classes_of(tmp_path / "set", timm_indices("a"))
     np.save(tmp_path / "logits.npy", np.zeros((200, 1000)))
     assert score_main([str(tmp_path / "logits.npy"), "--data", str(root), "--quiet"]) == 2
-    assert "is ImageNet-A, where only its own classes are ranked" in capsys.readouterr().err
+    assert "is ImageNet-A, where only the classes of the set are ranked" in capsys.readouterr().err

@@ -196,7 +196,7 @@ def test_name_list_of_the_whole_set_shows_its_numbering(read, numbering: str):
 def test_name_list_of_a_part_cannot_be_in_ids(read):
     """Any four of them could be a numbering of their own."""
     message = refusal(read, f"{name(1)} 490\n{name(9)} 1000\n")
-    assert "line 2 has 1000 where an index 0..999 belongs (are these ILSVRC ids?)" in message
+    assert "line 2 has 1000 instead of an index 0..999 (are these ILSVRC ids?)" in message
     assert "position of the synset in the sorted list" in message
 
 
@@ -221,7 +221,7 @@ def test_line_without_a_class(read):
 
 
 def test_line_of_a_number_alone(read):
-    assert "line 2 has 0 where an index" in refusal(read, "a.jpg 1\n0\n")
+    assert "line 2 has 0 instead of an index" in refusal(read, "a.jpg 1\n0\n")
 
 
 @pytest.mark.parametrize("word", ["-1", "1.0", "1_0", "٣", "9" * 5000, "0x1", "\0"])
@@ -309,33 +309,33 @@ MINE = ClassList("mine.txt", (ImageClass("cat", "Cat"), ImageClass("10", "Ten"))
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("\n", " is empty.\nName a list of labels, or omit --labels."),
+        ("\n", " is empty.\nGive a list of labels, or omit --labels."),
         ("a\n", (" has one word per line and 1 lines; a ground-truth file has one line for each of "
          "ImageNet's 50,000 validation images.\nUse the devkit's "
          "ILSVRC2012_validation_ground_truth.txt, or lines of `name index`.")),
-        ("a.jpg 1000\n", (", line 1 has 1000 where an index 0..999 belongs (are these ILSVRC ids?)."
+        ("a.jpg 1000\n", (", line 1 has 1000 instead of an index 0..999 (are these ILSVRC ids?)."
          f"\n{INDEX}")),
         ("a.jpg 1\n\nILSVRC2012_val_00000007.JPEG 7 7\nILSVRC2012_val_00001000.JPEG 1000\n",
          (", line 4 numbers the images instead of their classes (ImageSets/CLS-LOC/val.txt?)."
          f"\n{INDEX}")),
-        ("ILSVRC2012_val_00001001.JPEG 1002\n", (", line 1 has 1002 where an index 0..999 belongs "
+        ("ILSVRC2012_val_00001001.JPEG 1002\n", (", line 1 has 1002 instead of an index 0..999 "
          f"(are these ILSVRC ids?).\n{INDEX}")),
         ("a.jpg n01440765\n", (", line 1 has n01440765, which is not one of the 1000 classes."
          f"\n{INDEX}")),
         ("a.jpg  x\ty\n", f", line 1 is not an image name and a class: a.jpg x y.\n{INDEX}"),
         ("a.jpg 1\nb/a.jpg 2\n", (": a is listed twice, as 1 in line 1 and as 2 in line 2.\n"
          "Folders in a list are ignored: file names must be unique.")),
-        ("ImageId,PredictionString\n", (" lists no images.\nGet LOC_val_solution.csv from Kaggle "
+        ("ImageId,PredictionString\n", (" lists no images.\nDownload LOC_val_solution.csv from Kaggle "
          "again.")),
         ("ImageId,PredictionString\na,n01440764 1\nb,\n", (", line 3 is not an image name and a "
          f"class: b.\n{INDEX}")),
         ("ImageId,PredictionString\n,n01440764 1\n", (", line 2 is not an image name and a class: "
          f"n01440764 1.\n{INDEX}")),
         ("ImageId,PredictionString\n,\n", f", line 2 is not an image name and a class: .\n{INDEX}"),
-        ("ImageId,PredictionString\na,5000 1\n", (", line 2 has 5000 where an index 0..999 belongs "
+        ("ImageId,PredictionString\na,5000 1\n", (", line 2 has 5000 instead of an index 0..999 "
          f"(are these ILSVRC ids?).\n{INDEX}")),
         ('ImageId,PredictionString\na,"' + "x" * 200_000, (", line 1: field larger than field "
-         "limit (131072).\nGet LOC_val_solution.csv from Kaggle again.")),
+         "limit (131072).\nDownload LOC_val_solution.csv from Kaggle again.")),
         (b"\xff", f" is not a UTF-8 text file.\n{ROWS}"),
     ],
 )  # fmt: skip
@@ -346,7 +346,7 @@ def test_refusals_in_words(read, tmp_path: Path, text: str | bytes, message: str
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.jpg 2\n", ", line 1 has 2 where an index 0..1 belongs."),
+        ("a.jpg 2\n", ", line 1 has 2 instead of an index 0..1."),
         ("a.jpg n01440764\n", ", line 1 has n01440764, which is not one of the 2 classes."),
         ("a.jpg dog\n", ", line 1 is not an image name and a class: a.jpg dog."),
     ],
@@ -390,7 +390,7 @@ def test_a_whole_list_with_one_name_that_is_not_official(read):
     rows[3] = f"{name(4)} 809\n"  # one number among synsets
     assert tuple(read("".join(rows)).label_of.values()) == official_labels()
     rows[3] = f"{name(4)} 1000\n"
-    assert "line 4 has 1000 where an index 0..999 belongs" in refusal(read, "".join(rows))
+    assert "line 4 has 1000 instead of an index 0..999" in refusal(read, "".join(rows))
 
 
 def test_ground_truth_of_synsets_and_numbers(read):
@@ -400,9 +400,9 @@ def test_ground_truth_of_synsets_and_numbers(read):
     assert labels.name == "list.txt"
     assert list(labels.label_of.values())[8:11] == [official_labels()[8], 5, official_labels()[10]]
     codes[9] = "1000"
-    assert "line 10 has 1000 where" in refusal(read, "\n".join(codes))
+    assert "line 10 has 1000 instead" in refusal(read, "\n".join(codes))
     codes[9] = "1001"
-    assert "line 10 has 1001 where" in refusal(read, "\n".join(codes))
+    assert "line 10 has 1001 instead" in refusal(read, "\n".join(codes))
 
 
 def test_a_numbering_of_its_own(read):

@@ -134,7 +134,7 @@ def test_refusals_in_words(val_folder: MakeVal, tmp_path: Path) -> None:
         real(open_valset(val_folder({"n01440764": ["a.JPEG"]})))
     assert str(caught.value) == (
         "--real-labels: n01440764/a.JPEG has no official name (ILSVRC2012_val_00000001.JPEG to "
-        "00050000), by which ReaL labels are found.\nOmit --real-labels."
+        "00050000), which is needed to find its ReaL labels.\nOmit --real-labels."
     )
     number = next(number for number, labels in enumerate(real_labels(), 1) if not labels)
     (tmp_path / "flat").mkdir()

@@ -1077,7 +1077,7 @@ def test_an_accepted_result_is_compared_like_the_original(
     write_result(tmp_path / "b", rank)
     code, told = gate_run("--accept", baseline="kept")
     assert code == 0
-    assert f"{tmp_path / 'kept'} is {tmp_path / 'b'} now" in told
+    assert f"{tmp_path / 'kept'} now holds {tmp_path / 'b'}." in told
     lines = (tmp_path / "kept" / "predictions.csv").read_text().splitlines()
     assert lines[:2] == [
         "path,label,unfused_rank,unfused_top1,fused_rank,fused_top1",

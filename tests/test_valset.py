@@ -395,13 +395,13 @@ def test_stray_folder_has_shifted_all(tmp_path: Path):
     assert "labels disagree for 6 of 6 images" in message
     assert "is n01753488 (66) by list.txt, n01751748 (65) by the official labels; " in message
     assert message.count("by list.txt") == 3
-    assert "All are off by +1: list.txt has another numbering" in message
+    assert "All are off by +1: list.txt uses another numbering" in message
 
 
 def test_list_of_some_names_in_another_numbering(tmp_path: Path):
     rows = dict(zip(map(name, NUMBERS), (490, 361, 171, 822, 297, 482), strict=True))
     message = refusal(small.flat(tmp_path / "set"), listed(tmp_path / "list.txt", rows))
-    assert "Does list.txt have another numbering (ILSVRC ids)?" in message
+    assert "Does list.txt use another numbering (ILSVRC ids)?" in message
 
 
 def test_kaggle_labels_disagree(tmp_path: Path):
@@ -438,7 +438,7 @@ def test_nothing_there(tmp_path: Path):
 
 
 def test_empty_folder(tmp_path: Path):
-    assert "no images: it holds nothing" in refusal(tmp_path)
+    assert "no images: it contains nothing" in refusal(tmp_path)
 
 
 def test_folder_of_something_else(tmp_path: Path):
@@ -446,15 +446,16 @@ def test_folder_of_something_else(tmp_path: Path):
         (tmp_path / file).touch()
     message = refusal(tmp_path)
     assert (
-        "has no synset folders (n01440764, ...) and no images: it holds README.md, a, b." in message
+        "has no synset folders (n01440764, ...) and no images: it contains README.md, a, b."
+        in message
     )
-    assert "Name the folder of the 1000 class folders" in message
+    assert "Give the folder of the 1000 class folders" in message
 
 
 def test_synset_folders_without_images(tmp_path: Path):
     (tmp_path / "n01440764" / "images").mkdir(parents=True)
     (tmp_path / "n01440764" / "images" / name(293)).write_bytes(jpeg(1))
-    assert "its 1 synset folders hold no images" in refusal(tmp_path)
+    assert "its 1 synset folders contain no images" in refusal(tmp_path)
 
 
 def test_unknown_synsets(tmp_path: Path):
@@ -562,7 +563,7 @@ def test_tar_of_the_training_set(tmp_path: Path):
     tar = tmp_path / "ILSVRC2012_img_train.tar"
     with tarfile.open(tar, "w") as archive:
         archive.addfile(tarfile.TarInfo("n01440764.tar"))
-    assert "no images: it holds n01440764.tar" in refusal(tar)
+    assert "no images: it contains n01440764.tar" in refusal(tar)
 
 
 def test_tar_with_symbolic_links(tmp_path: Path):
@@ -578,7 +579,7 @@ def test_tar_with_symbolic_links(tmp_path: Path):
 
 def test_tar_with_a_name_twice(tmp_path: Path):
     tar = small.tar(tmp_path / "val.tar", [name(1)] * IMAGES)
-    assert f"holds {name(1)} twice" in refusal(tar)
+    assert f"contains {name(1)} twice" in refusal(tar)
 
 
 @pytest.mark.parametrize(
@@ -725,7 +726,7 @@ def test_shards_of_another_split(tmp_path: Path):
     for path in (root / "data").iterdir():
         path.rename(path.with_name(path.name.replace("validation", "train")))
     message = refusal(root)
-    assert "and none of the validation split" in message
+    assert "but none of the validation split" in message
     assert "Download data/validation-*.parquet" in message
 
 

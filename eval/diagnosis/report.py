@@ -207,8 +207,8 @@ def _conclusion(diagnosis: Diagnosis) -> Iterator[str]:
         yield diagnosis.advice
         for row in findings.alternatives:
             yield (
-                f"{row.trial.name} does as well here ({row.trial.correct:,}): the sample cannot tell "
-                f"the two apart. {_more_images(row.images)}"
+                f"{row.trial.name} does as well here ({row.trial.correct:,}): the sample cannot "
+                f"tell the two apart. {_more_images(row.images)}"
             )
         if diagnosis.is_too_low(best.correct):
             yield "That is still below the reported accuracy: something else is wrong, too."

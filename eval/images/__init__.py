@@ -1,11 +1,11 @@
-"""Which images there are, what they show, and their pixels.
+"""The images: which there are, their labels, and their pixels.
 
 valset.py      opens a validation set: its images, labels and bytes
-layouts/       the layouts in which people keep one: folders, tar, parquet
+layouts/       how a set may be stored: folders, tar, parquet
 labels.py      the official labels, and label files
 classes.py     the classes of a model, in index order
 labelset.py    which predictions are right: the set's own labels, or ReaL
-sets.py        ImageNet's validation set, and the test sets that others made
+sets.py        ImageNet's validation set, and third-party test sets
 preprocess.py  from the bytes of a file to the model's input, bit for bit
 cache.py       crops kept on disk
 survey.py      checks every image of a set before it is evaluated

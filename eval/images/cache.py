@@ -6,8 +6,8 @@ images, the preprocessing and the versions of the libraries that decode: others 
 A crop is used only if its record is there, its checksum holds, and it was made from the very bytes
 that the image has now: whoever asks for a crop has read the image and gives its SHA-256, so that
 every reported hash is one of bytes that were read in that run. Files are read and written in place
-and never mapped, so that a run needs no memory for them; threads and processes may share a cache,
-each for its own images.
+and never mapped, so a run needs no memory for them; threads and processes may share a cache, each
+for its own images.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class CropCache:
         os.close(self._index)
 
     def get(self, index: int, sha256: bytes) -> Crop | None:
-        """The crop of an image, if it is there, undamaged, and was made from the same bytes.
+        """The crop of an image, if there is an undamaged one that was made from the same bytes.
 
         Args:
             index: of the image.

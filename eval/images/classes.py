@@ -26,7 +26,7 @@ class ImageClass(NamedTuple):
 
     Attributes:
         folder: the name of its folder; for ImageNet, its synset.
-        title: what it shows, perhaps with synonyms behind commas; need not be unique.
+        title: what it shows, optionally with synonyms after commas; need not be unique.
     """
 
     folder: str
@@ -76,7 +76,7 @@ IMAGENET = _imagenet()
 
 _ROWS = (
     "A file of classes has one class per line, in index order: the name of its folder, then "
-    "perhaps a title."
+    "optionally a title."
 )
 
 
@@ -103,8 +103,8 @@ def read_classes(path: Path) -> ClassList:
         first = line_of.setdefault(row.folder, number)
         if first != number:
             raise DataError(
-                f"{where}: {shown(row.folder)} is already in line {first}.\n"
-                "Each class stands once; its line is its index (the first line is 0)."
+                f"{where}: {shown(row.folder)} is already on line {first}.\n"
+                "Each class is listed once; its line is its index (the first line is 0)."
             )
         rows.append(row)
     return ClassList(path.name, tuple(rows))
@@ -119,7 +119,7 @@ def _parse(where: str, line: str) -> ImageClass:
     if not folder:
         problem = "has no name, which would shift the classes below it"
     elif "/" in folder or "\\" in folder:
-        problem = f"has the path {shown(folder)} where the name of a folder belongs"
+        problem = f"has the path {shown(folder)} instead of the name of a folder"
     elif folder.startswith("."):
         problem = f"has {shown(folder)}: hidden folders, '.' and '..' are not classes"
     elif not f"{folder}{title}".isprintable():

@@ -1,4 +1,4 @@
-"""Labels that do not come from folders: the official list, and the files that people have.
+"""Labels that do not come from folders: the official list, and label files.
 
 An image is identified by its file name: its folder, the case of its suffix and a synset appended
 to the name do not matter. A label is an index in a list of classes; ImageNet's is sorted by
@@ -59,7 +59,7 @@ def is_image(name: str) -> bool:
 
 
 def image_key(path: str) -> str:
-    """The name of an image in every layout and list: without folder and suffix."""
+    """The name of an image in every layout and list: without its folder and suffix."""
     number = official_number(path)
     return _stem(path) if number is None else official_key(number)
 
@@ -144,7 +144,7 @@ class _LabelFile:
             if (words := line.split())
         ]
         if not lines:
-            raise DataError(f"{self.path} is empty.\nName a list of labels, or omit --labels.")
+            raise DataError(f"{self.path} is empty.\nGive a list of labels, or omit --labels.")
         first = lines[0][1]
         if first[0].startswith("ImageId,"):
             return self._read_solution(text)
@@ -198,7 +198,7 @@ class _LabelFile:
 
     def _read_solution(self, text: str) -> LabelList:
         """Kaggle's ``LOC_val_solution.csv``: the boxes of an image, each after its synset."""
-        again = "Get LOC_val_solution.csv from Kaggle again."
+        again = "Download LOC_val_solution.csv from Kaggle again."
         label_of = {}
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
@@ -237,7 +237,7 @@ class _LabelFile:
             reason = "numbers the images instead of their classes (ImageSets/CLS-LOC/val.txt?)"
         elif _NUMBER.fullmatch(word):
             hint = " (are these ILSVRC ids?)" if self.classes == IMAGENET else ""
-            reason = f"has {word} where an index 0..{len(self.classes) - 1} belongs{hint}"
+            reason = f"has {word} instead of an index 0..{len(self.classes) - 1}{hint}"
         elif SYNSET.fullmatch(word):
             reason = f"has {word}, which is not one of the {len(self.classes)} classes"
         else:

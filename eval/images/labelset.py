@@ -1,4 +1,4 @@
-"""Which answers are right for each image: the set's own labels, or the ReaL labels.
+"""Which predictions are right for each image: the set's own labels, or the ReaL labels.
 
 ReaL (Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159) gives the validation images all
 the labels that annotators agreed on. A prediction is right if it is any of them; images that were
@@ -87,7 +87,7 @@ def real(valset: ValSet) -> LabelSet:
         if number is None:
             raise DataError(
                 f"--real-labels: {sample.path} has no official name (ILSVRC2012_val_00000001.JPEG "
-                "to 00050000), by which ReaL labels are found.\nOmit --real-labels."
+                "to 00050000), which is needed to find its ReaL labels.\nOmit --real-labels."
             )
         accepted.append(real_labels()[number - 1])
     if not any(accepted):

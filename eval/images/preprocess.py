@@ -5,7 +5,7 @@ a batch of crops into float32. A crop value has 256 possible normalised values p
 normalisation is a table that is computed once, in the pipeline's own float32 arithmetic: the
 result has the bits of the original on every device.
 
-Whoever decodes many images does so inside of `exact_opencv`.
+Code that decodes many images runs inside `exact_opencv`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Crop = NDArray[np.uint8]
 
 
 class BadImage(Exception):
-    """The bytes cannot be decoded in full, or not be resized; the message says why."""
+    """An image that cannot be fully decoded or resized; the message says why."""
 
 
 class _OpenCV:
@@ -65,11 +65,11 @@ _opencv = _OpenCV()
 
 @contextmanager
 def exact_opencv() -> Iterator[None]:
-    """One thread for OpenCV and no log of its own; both are as before afterwards.
+    """Limit OpenCV to one thread and silence its log; both are restored afterwards.
 
-    One image is one task of one worker: threads inside of it would only wait for each other. What
-    cannot be decoded is reported with its path; OpenCV's own lines say less. The settings belong
-    to the process: of several evaluations at once, the last to end restores them.
+    One image is one task of one worker: more threads would only wait for each other. Images that
+    cannot be decoded are reported with their paths; OpenCV's own messages say less. The settings
+    belong to the process: of several evaluations at once, the last to end restores them.
     """
     _opencv.enter()
     try:
@@ -80,7 +80,7 @@ def exact_opencv() -> Iterator[None]:
 
 @contextmanager
 def bad_image_errors() -> Iterator[None]:
-    """What libraries raise for an image that they cannot decode or resize becomes `BadImage`."""
+    """Turn what libraries raise for an image that they cannot decode or resize into `BadImage`."""
     try:
         yield
     except MemoryError as error:

@@ -1,6 +1,6 @@
-"""Sets of test images with ILSVRC2012's classes: the validation set, and those that others made.
+"""Sets of test images with ILSVRC2012's classes: the validation set, and third-party sets.
 
-    val       ILSVRC2012 validation: what the reported figures are of
+    val       ILSVRC2012 validation, on which the reported figures were measured
     v2        ImageNetV2 (Recht et al., arXiv 1902.10811): folders 0 to 999 instead of synsets
     a         ImageNet-A (Hendrycks et al., arXiv 1907.07174): 200 of the classes
     r         ImageNet-R (Hendrycks et al., arXiv 2006.16241): 200 classes, 86 of them also in A
@@ -29,14 +29,14 @@ _ENOUGH_CLASSES = range(100, 200 + 1)
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What a set of test images is.
+    """A set of test images.
 
     Attributes:
         name: as its authors call it.
         images: how many images the whole set has; None if that is not known.
         most: how many images the set has of each class, where that is the same for all.
         synsets: timm's list of its classes; None for all classes.
-        is_judged: whether reported figures are of this set.
+        is_judged: whether reported figures were measured on this set.
     """
 
     name: str
@@ -77,7 +77,7 @@ def recognise(
     numbered: bool = False,
     classes: ClassList = IMAGENET,
 ) -> ImageSet:
-    """Tell which set the images are, or are part of.
+    """Recognise the set that the images are, or are part of.
 
     Images of other classes than ImageNet's are a set of their own. ImageNetV2 is recognised by
     its folders, Sketch by its file names, A and R by their classes: all or most of them and no

@@ -26,7 +26,7 @@ from eval.images.valset import ValSet, fingerprint
 
 # ImageNet's set has some: 29 at 32x32 pixels (PatrykChrabaszcz/Imagenet32_Scripts issue 8).
 _OWN_DUPLICATES = 60
-# A set with this share of its images is meant to be whole; a smaller one is somebody's choice.
+# A set with at least this share of its images is meant to be complete; a smaller one is a choice.
 _MEANT_TO_BE_WHOLE = 0.9
 _BATCH = 16  # images per task of a thread
 _SHOWN = 10  # rows of a list, in text
@@ -102,7 +102,7 @@ class Survey:
 
     @cached_property
     def problems(self) -> list[str]:
-        """What is wrong and what to do about it; empty if an evaluation may start."""
+        """What is wrong and what to do about it; empty if the set is ready to evaluate."""
         found = []
         images = len(self.looks)
         if self.unreadable:
@@ -116,7 +116,7 @@ class Survey:
         if surplus > _OWN_DUPLICATES * images // VAL_IMAGES:
             found.append(
                 f"{_count(surplus, 'image')} duplicated under another name: get the right "
-                "contents for those names."
+                "files for those names."
             )
         if _MEANT_TO_BE_WHOLE * self.expected <= images < self.expected:
             found.append(f"{_count(self.expected - images, 'image')} missing: complete the copy.")
@@ -215,7 +215,7 @@ def survey(
 
 
 def to_json(seen: Survey) -> dict[str, Any]:
-    """For scripts: the facts, `ok`, the `problems` and the `advice`."""
+    """The survey for scripts: the facts, `ok`, the `problems` and the `advice`."""
     counts = seen.images_per_class
     return {
         "ok": not seen.problems,
@@ -238,7 +238,7 @@ def to_json(seen: Survey) -> dict[str, Any]:
 
 
 def to_text(seen: Survey) -> str:
-    """The same for a person."""
+    """The survey as text for people."""
     present = [count for count in seen.images_per_class if count]
     fewest, most = min(present), max(present)
     each = f"{most}" if fewest == most else f"{fewest} to {most}"

@@ -1,4 +1,4 @@
-"""Text from users and for users: small files that they wrote, and names fit for a message."""
+"""Text from users and for users: small text files, and names fit for a message."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_utf8(text: str) -> bool:
 
 
 def check_path(option: str, path: Path) -> None:
-    """Refuse a path that no report could name.
+    """Refuse a path that no report could contain.
 
     Raises:
         DataError: it is not valid UTF-8.
@@ -75,5 +75,5 @@ def read_text(path: Path, what: str, rows: str) -> str:
         raise DataError(f"{path} is not a UTF-8 text file.\n{rows}") from None
     except OSError as error:
         raise DataError(
-            f"{shown(str(path))} cannot be read: {error.strerror or error}.\nName a {what}."
+            f"{shown(str(path))} cannot be read: {error.strerror or error}.\nGive a {what}."
         ) from error

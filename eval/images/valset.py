@@ -1,4 +1,4 @@
-"""A validation set: which images there are, what they show, and how to read them.
+"""A validation set: its images, their labels, and how to read them.
 
 `open_valset` recognises the layout (layouts/), then compares everything that gives an image a
 label: its folder, a list, its official name. Any disagreement is an error, so that a label never
@@ -62,7 +62,7 @@ class ValSet:
 
     Attributes:
         root: the folder, tar or shards that the paths of the samples are in.
-        layout: how it is kept and where the labels are from, in words.
+        layout: how the images are stored and where the labels come from, in words.
         samples: the images; an image's index is its position here.
         read: gives the bytes of a file, by the `path` of its sample, in any thread; raises
             `UnreadableImage`.
@@ -135,7 +135,7 @@ def open_valset(root: Path, labels: Path | None = None, classes: ClassList | Non
         root: class folders, a folder of files, a tar of either, parquet shards, the root of
             Kaggle's tree, or a folder with one of these in ``val``.
         labels: a `name index` list or a ground-truth file (`eval.images.labels.read_labels`);
-            needed for files that lie in no class folders and have no official names.
+            needed for files that are not in class folders and have no official names.
         classes: what the folders are named after and the labels are indices of; ImageNet's 1000
             if None.
 
@@ -261,7 +261,7 @@ def _official_label(path: str, classes: ClassList) -> int | None:
 
 
 def _check_names(root: Path, paths: Iterable[str]) -> None:
-    """Names can be written down, and each official image is there once."""
+    """Names are valid UTF-8, and each official image occurs once."""
     undecodable = [path for path in paths if not is_utf8(path)]
     if undecodable:
         raise DataError(
@@ -290,21 +290,21 @@ def _check_unlabelled(
     listed = f" nor in {labels.name}" if labels else ""
     if nameless and classes != IMAGENET:
         raise DataError(
-            f"{where}: neither in a class folder of {classes.name}{listed}, so that the labels are "
-            "not known.\nList them with --labels FILE (lines of `name index`), or sort them into "
+            f"{where}: neither in a class folder of {classes.name}{listed}, so their labels are "
+            "unknown.\nList them with --labels FILE (lines of `name index`), or sort them into "
             "the class folders."
         )
     like = [path for path in nameless if path.upper().startswith("ILSVRC2012_")]
     if like:
         raise DataError(
             f"--data {root}: {examples(like)}: not among ILSVRC2012_val_00000001 to _00050000.\n"
-            "These are copies, renamed files, or images of another set, whose labels are not "
-            "known: move them away."
+            "These are copies, renamed files, or images of another set, whose labels are "
+            "unknown: move them away."
         )
     if len(nameless) > sum(official_number(sample.path) is not None for sample in samples):
         raise DataError(
             f"{where}: neither official names (ILSVRC2012_val_00000001.JPEG) "
-            f"in synset folders{listed}, so that their labels are not known.\n"
+            f"in synset folders{listed}, so their labels are unknown.\n"
             "List them with --labels FILE (lines of `name index`), or sort them into "
             "synset folders (n01440764, ...)."
         )
@@ -337,9 +337,9 @@ def _disagreement(
     who = wrong[0][0]
     offsets = {offset for _, offset in wrong}
     if len(wrong) > 3 and len(offsets) == 1:
-        reason = f"All are off by {offsets.pop():+d}: {who} has another numbering."
+        reason = f"All are off by {offsets.pop():+d}: {who} uses another numbering."
     elif 2 * len(disputed) > images:
-        reason = f"Does {who} have another numbering (ILSVRC ids)?"
+        reason = f"Does {who} use another numbering (ILSVRC ids)?"
     else:
         reason = "Files were moved or renamed, or labels edited."
     official = " The official labels are built in: omit --labels." if classes == IMAGENET else ""
@@ -364,8 +364,8 @@ def _check_counts(
         )
     if image_set.images is not None and len(samples) > image_set.images:
         raise DataError(
-            f"--data {root}: {len(samples):,} images; {image_set.name}, whose classes or names "
-            f"they have, has {image_set.images:,}.\nWere images copied twice?"
+            f"--data {root}: {len(samples):,} images, but {image_set.name}, which has such "
+            f"classes or names, only has {image_set.images:,}.\nWere images copied twice?"
         )
 
 
@@ -376,7 +376,7 @@ def _layout(
     nameless: Sequence[str],
     classes: ClassList,
 ) -> str:
-    """How it is kept, what gives the labels, what confirms them, and what is left out."""
+    """How the images are stored, where labels come from, what confirms them, what is left out."""
     official = all(_official_label(sample.path, classes) is not None for sample in samples)
     owned = listing.label_of[samples[0].path] is not None
     checks = [labels.name] if labels and owned else []

@@ -1,11 +1,11 @@
-"""The layouts in which people keep a validation set; each module lists the images of one.
+"""The layouts of a validation set; each module lists the images of one.
 
     folders.py   class folders, or all files in one folder
     tar.py       a tar of either
     parquet.py   shards of Hugging Face's ILSVRC/imagenet-1k
 
-A listing says which images there are, what the layout itself says they show, and how to read
-them. Names, lists and the official labels are compared in eval/images/valset.py.
+A listing gives the images, the labels that the layout itself gives them, and how to read them.
+Names, lists and the official labels are compared in eval/images/valset.py.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of one place.
+    """The images in one place.
 
     Attributes:
         root: what their paths are relative to.
-        words: how they are kept.
+        words: how they are stored.
         label_of: path, with forward slashes, to the label that the layout gives, if any.
         labelled_by: what gives those labels.
         read: bytes of an image, from any thread; raises `UnreadableImage`.
@@ -94,13 +94,13 @@ def labels_by_folder(
         raise DataError(
             f"--data {root} has {len(foldered):,} images in {classes.kind} folders and "
             f"{len(loose):,} beside them ({examples(loose)}).\n"
-            "Sorting them into folders was interrupted: finish it, or move all into one folder."
+            "Was sorting them into folders interrupted? Finish it, or move all into one folder."
         )
     return f"{len(found)} {classes.kind} folders", foldered
 
 
 def unknown_folders(root: Path, folders: Iterable[str], classes: ClassList) -> DataError:
-    """The error where folders stand for no class of the list."""
+    """The error if folders are not in the list of classes."""
     listed = examples(sorted(folders))
     if classes == IMAGENET:
         return DataError(
@@ -110,25 +110,25 @@ def unknown_folders(root: Path, folders: Iterable[str], classes: ClassList) -> D
         )
     return DataError(
         f"--data {root}: {listed}: not among the {len(classes)} classes of {classes.name}.\n"
-        "Add the folders to the list, in index order, or move them away. Where a name contains "
-        "blanks, a tab must follow it in the list."
+        "Add the folders to the list, in index order, or move them away. If a name contains "
+        "spaces, a tab must follow it in the list."
     )
 
 
 def no_images(root: Path, seen: Iterable[str], classes: ClassList) -> DataError:
-    """The error where a folder or tar holds nothing that is understood."""
+    """The error if a folder or tar contains nothing that is recognised."""
     names = sorted(seen)
     folders = [name for name in names if is_class_folder(name, classes)]
     if folders:
         return DataError(
-            f"--data {root}: its {len(folders)} {classes.kind} folders hold no images.\n"
-            "The images must lie in them directly, as in "
+            f"--data {root}: its {len(folders)} {classes.kind} folders contain no images.\n"
+            "The images must be directly in them, as in "
             f"{shown(folders[0])}/{'ILSVRC2012_val_00000293' if classes == IMAGENET else '1'}.JPEG."
         )
     if any(name.isdecimal() for name in names):
         return DataError(
             f"--data {root} has numbered folders ({examples(n for n in names if n.isdecimal())}): "
-            "in some copies the number is the index of the class, in others its ILSVRC id.\n"
+            "in some copies, the number is the index of the class, in others its ILSVRC id.\n"
             "If the file names are official, put the files into one folder: the labels are built "
             "in; or rename the folders to synsets. (ImageNetV2 has all the folders 0 to 999.)"
         )
@@ -136,18 +136,18 @@ def no_images(root: Path, seen: Iterable[str], classes: ClassList) -> DataError:
     if classes != IMAGENET:
         return DataError(
             f"--data {root} has no images and none of the class folders of {classes.name} "
-            f"({examples(classes.index_of)}): it holds {held}.\n"
-            "Name the folder that contains the class folders, or their tar."
+            f"({examples(classes.index_of)}): it contains {held}.\n"
+            "Give the folder that contains the class folders, or their tar."
         )
     return DataError(
-        f"--data {root} has no synset folders (n01440764, ...) and no images: it holds {held}.\n"
-        "Name the folder of the 1000 class folders or of the ILSVRC2012_val_*.JPEG files, their "
+        f"--data {root} has no synset folders (n01440764, ...) and no images: it contains {held}.\n"
+        "Give the folder of the 1000 class folders or of the ILSVRC2012_val_*.JPEG files, their "
         "tar, or the parquet shards."
     )
 
 
 def unreadable(path: Path, error: OSError) -> UnreadableImage:
-    """The error where the system cannot read a file."""
+    """The error if the system cannot read a file."""
     return UnreadableImage(
         f"{shown(str(path))} cannot be read: {error.strerror or error}.\n"
         "Check its permissions and the disk, or replace it with an intact copy."

@@ -43,7 +43,7 @@ def find_shards(folder: Path) -> list[Path]:
         others = [path for path in shards if path.name.startswith(_OTHER_SPLITS)]
         if others and not validation:
             raise DataError(
-                f"--data {folder} has the parquet shards {examples(p.name for p in others)}, and "
+                f"--data {folder} has the parquet shards {examples(p.name for p in others)}, but "
                 "none of the validation split.\nDownload data/validation-*.parquet."
             )
         if shards:
@@ -60,7 +60,7 @@ def list_parquet(root: Path, shards: Sequence[Path], classes: ClassList) -> List
     """
     if classes != IMAGENET:
         raise UsageError(
-            f"--data {root}: parquet shards are read with ImageNet's classes only.\n"
+            f"--data {root}: parquet shards are only supported with ImageNet's classes.\n"
             "Use folders of images with --classes, or omit --classes."
         )
     label_of: dict[str, int | None] = {}

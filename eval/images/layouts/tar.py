@@ -81,7 +81,7 @@ def list_tar(tar: Path, classes: ClassList) -> Listing:
             kind, _, command = advice.partition(": ")
             raise DataError(
                 f"--data {tar} is compressed with {kind}: its images cannot be read in place.\n"
-                f"Decompress it first ({command}); JPEGs hardly shrink."
+                f"Decompress it first ({command}); that takes hardly more space."
             )
     place_of, others = _images(tar)
     prefix = _prefix(tar, place_of, classes)
@@ -116,7 +116,7 @@ def _images(tar: Path) -> tuple[dict[str, _Place], set[str]]:
             continue
         if name in place_of:
             raise DataError(
-                f"--data {tar} holds {shown(name)} twice.\nCreate it again, from the files."
+                f"--data {tar} contains {shown(name)} twice.\nCreate it again from the files."
             )
         if member.islnk():  # tar's way to store a file that it has stored under another name
             target = place_of.get(member.linkname.removeprefix("./"))
@@ -126,7 +126,7 @@ def _images(tar: Path) -> tuple[dict[str, _Place], set[str]]:
         if target is None:
             raise DataError(
                 f"--data {tar}: {shown(name)} is a link or not a regular file.\n"
-                "Create the tar with --dereference, or name the folder that it was made from."
+                "Create the tar with --dereference, or give the folder that it was made from."
             )
         place_of[name] = target
     return place_of, others
@@ -143,7 +143,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 if member.size < 0 or tar.offset <= end:
-                    raise tarfile.ReadError("its headers lead back")
+                    raise tarfile.ReadError("its headers point backwards")
                 last, end = member.name, tar.offset
                 if member.isreg() and member.offset_data + member.size > size:
                     break
@@ -153,7 +153,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
         if not last:
             raise DataError(
                 f"--data {path} is neither a tar nor a parquet file: {shown(str(error))}.\n"
-                "Name the folder of the validation set, its tar, or its parquet shards."
+                "Give the folder of the validation set, its tar, or its parquet shards."
             ) from error
         raise DataError(
             f"--data {path} is damaged after {shown(last)}: {shown(str(error))}.\n{_DAMAGED}"
@@ -182,7 +182,7 @@ def _prefix(tar: Path, names: Iterable[str], classes: ClassList) -> str:
         raise DataError(
             f"--data {tar} has images in several folders: "
             f"{examples(top or 'the top' for top in sorted(tops))}.\n"
-            "It must hold a single validation set: unpack the tar and name that set's folder."
+            "It must contain a single validation set: unpack the tar and give that set's folder."
         )
     top = next(iter(tops), "")
     return f"{top}/" if top else ""
