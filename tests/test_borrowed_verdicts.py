@@ -138,7 +138,7 @@ def test_more_images_than_the_reference_is_of(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("out", configuration=config(tmp_path, images=3, tolerance=3)) == 3
-    assert "4 images, but the reported figures are of 3" in capsys.readouterr().err
+    assert "4 images, but the reported figures are for 3" in capsys.readouterr().err
     assert not (tmp_path / "out" / "summary.csv").exists()
 
 

@@ -54,7 +54,7 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_way_is_explained(tmp_path: Path) -> None:
     (tmp_path / "bad_images.csv").mkdir()
-    with pytest.raises(UsageError, match=r"bad_images\.csv is a folder, and a file of that name"):
+    with pytest.raises(UsageError, match=r"bad_images\.csv is a folder, but a file of that name"):
         write_atomically(tmp_path / "bad_images.csv", "text")
     with pytest.raises(UsageError, match=r"bad_images.csv cannot be removed: "):
         remove(tmp_path / "bad_images.csv")

@@ -106,7 +106,7 @@ def test_an_existing_folder_is_claimed_at_once(tmp_path: Path) -> None:
     full(tmp_path, "old")
     with OutputFolder(tmp_path) as folder:
         assert names_in(tmp_path) == [".lock", ".lock-owner", "previous"]
-        assert folder.note == f"{tmp_path}: the earlier result is in {tmp_path / 'previous'} now"
+        assert folder.note == f"{tmp_path}: moved the earlier result to {tmp_path / 'previous'}"
         (tmp_path / "summary.csv").write_text("new")
         folder.claim()  # not once more: this would move the run's own files
         assert names_in(tmp_path) == [".lock", ".lock-owner", "previous", "summary.csv"]
@@ -196,7 +196,7 @@ def test_a_folder_in_the_place_of_a_report(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError) as caught, OutputFolder(tmp_path):
         pass
     assert str(caught.value) == (
-        f"{tmp_path / name} is a folder, and a report needs its name.\n"
+        f"{tmp_path / name} is a folder, but a report needs that name.\n"
         "Move it away, or name another folder with --output."
     )
     assert names_in(tmp_path) == sorted(NAMES), "nothing was moved, and the lock is free again"
@@ -207,7 +207,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught, OutputFolder(tmp_path / "out"):
         pass
     assert str(caught.value) == (
-        f"--output {tmp_path / 'out'} is a file.\nName a folder, which need not exist yet."
+        f"--output {tmp_path / 'out'} is a file.\nName a folder; it need not exist yet."
     )
 
 
@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         OutputFolder(tmp_path / "file" / "out").claim()
     assert str(caught.value) == (
         f"{tmp_path / 'file' / 'out'} cannot be written: Not a directory.\n"
-        "Make room, or name another folder with --output."
+        "Free some space, or name another folder with --output."
     )
 
 
@@ -381,7 +381,7 @@ def test_whatever_fails_leaves_no_part_of_a_result(
     if isinstance(error, OSError):
         assert str(caught.value) == (
             f"{tmp_path} cannot be written: No space left.\n"
-            "Make room, or name another folder with --output."
+            "Free some space, or name another folder with --output."
         )
     assert names_in(tmp_path) == []
 
@@ -413,7 +413,7 @@ def test_a_folder_in_the_way_of_a_report(tmp_path: Path, evaluation: Evaluation)
         write_reports(tmp_path, evaluation)
     assert str(caught.value) == (
         f"{tmp_path / 'run.json'} cannot be written: it is a folder.\n"
-        "Make room, or name another folder with --output."
+        "Free some space, or name another folder with --output."
     )
     assert names_in(tmp_path) == ["run.json"]
 

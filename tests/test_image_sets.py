@@ -227,7 +227,7 @@ def test_other_sets_are_never_gated() -> None:
     whole = judge(measured(image_sets.V2, 10_000), config, "paddle", "fp32")
     assert whole.verdict is Verdict.NO_REFERENCE
     (result,) = whole.forms
-    assert "the reported figures are of the ILSVRC2012 validation set" in result.reason
+    assert "the reported figures are for the ILSVRC2012 validation set" in result.reason
     assert result.images_expected == 10_000
     assert result.reference == {1: None, 5: None}
     part = judge(measured(image_sets.V2, 9_999), config, "paddle", "fp32")

@@ -325,8 +325,8 @@ MINE = ClassList("mine.txt", (ImageClass("cat", "Cat"), ImageClass("10", "Ten"))
         ("a.jpg  x\ty\n", f", line 1 is not an image name and a class: a.jpg x y.\n{INDEX}"),
         ("a.jpg 1\nb/a.jpg 2\n", (": a is listed twice, as 1 in line 1 and as 2 in line 2.\n"
          "Folders in a list are ignored: file names must be unique.")),
-        ("ImageId,PredictionString\n", (" lists no images.\nDownload LOC_val_solution.csv from Kaggle "
-         "again.")),
+        ("ImageId,PredictionString\n", (" lists no images.\nDownload LOC_val_solution.csv from "
+         "Kaggle again.")),
         ("ImageId,PredictionString\na,n01440764 1\nb,\n", (", line 3 is not an image name and a "
          f"class: b.\n{INDEX}")),
         ("ImageId,PredictionString\n,n01440764 1\n", (", line 2 is not an image name and a class: "

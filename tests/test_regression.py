@@ -185,8 +185,8 @@ def test_answers_that_are_wrong_in_another_way_are_flips(
     write_result(tmp_path / "b", ranks(60), wrong=701)
     code, told = gate_run()
     assert code == 1
-    assert "FAIL  flips: 40 wrong to wrong; may be 5 besides wrong to right" in told
-    assert "ok    top-1: +0 images; may drop by 5 images" in told
+    assert "FAIL  flips: 40 wrong to wrong; limit: 5 besides wrong to right" in told
+    assert "ok    top-1: +0 images; limit: a drop of 5 images" in told
 
 
 def test_unreadable_images_are_a_regression(
@@ -214,7 +214,7 @@ def test_each_form_is_gated(tmp_path: Path, gate_run: Callable[..., tuple[int, s
     assert "base, unfused to fused: 100 images" in told
     code, told = gate_run("--form", "int8")
     assert code == 2
-    assert "has unfused, fused, and not 'int8'" in told
+    assert "has unfused, fused, but not 'int8'" in told
 
 
 def test_a_form_that_is_missing_is_not_left_out(
@@ -435,8 +435,8 @@ def test_other_weights_have_a_limit_in_points(
                      labels=np.arange(1000) % 500)  # fmt: skip
     found, told = gate_run("--allow-other-weights")
     assert found == code
-    assert "may drop by 0.1pp, 1 images" in told
-    assert "-     flips: not checked between other weights" in told
+    assert "limit: a drop of 0.1pp, 1 images" in told
+    assert "-     flips: not checked, as the weights differ" in told
     assert "note  the weights differ or are unknown" in told
 
 
@@ -445,7 +445,7 @@ def test_the_same_weights_keep_their_limits_where_others_are_allowed(
 ) -> None:
     two(tmp_path, ranks(60), ranks(60), device="cuda:0")
     _, told = gate_run("--allow-other-weights")
-    assert "may drop by 5 images" in told
+    assert "limit: a drop of 5 images" in told
     assert "note  device cpu -> cuda:0" in told
 
 
@@ -541,7 +541,7 @@ def test_reports_are_written_before_a_failing_exit(
     report = (tmp_path / "out" / "regression.md").read_text()
     assert "## Accuracy: REGRESSED" in report
     assert "| n01440764 0 tench | 2 | 2 | 0 | -2 |" in report
-    assert "32 images have another best class" in report
+    assert "32 predictions changed" in report
     assert report.count("right to wrong |") == regression_report.SHOWN
     assert summary.read_text() == f"before\n{report}\n"
 
@@ -744,8 +744,8 @@ def test_a_failed_baseline_can_be_allowed_and_the_report_says_so(
     assert gate_run()[0] == 2
     code, told = gate_run("--allow-failed-baseline", "--output", str(tmp_path / "out"))
     assert code == 0
-    assert "ok    verdict: FAIL, as the baseline: allowed (its accuracy is not the rep" in told
-    note = "the baseline says FAIL, which --allow-failed-baseline allows"
+    assert "ok    verdict: FAIL, like the baseline: allowed (its accuracy is not the rep" in told
+    note = "the verdict of the baseline is FAIL, which --allow-failed-baseline allows"
     assert f"note  {note}" in told
     assert note in (tmp_path / "out" / "regression.md").read_text()
     regression.check_baseline(tmp_path / "a", "base", "torchvision", allow_failed=True)
@@ -994,7 +994,7 @@ def test_no_flips_by_hand() -> None:
     rows = {("x", "f"): replace(a_row(), form="f", images=1, top1_correct=1, top5_correct=1)}
     predictions = Predictions(("a",), np.array([3]), {"f": np.array([0])}, {"f": np.array([3])})
     (comparison,) = compare(*[Result("x", rows, predictions)] * 2)
-    assert gate.Check("flips", True, "none; may be 5 besides wrong to right") in comparison.checks
+    assert gate.Check("flips", True, "none; limit: 5 besides wrong to right") in comparison.checks
 
 
 def test_the_order_of_flips_and_classes() -> None:
@@ -1033,7 +1033,7 @@ def test_flips_of_both_bad_kinds_count_and_gains_do_not(
     code, told = gate_run("--max-flips", str(flips))
     assert code == (0 if passed else 1)
     assert (
-        "flips: 5 right to wrong, 3 wrong to wrong, 6 wrong to right; may be "
+        "flips: 5 right to wrong, 3 wrong to wrong, 6 wrong to right; limit: "
         f"{flips} besides wrong to right" in told
     )
 
@@ -1253,17 +1253,17 @@ def test_refusals_word_for_word() -> None:
     )
     for form, missing, source in (("i", "i", "A"), ("u:i", "i", "B"), ("i:u", "i", "A")):
         assert _refused(_named("A", one), _named("B", *two_forms), Asked(form=form)) == (
-            f"--form {form}: {source} has {'u' if source == 'A' else 'u, f'}, and not {missing!r}."
+            f"--form {form}: {source} has {'u' if source == 'A' else 'u, f'}, but not {missing!r}."
         )
     assert _refused(_named("A", one), _named("B", one), Asked(flips=3)) == (
         "--max-flips needs predictions.csv on both sides; A has none.\n"
-        "Name the result folders, or leave --max-flips out."
+        "Name the result folders, or omit --max-flips."
     )
     with_predictions = replace(_named("A", one), predictions=_predictions())
     assert "sides; B has none" in _refused(with_predictions, _named("B", one), Asked(flips=3))
     assert _refused(_named("A", one, verdict=Verdict.FAIL), _named("B", one)) == (
         "The baseline A (base, u) says FAIL: its accuracy is not the reported one.\n"
-        "Name another result, or allow it on purpose with --allow-failed-baseline."
+        "Name another result, or accept it with --allow-failed-baseline."
     )
     assert _refused(_named("A", one, verdict=Verdict.DISAGREE), _named("B", one)) == (
         "The baseline A (base, u) says DISAGREE: its two forms give different predictions.\n"
@@ -1274,7 +1274,7 @@ def test_refusals_word_for_word() -> None:
     assert _refused(_named("A", one, weights_sha256=first), others) == (
         f"Not comparable (base, u): weights_sha256 is {first[:12]} in the baseline and "
         f"{second[:12]} in the candidate.\n"
-        "To do so on purpose: python -m eval.regression --allow-other-weights."
+        "To compare them anyway: python -m eval.regression --allow-other-weights."
     )
     others = _named("B", one, preprocess="p", images=999, dataset_sha256=second)
     assert _refused(_named("A", one, preprocess="q", dataset_sha256=first), others) == (
@@ -1313,8 +1313,8 @@ def test_a_comparison_without_predictions_word_for_word() -> None:
     assert comparison.classes is None
     assert comparison.checks == (
         gate.Check("verdict", True, "PASS; PASS before", 0),
-        gate.Check("top-1", False, "-6 images; may drop by 5 images", 1),
-        gate.Check("top-5", True, "+0 images; may drop by 5 images", 1),
+        gate.Check("top-1", False, "-6 images; limit: a drop of 5 images", 1),
+        gate.Check("top-5", True, "+0 images; limit: a drop of 5 images", 1),
         gate.Check("flips", None, "not checked: no predictions.csv on both sides", 1),
         gate.Check("unreadable images", True, "0 before, 0 now", 1),
     )

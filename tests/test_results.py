@@ -87,7 +87,7 @@ def test_a_history_gives_the_latest_row_of_each_form(tmp_path: Path) -> None:
     assert figures(str(path), skip_runs={"late"})["base", "unfused"] == 61
     with pytest.raises(UsageError, match="has no run nope"):
         read_result(f"{path}#nope")
-    with pytest.raises(UsageError, match="no run but the one"):
+    with pytest.raises(UsageError, match="no run other than the one"):
         read_result(path, skip_runs={"late", "early", "s"})
 
 
@@ -100,7 +100,7 @@ def test_of_two_rows_of_one_second_the_one_further_down_is_the_latest(tmp_path: 
 def test_a_number_sign_may_be_part_of_a_path(tmp_path: Path) -> None:
     folder = write_result(tmp_path / "run#3", ranks(60))
     assert read_result(folder).rows["base", "unfused"].top1_correct == 60
-    with pytest.raises(UsageError, match="a folder holds one run"):
+    with pytest.raises(UsageError, match="a folder contains one run"):
         read_result(f"{tmp_path}#3")
 
 
@@ -135,7 +135,7 @@ def _replace(old: str, new: str) -> Callable[[str], str]:
         (lambda text: "", "is empty"),
         (lambda text: text[:-1], "is cut off"),
         (lambda text: text[: len(text) // 2], "is cut off"),
-        (lambda text: text.partition("\n")[0] + "\n", "holds no runs"),
+        (lambda text: text.partition("\n")[0] + "\n", "contains no runs"),
         (_replace(",macs,", ","), "row 1 has 39 of 38 columns"),
         (_replace(",macs,", ",macros,"), "no column macs"),
         (_replace(",macs,", ",params,"), "more than one column params"),
@@ -202,7 +202,7 @@ def test_predictions_of_another_run_are_refused(tmp_path: Path) -> None:
     folder = write_result(tmp_path / "r", ranks(60))
     other = write_result(tmp_path / "s", {"fused": ranks(60)})
     (folder / "predictions.csv").write_bytes((other / "predictions.csv").read_bytes())
-    with pytest.raises(UsageError, match="no columns of the form 'unfused'"):
+    with pytest.raises(UsageError, match="no columns for the form 'unfused'"):
         read_result(folder)
 
 
@@ -298,9 +298,9 @@ def test_finished_length_is_the_last_end_of_a_row(
         (60, 10, {"verdict": "INCOMPLETE"}, "bad_images is 0"),
         (60, 10, {"verdict": "DISAGREE"}, "max_abs_logit_diff is empty"),
         (60, 10, {"verdict": "INCOMPLETE", "bad_images": 31}, "impossible as counts .* 31 unread"),
-        (60, 10, {"verdict": "Pass"}, "'Pass' is none of PASS, NO_REFERENCE, PARTIAL"),
-        (60, 10, {"verdict": ""}, "'' is none of PASS"),
-        (60, 10, {"verdict": "DEMO"}, "'DEMO' is none of PASS"),
+        (60, 10, {"verdict": "Pass"}, "'Pass' is not one of PASS, NO_REFERENCE, PARTIAL"),
+        (60, 10, {"verdict": ""}, "'' is not one of PASS"),
+        (60, 10, {"verdict": "DEMO"}, "'DEMO' is not one of PASS"),
     ],
 )
 def test_a_verdict_must_follow_from_its_figures(

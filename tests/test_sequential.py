@@ -175,7 +175,7 @@ def test_what_is_said_and_kept() -> None:
     stop = EarlyStop(50_000, {TOP1: 38_520}, 10)
     said = stop.update({TOP1: 1}, 40)
     assert said is not None
-    assert "unfused top-1: 1 of 40 images are right (2.50 %), the reference is 77.04 %" in said
+    assert "unfused top-1: 1 of 40 images are correct (2.50 %), the reference is 77.04 %" in said
     assert stop.bound["images"] == 40
     assert stop.bound["possible_correct"][1] < 38_510
     assert stop.bound["error_probability"] == 0.001

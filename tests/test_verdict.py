@@ -246,7 +246,7 @@ def test_a_bad_image_in_words() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"images": 8}, "9 images, but the reference is of 8: not compared"),
+        ({"images": 8}, "9 images, but the reference is for 8: not compared"),
         ({"reference": {}}, "own has no reported figure to compare with"),
         ({"reference": {"": Reference("x")}}, "own has no reported figure to compare with"),
         (
@@ -274,7 +274,7 @@ def test_another_set_than_the_validation_set_is_not_compared() -> None:
     measured.valset = dataclasses.replace(measured.valset, image_set=ImageSet("own set", 9))
     (result,) = judge(measured, of_nine(100.0), "paddle", "fp32").forms
     assert result.verdict == Verdict.NO_REFERENCE
-    assert result.reason == ("own set: the reported figures are of the ILSVRC2012 validation set")
+    assert result.reason == ("own set: the reported figures are for the ILSVRC2012 validation set")
     assert result.reference == {1: None, 5: None}
     assert (result.reference_source, result.tolerance, result.expected) == ("", None, {})
     measured.valset = dataclasses.replace(measured.valset, image_set=ImageSet("own set", 10))
@@ -288,7 +288,7 @@ def test_another_set_than_the_validation_set_is_not_compared() -> None:
 def test_more_images_than_the_reference_is_of_are_not_compared() -> None:
     judgement = judge(counted(10, 10, images=10), of_nine(100.0), "paddle", "fp32")
     assert judgement.verdict == Verdict.NO_REFERENCE
-    assert "10 images, but the reference is of 9" in judgement.forms[0].reason
+    assert "10 images, but the reference is for 9" in judgement.forms[0].reason
 
 
 def test_a_reference_without_figures_is_none() -> None:
@@ -351,7 +351,7 @@ def test_labels_in_another_order_are_suspected() -> None:
     assert not warned(0, 199), "a few images say nothing"
     judgement = judge(counted(1, 1, 200), of_nine(1.0), "paddle", "fp32")
     assert judgement.warnings == (
-        "Below 1 %: are the labels in another order, or the weights of another set?",
+        "Below 1 %: are the labels in another order, or the weights for other classes?",
     )
 
 

@@ -1,7 +1,7 @@
 """Can a result be believed? What a random sample of its rows says about all of them.
 
 A row is what a result says about one image: the rank of its label and the best classes. Rows are
-measured again; what floating point noise may change is told from what it cannot.
+measured again; differences that rounding may explain are kept apart from those that it cannot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOISE = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2, "int8": 3e-2}
 def largest_number_wrong(
     population: int, sampled: int, different: int, confidence: float = CONFIDENCE
 ) -> int:
-    """How many rows of all may be wrong, after a sample of them: an exact upper bound.
+    """Exact upper bound of the number of wrong rows, after a sample of them.
 
     It is the largest number W of wrong rows for which so few in the sample would still have a
     probability above ``1 - confidence`` (the hypergeometric distribution, drawing without

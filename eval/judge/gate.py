@@ -1,11 +1,11 @@
-"""Is the candidate worse than the baseline? Pure arithmetic on two results read back.
+"""Is the candidate worse than the baseline? Pure arithmetic on two results.
 
 Both are measured on the same images, so the sampling error of an accuracy (0.19 points for 50,000
-images) does not matter here: what counts is which images changed sides. Everything is compared in
-images; a limit in points becomes images exactly, by rational arithmetic.
+images) does not matter here; what counts is which predictions changed. Everything is compared in
+images; a limit in points is converted to images exactly, with rational arithmetic.
 
-The verdicts are read first. What failed, or cannot be trusted, is no baseline; and a candidate
-whose own verdict is a failure never passes the gate.
+The verdicts are read first. A result that failed or cannot be trusted cannot be a baseline, and a
+candidate whose own verdict is a failure never passes the gate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from eval.judge.verdict import Verdict
 from eval.results.read import Predictions, Result, Row, printable
 
 KS = (1, 5)
-# What else may differ between comparable runs, and is noted because it may be the reason.
+# What else may differ between comparable runs; it is noted because it may be the reason.
 NOTED = ("device", "backend", "precision", "torch", "torchvision", "timm", "git_commit")
 
 REGRESSED = 1
@@ -77,7 +77,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Limits:
-    """What is still no regression.
+    """How much worse a candidate may be without being a regression.
 
     Attributes:
         top1, top5: how far a count may drop.
@@ -119,7 +119,7 @@ class Asked:
     allow_failed_baseline: bool = False
 
     def limits(self, *, same_weights: bool) -> Limits:
-        """What was asked for, and the defaults for the rest."""
+        """The requested limits, and the defaults for the rest."""
         default = SAME_WEIGHTS if same_weights else OTHER_WEIGHTS
         flips = default.flips if self.flips is None else self.flips
         return Limits(self.top1 or default.top1, self.top5 or default.top5, flips)
@@ -141,7 +141,7 @@ class Flip:
 
     @property
     def kind(self) -> str:
-        """Which way."""
+        """The direction of the change."""
         if self.before == self.label:
             return "right to wrong"
         return "wrong to right" if self.after == self.label else "wrong to wrong"
@@ -149,7 +149,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class ClassChange:
-    """A class of which more or fewer images are right (top-1)."""
+    """A class with more or fewer correct images (top-1)."""
 
     label: int
     images: int
@@ -189,7 +189,7 @@ class Check:
 
     Attributes:
         name: what is gated.
-        passed: None where it was not asked for, or could not be checked by default.
+        passed: None if it was not checked.
         reason: in words.
         exit_code: of the command, if this fails.
     """
@@ -205,9 +205,9 @@ class Comparison:
     """One form of one variant, before and after.
 
     Attributes:
-        paired: None where one of the results has no predictions.
+        paired: None if one of the results has no predictions.
         checks: all gates.
-        notes: what else differs between the runs, in words.
+        notes: other differences between the runs, in words.
         classes: of the model; None if neither result says which they are.
     """
 
@@ -272,7 +272,7 @@ def compare(baseline: Result, candidate: Result, asked: Asked = DEFAULTS) -> lis
             lacking = candidate if baseline.predictions else baseline
             raise UsageError(
                 f"--max-flips needs predictions.csv on both sides; {lacking.source} has none.\n"
-                "Name the result folders, or leave --max-flips out."
+                "Name the result folders, or omit --max-flips."
             )
         limits = asked.limits(same_weights=_same_weights(before, after))
         verdicts = verdict_of(baseline, before), verdict_of(candidate, after)
@@ -315,7 +315,7 @@ def check_baseline_verdict(baseline: Result, row: Row, *, allow_failed: bool = F
     raise _refusal(
         f"The baseline {baseline.source} ({row.variant}, {row.form}) says {verdict}: "
         f"{FAILING[verdict]}.",
-        "Name another result, or allow it on purpose with --allow-failed-baseline."
+        "Name another result, or accept it with --allow-failed-baseline."
         if failed
         else "Name another result as the baseline.",
     )
@@ -327,9 +327,9 @@ def _refusal(problem: str, advice: str = "") -> UsageError:
 
 
 def _verdict_check(before: Verdict, after: Verdict) -> Check:
-    """What the candidate says about itself; only a FAIL that the baseline shares passes."""
+    """The candidate's own verdict; a FAIL passes only if the baseline has it, too."""
     allowed = after is before is Verdict.FAIL
-    words = f"{after}, as the baseline: allowed" if allowed else f"{after}; {before} before"
+    words = f"{after}, like the baseline: allowed" if allowed else f"{after}; {before} before"
     if after in FAILING:
         words = f"{words} ({FAILING[after]})"
     return Check("verdict", after not in FAILING or allowed, words, after.exit_code)
@@ -369,7 +369,7 @@ def _pairs(baseline: Result, candidate: Result, form: str | None) -> list[tuple[
         for name, rows, result in ((first, before, baseline), (second, after, candidate)):
             if name not in rows:
                 raise _refusal(
-                    f"--form {form}: {result.source} has {', '.join(rows)}, and not {name!r}."
+                    f"--form {form}: {result.source} has {', '.join(rows)}, but not {name!r}."
                 )
         pairs.append((before[first], after[second]))
     return pairs
@@ -404,7 +404,7 @@ def _check_comparable(
         hashes = [row.weights_sha256[:12] or "unknown" for row in (before, after)]
         problems.append(differs("weights_sha256", *hashes))
         if len(problems) == 1:
-            advice = "To do so on purpose: python -m eval.regression --allow-other-weights."
+            advice = "To compare them anyway: python -m eval.regression --allow-other-weights."
     if after.verdict is Verdict.FAIL and before.images != after.images < after.images_expected:
         advice = "The candidate was stopped early, with FAIL: only a whole run can be compared."
     if problems:
@@ -491,11 +491,11 @@ def _checks(before: Row, after: Row, paired: Paired | None, limits: Limits) -> t
             Check(
                 f"top-{k}",
                 -change <= limit.images(before.images),
-                f"{change:+,} images; may drop by {limit.shown(before.images)}",
+                f"{change:+,} images; limit: a drop of {limit.shown(before.images)}",
             )
         )
     if limits.flips is None:
-        checks.append(Check("flips", None, "not checked between other weights"))
+        checks.append(Check("flips", None, "not checked, as the weights differ"))
     elif paired is None:
         checks.append(Check("flips", None, "not checked: no predictions.csv on both sides"))
     else:
@@ -504,7 +504,7 @@ def _checks(before: Row, after: Row, paired: Paired | None, limits: Limits) -> t
         words = ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "none"
         passed = worse <= limits.flips
         checks.append(
-            Check("flips", passed, f"{words}; may be {limits.flips} besides wrong to right")
+            Check("flips", passed, f"{words}; limit: {limits.flips} besides wrong to right")
         )
     bad = after.bad_images - before.bad_images
     checks.append(
@@ -518,7 +518,7 @@ def _notes(before: Row, after: Row) -> tuple[str, ...]:
     if before.cells == after.cells:
         notes.append("both are the same run")
     if before.verdict is Verdict.FAIL:
-        notes.append("the baseline says FAIL, which --allow-failed-baseline allows")
+        notes.append("the verdict of the baseline is FAIL, which --allow-failed-baseline allows")
     if not _same_weights(before, after):
         notes.append("the weights differ or are unknown")
     for name in NOTED:

@@ -1,4 +1,4 @@
-"""When is the outcome of a run certain before every image has been measured?
+"""Is the outcome of a run certain before every image has been measured?
 
 Images are measured in a shuffled order, so that those measured so far are a sample drawn without
 replacement from a finite set. The test is the prior-posterior ratio of Waudby-Smith and Ramdas
@@ -84,10 +84,10 @@ def possible_totals(
 def anytime_interval(
     right: int, images: int, population: int, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Where the accuracy on the whole set lies, in percent, whenever one looks.
+    """Confidence interval of the accuracy on the whole set, in percent, valid at any time.
 
-    Unlike Wilson's interval it stays valid if the measurement ends when the figure looks good, and
-    it shrinks to a point when every image has been measured.
+    Unlike Wilson's interval, it stays valid if the measurement is ended because the figure looks
+    good, and it shrinks to a point once every image has been measured.
     """
     lowest, highest = possible_totals(right, images, population, confidence)
     return 100 * lowest / population, 100 * highest / population
@@ -144,7 +144,7 @@ class EarlyStop:
     bound: dict[str, Any] = field(default_factory=dict, init=False)
 
     def update(self, counts: Mapping[Figure, int], images: int) -> str | None:
-        """Ask after a batch.
+        """Apply the test after a batch.
 
         Args:
             counts: images that are right so far, for every figure of `references`.
@@ -181,9 +181,9 @@ class EarlyStop:
             "error_probability": self.alpha,
         }
         return (
-            f"{figure}: {right:,} of {images:,} images are right ({100 * right / images:.2f} %), "
+            f"{figure}: {right:,} of {images:,} images are correct ({100 * right / images:.2f} %), "
             f"the reference is {100 * reference / self.population:.2f} %. All "
-            f"{self.population:,} images could give {lowest:,} to {highest:,} right and not "
+            f"{self.population:,} images could give {lowest:,} to {highest:,} correct, but not "
             f"{reference:,} +- {self.tolerance} (error probability {self.alpha:g})"
         )
 
@@ -230,7 +230,7 @@ class BaselineStop:
     def update(
         self, exchanges: Mapping[Figure, Exchange], flips: Mapping[str, int], images: int
     ) -> str | None:
-        """Ask after a batch.
+        """Apply the test after a batch.
 
         Args:
             exchanges: for every figure of `right_before`.
@@ -244,7 +244,7 @@ class BaselineStop:
             if self.limits.flips is not None and number > self.limits.flips:
                 return (
                     f"{form}: the best class of {number:,} images changed, of {images:,} measured; "
-                    f"{self.limits.flips:,} of {self.population:,} may"
+                    f"only {self.limits.flips:,} of {self.population:,} may"
                 )
         for figure, exchange in exchanges.items():
             drop = self._certain_drop(figure, exchange, images)

@@ -27,12 +27,12 @@ JUDGED_PRECISION = "fp32"  # what the reported figures were measured in
 
 
 class Verdict(StrEnum):
-    """What a run says about the reported accuracy; from the mildest to the gravest."""
+    """What a run says about the reported accuracy, from mildest to most severe."""
 
     PASS = "PASS"  # noqa: S105 - every image measured, within tolerance
     NO_REFERENCE = "NO_REFERENCE"  # nothing to compare with
-    PARTIAL = "PARTIAL"  # a part of the set: never compared
-    FAIL = "FAIL"  # outside of the tolerance
+    PARTIAL = "PARTIAL"  # part of the set: never compared
+    FAIL = "FAIL"  # outside the tolerance
     INCOMPLETE = "INCOMPLETE"  # unreadable images were recorded
     DISAGREE = "DISAGREE"  # the two forms differ by more than rounding can explain
 
@@ -43,7 +43,7 @@ class Verdict(StrEnum):
 
 
 def gravest(verdicts: Sequence[Verdict]) -> Verdict:
-    """The one that stands for several."""
+    """The most severe of several verdicts."""
     return max(verdicts, key=list(Verdict).index)
 
 
@@ -54,11 +54,11 @@ class FormResult:
     Attributes:
         form: ``unfused``, ``reparameterized``, ``exported`` or ``scored``.
         images: how many were measured.
-        images_expected: how many the whole set has; the same as `images` where that is not known.
+        images_expected: how many the whole set has; the same as `images` if that is unknown.
         correct: k to the number of images whose label is among the k best, for k = 1 and 5.
         reference: k to the reported accuracy in percent, or None.
         reference_source: where it is reported.
-        tolerance: images by which a count may differ, or None where nothing is compared.
+        tolerance: images by which a count may differ, or None if nothing is compared.
         verdict: the answer.
         reason: the answer in words.
         expected: k to the number of correct predictions that was reported; empty where the
@@ -93,7 +93,7 @@ class FormResult:
         return None if reported is None else self.accuracy(k) - reported
 
     def gap(self, k: int) -> int | None:
-        """Correct predictions more (or fewer) than reported; None where they are not comparable."""
+        """Correct predictions minus those reported; None if they are not comparable."""
         return self.correct[k] - self.expected[k] if k in self.expected else None
 
 
@@ -103,8 +103,8 @@ class Judgement:
 
     Attributes:
         forms: the result of each form, at least one.
-        disagreement: how the two forms differ, where they do; else empty.
-        warnings: what a person should look at, whatever the verdict.
+        disagreement: how the two forms disagree; empty if they do not.
+        warnings: what to look at, whatever the verdict.
     """
 
     forms: tuple[FormResult, ...]
@@ -113,7 +113,7 @@ class Judgement:
 
     @property
     def verdict(self) -> Verdict:
-        """Of the whole run: the gravest of its forms."""
+        """The verdict of the whole run: the most severe of its forms."""
         return gravest([result.verdict for result in self.forms])
 
     @property
@@ -185,7 +185,7 @@ def expected_correct(accuracy: float, images: int) -> int:
 
 
 def _figures(reference: Reference) -> dict[int, float]:
-    """K to the reported accuracy, for those that are."""
+    """K to the reported accuracy, for those that are reported."""
     both = {1: reference.top1, TOP: reference.top5}
     return {k: figure for k, figure in both.items() if figure is not None}
 
@@ -243,9 +243,9 @@ def _decide(case: _Case, gaps: Mapping[int, int], images: int) -> tuple[Verdict,
 def _why_not_compared(case: _Case, images: int) -> str:
     image_set, name = case.measured.valset.image_set, case.published.name
     if not case.is_val:
-        return f"{image_set.name}: the reported figures are of the {VAL.name} set"
+        return f"{image_set.name}: the reported figures are for the {VAL.name} set"
     if images > case.images_expected:
-        return f"{images:,} images, but the reference is of {case.images_expected:,}: not compared"
+        return f"{images:,} images, but the reference is for {case.images_expected:,}: not compared"
     if case.reference is None or not _figures(case.reference):
         return f"{name} has no reported figure to compare with"
     if case.precision != JUDGED_PRECISION:
@@ -256,7 +256,7 @@ def _why_not_compared(case: _Case, images: int) -> str:
 
 
 def forms_disagree(measured: Measurement, precision: str) -> str:
-    """How the forms' logits differ, where that is more than rounding can explain; else "".
+    """How the forms' logits differ, if rounding cannot explain it; else "".
 
     Only fp32 is judged: lower precisions round the two forms differently by design.
     """
@@ -275,5 +275,5 @@ def forms_disagree(measured: Measurement, precision: str) -> str:
 
 def _warnings(forms: Sequence[FormResult]) -> list[str]:
     if forms[0].images >= 200 and max(result.accuracy(1) for result in forms) < 1:
-        return ["Below 1 %: are the labels in another order, or the weights of another set?"]
+        return ["Below 1 %: are the labels in another order, or the weights for other classes?"]
     return []

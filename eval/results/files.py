@@ -1,4 +1,4 @@
-"""Files that no reader sees half of, and locks that say who holds them."""
+"""Files that are written completely or not at all, and locks that say who holds them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         if path.is_dir():
             raise UsageError(
-                f"{path} is a folder, and a file of that name is to be written.\n"
+                f"{path} is a folder, but a file of that name must be written.\n"
                 "Move it away, or name another folder for the output."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,10 +96,10 @@ def locked(path: Path, advice: str = "") -> Iterator[None]:
 
     Args:
         path: what is locked; its folder must exist.
-        advice: what to do if the lock does not become free; one line.
+        advice: what to do if the lock is not released; one line.
 
     Raises:
-        UsageError: somebody else has held it for `PATIENCE` seconds.
+        UsageError: another process has held it for `PATIENCE` seconds.
         OSError: the lock file cannot be written.
     """
     from filelock import FileLock, Timeout

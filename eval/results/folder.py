@@ -24,8 +24,8 @@ class OutputFolder:
     run's verdict behind as its own; a new one is made when there is something to keep.
 
     Args:
-        path: the folder; None where nothing is to be written.
-        is_first: whether this is the process that writes; the others only look on.
+        path: the folder; None if nothing is to be written.
+        is_first: whether this is the process that writes; the others write nothing.
     """
 
     def __init__(self, path: Path | None, *, is_first: bool = True) -> None:
@@ -77,14 +77,14 @@ class OutputFolder:
             blocked = [name for name in REPORTS if (self.path / name).is_dir()]
             if blocked:
                 raise UsageError(
-                    f"{self.path / blocked[0]} is a folder, and a report needs its name.\n"
+                    f"{self.path / blocked[0]} is a folder, but a report needs that name.\n"
                     "Move it away, or name another folder with --output."
                 )
             if set_aside(self.path):
-                self.note = f"{self.path}: the earlier result is in {self.path / PREVIOUS} now"
+                self.note = f"{self.path}: moved the earlier result to {self.path / PREVIOUS}"
         except FileExistsError:
             raise UsageError(
-                f"--output {self.path} is a file.\nName a folder, which need not exist yet."
+                f"--output {self.path} is a file.\nName a folder; it need not exist yet."
             ) from None
         except Timeout:
             raise UsageError(

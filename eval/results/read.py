@@ -1,7 +1,7 @@
-"""Finished runs read back from their files, and checked as if a stranger had written them.
+"""Finished runs, read back from their files and checked as if a stranger had written them.
 
-Whatever is damaged, cut off or contradicts itself is refused, and a verdict is refused if the
-figures beside it do not support it. The gate must never have to guess what a file means.
+Whatever is damaged, truncated or contradicts itself is refused, and so is a verdict that the
+figures beside it do not support. The gate must never have to guess what a file means.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def read_result(source: str | Path, *, skip_runs: Iterable[str] = ()) -> Result:
         skip = set(skip_runs)
         rows = [row for row in rows if row.run_id not in skip]
         if not rows:
-            raise UsageError(f"{path} holds no run but the one that is compared with it.")
+            raise UsageError(f"{path} contains no run other than the one to compare with it.")
     # sorted() is stable: of two rows of the same second, the one further down is the latest.
     latest = {(row.variant, row.form): row for row in sorted(rows, key=lambda r: r.started_at)}
     return Result(str(source), latest)
@@ -167,10 +167,10 @@ def _split_source(source: str) -> tuple[Path, str]:
     if not found:
         raise UsageError(
             f"{path}: there is no such result.\n"
-            "Name a result folder, a summary.csv, or a history as FILE or FILE#RUN_ID."
+            "Give a result folder, a summary.csv, or a history as FILE or FILE#RUN_ID."
         )
     if run_id and Path(path).is_dir():
-        raise UsageError(f"{source}: a folder holds one run; #{run_id} is for a history file.")
+        raise UsageError(f"{source}: a folder contains one run; #{run_id} is for a history file.")
     return Path(path), run_id
 
 
@@ -179,8 +179,8 @@ def _read_folder(source: str, folder: Path) -> Result:
     keys = [(row.variant, row.form) for row in rows]
     if len({row.run_id for row in rows}) > 1 or len(set(keys)) < len(keys):
         raise UsageError(
-            f"{folder / SUMMARY} holds more than one run.\n"
-            "A history is named as a file: FILE, or FILE#RUN_ID for one of its runs."
+            f"{folder / SUMMARY} contains more than one run.\n"
+            "Give a history as a file: FILE, or FILE#RUN_ID for one of its runs."
         )
     path = folder / PREDICTIONS
     classes = read_classes(folder / PER_CLASS) if (folder / PER_CLASS).exists() else None
@@ -195,7 +195,7 @@ def _read_folder(source: str, folder: Path) -> Result:
 def _check_counts(path: Path, row: Row, predictions: Predictions) -> None:
     """A summary and the predictions beside it must be of the same run."""
     if row.form not in predictions.rank:
-        raise UsageError(f"{path} has no columns of the form {row.form!r}, which {SUMMARY} lists.")
+        raise UsageError(f"{path} has no columns for the form {row.form!r}, which {SUMMARY} lists.")
     counted = [len(predictions.paths)]
     counted += [int(predictions.correct(row.form, k).sum()) for k in (1, 5)]
     written = [row.images, row.top1_correct, row.top5_correct]
@@ -206,7 +206,7 @@ def _check_counts(path: Path, row: Row, predictions: Predictions) -> None:
         f"{path} has {counted[1]}/{counted[2]} of {counted[0]} images correct and {unread} "
         f"unreadable ({printable(row.form)}), its {SUMMARY} says {written[1]}/{written[2]} of "
         f"{written[0]} and {row.bad_images}.\n"
-        "They are of different runs, or one of them is damaged."
+        "They belong to different runs, or one of them is damaged."
     )
 
 
@@ -243,7 +243,7 @@ def read_rows(path: Path, *, drop_unfinished: bool = False) -> list[Row]:
             f"{examples(missing)}."
         )
     if not rows:
-        raise UsageError(f"{path} holds no runs.")
+        raise UsageError(f"{path} contains no runs.")
     return [
         _row(dict(zip(header, cells, strict=True)), f"{path}, row {number}")
         for number, cells in enumerate(rows, 1)
@@ -295,7 +295,7 @@ def _verdict(cell: str, where: str) -> Verdict:
     try:
         return Verdict(cell)
     except ValueError:
-        raise _damaged(where, cell, f"none of {', '.join(Verdict)}") from None
+        raise _damaged(where, cell, f"not one of {', '.join(Verdict)}") from None
 
 
 def _moment(cell: str, where: str) -> datetime:

@@ -52,7 +52,7 @@ def text(comparisons: Sequence[Comparison], sources: tuple[str, str]) -> str:
                 for flip in row.paired.flips[:SHOWN_ON_STDOUT]
             ]
             if len(row.paired.flips) > SHOWN_ON_STDOUT:
-                lines.append(f"  ... {len(row.paired.flips):,} images with another best class")
+                lines.append(f"  ... {len(row.paired.flips):,} changed predictions in all")
         lines += [f"{_WORDS[check.passed]:<5} {check.name}: {check.reason}" for check in row.checks]
         lines += [f"note  {note}" for note in row.notes]
     lines += ["", verdict(comparisons)]
@@ -163,7 +163,7 @@ def _flip_table(flips: Sequence[Flip], names: ClassNames) -> list[str]:
         [flip.path, names[flip.label], names[flip.before], names[flip.after], flip.kind]
         for flip in flips[:SHOWN]
     )
-    more = f"{len(flips):,} images have another best class; all are in regression_flips.csv."
+    more = f"{len(flips):,} predictions changed; all are in regression_flips.csv."
     return [*_table(("image", "label", "before", "after", ""), rows), "", more]
 
 

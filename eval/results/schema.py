@@ -86,7 +86,7 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
     _number("top1_ci_high", "its upper end", lambda _, f: f.interval()[1]),
     _number(
         "reference_top1",
-        "reported accuracy in percent; empty where there is none",
+        "reported accuracy in percent; empty if there is none",
         lambda _, f: f.reference[1],
     ),
     _number("reference_top5", "the same for top-5", lambda _, f: f.reference[TOP]),
@@ -95,7 +95,7 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
     _number("delta_top5", "the same for top-5", lambda _, f: f.delta(TOP)),
     _number(
         "tolerance",
-        "images by which a count may differ from the reported one; empty where nothing is compared",
+        "images by which a count may differ from the reported one; empty if nothing is compared",
         lambda _, f: f.tolerance,
     ),
     Column(
@@ -120,12 +120,16 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
     ),
     _number(
         "images_per_second",
-        "rate of the images that this run measured; empty where it measured none",
+        "rate of the images measured in this run; empty if there were none",
         lambda e, _: e.measured.images_per_second,
     ),
     _number("seconds", "wall time of those images", lambda e, _: e.measured.seconds),
-    _number("params", "learned values of the form", lambda e, f: e.subject.params[f.form]),
-    _number("macs", "multiply-accumulates of one image", lambda e, f: e.subject.macs[f.form]),
+    _number(
+        "params", "number of learned parameters of the form", lambda e, f: e.subject.params[f.form]
+    ),
+    _number(
+        "macs", "multiply-accumulate operations for one image", lambda e, f: e.subject.macs[f.form]
+    ),
     Column("weights", "the checkpoint or exported file", lambda e, _: e.subject.weights),
     Column(
         "weights_sha256",
@@ -142,7 +146,7 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
     Column("timm", "version", lambda e, _: e.provenance.versions["timm"]),
     Column(
         "git_commit",
-        "commit of the code, with `+` if it was modified; empty outside of a checkout",
+        "commit of the code, with `+` if it was modified; empty outside a checkout",
         lambda e, _: e.provenance.git_commit,
     ),
     Column("command", "how the run was started", lambda e, _: e.provenance.command),
@@ -166,7 +170,7 @@ PREDICTIONS: tuple[tuple[str, str], ...] = (
 )
 PER_CLASS: tuple[tuple[str, str], ...] = (
     ("synset", "the class: its WordNet id, or the name of its folder"),
-    ("name", "what people call it"),
+    ("name", "its name in plain words"),
     ("images", "images of the class"),
     ("{form}_correct@1", "of those, images whose label is the best class"),
     ("{form}_correct@5", "of those, images whose label is among the five best"),
@@ -180,7 +184,7 @@ BAD_IMAGES: tuple[tuple[str, str], ...] = (
 LATENCY: tuple[tuple[str, str], ...] = (
     ("form", "as in summary.csv"),
     ("threads", "threads that the runtime may use for one image"),
-    ("batch", "images in a call: always 1"),
+    ("batch", "images per call: always 1"),
     (
         "stage",
         (
@@ -201,7 +205,7 @@ class Key:
 
     Attributes:
         name: as in the file.
-        group: the heading that a person finds it under.
+        group: the heading under which it is shown.
         meaning: for people.
         value: from an evaluation.
         shown: whether the HTML page lists it; the others are shown there in words of their own.
@@ -216,15 +220,15 @@ class Key:
 
 RUN: tuple[Key, ...] = (
     Key("run_id", "Run", "name of the run", lambda e: e.provenance.run_id),
-    Key("verdict", "Run", "of the whole run: the gravest of its forms", lambda e: e.verdict.value,
-        shown=False),
+    Key("verdict", "Run", "of the whole run: the most severe of its forms",
+        lambda e: e.verdict.value, shown=False),
     Key("exit_code", "Run", "of the command", lambda e: e.exit_code, shown=False),
     Key("started_at", "Run", "UTC, ISO 8601",
         lambda e: e.provenance.started_at.isoformat(timespec="seconds")),
-    Key("seconds", "Run", "wall time of the images that this run measured",
+    Key("seconds", "Run", "wall time of the images measured in this run",
         lambda e: e.measured.seconds),
     Key("images_per_second", "Run", "their rate", lambda e: e.measured.images_per_second),
-    Key("images_measured_now", "Run", "how many they are; others were kept from an interrupted run",
+    Key("images_measured_now", "Run", "their number; the others were kept from an interrupted run",
         lambda e: e.measured.measured_now),
     Key("machine", "Run", "operating system and processor", lambda e: e.provenance.machine),
     Key("command", "Run", "how the run was started", lambda e: e.provenance.command, shown=False),
@@ -235,8 +239,10 @@ RUN: tuple[Key, ...] = (
     Key("weights_sha256", "Model", "of all files of the model", lambda e: e.subject.sha256),
     Key("files", "Model", "each file, with its size in bytes and its SHA-256",
         lambda e: {str(f.path): f"{f.size:,} bytes, {f.sha256}" for f in e.subject.files}),
-    Key("params", "Model", "learned values of each form", lambda e: dict(e.subject.params)),
-    Key("macs", "Model", "multiply-accumulates of one image", lambda e: dict(e.subject.macs)),
+    Key("params", "Model", "number of learned parameters of each form",
+        lambda e: dict(e.subject.params)),
+    Key("macs", "Model", "multiply-accumulate operations for one image",
+        lambda e: dict(e.subject.macs)),
     Key("data", "Images", "the validation set", lambda e: e.data),
     Key("layout", "Images", "its layout, and where the labels come from",
         lambda e: e.measured.valset.layout),
@@ -252,9 +258,9 @@ RUN: tuple[Key, ...] = (
     Key("device", "Pipeline", "where they were computed", lambda e: e.setup.device),
     Key("precision", "Pipeline", "number format of the computation", lambda e: e.setup.precision),
     Key("batch_size", "Pipeline", "images in a batch", lambda e: e.setup.batch_size),
-    Key("workers", "Pipeline", "threads of a process", lambda e: e.setup.workers),
+    Key("workers", "Pipeline", "threads per process", lambda e: e.setup.workers),
     Key("processes", "Pipeline", "processes of the run", lambda e: e.setup.processes),
-    Key("settings", "Pipeline", "switches that results may depend on",
+    Key("settings", "Pipeline", "settings that results may depend on",
         lambda e: dict(e.setup.settings)),
     Key("versions", "Code", "of Python and the libraries", lambda e: dict(e.provenance.versions)),
     Key("code_sha256", "Code", "of this project's own code", lambda e: e.provenance.code_sha256),
@@ -264,7 +270,7 @@ RUN: tuple[Key, ...] = (
         lambda e: asdict(e.subject.published), shown=False),
     Key("results", "Reference", "figures, verdict and reason of each form",
         lambda e: [_result(f) for f in e.judgement.forms], shown=False),
-    Key("disagreement", "Reference", "how the two forms differ, where they do",
+    Key("disagreement", "Reference", "how the two forms disagree; empty if they do not",
         lambda e: e.judgement.disagreement, shown=False),
     Key("stopped", "Reference", "why the run ended before its last image; empty if it did not",
         lambda e: e.measured.stopped, shown=False),

@@ -104,10 +104,10 @@ def run_json(evaluation: Evaluation) -> str:
 
 
 def unwritable(path: Path, error: OSError) -> UsageError:
-    """The error where a file or folder cannot be written."""
+    """The error if a file or folder cannot be written."""
     return UsageError(
         f"{error.filename or path} cannot be written: {error.strerror or error}.\n"
-        "Make room, or name another folder with --output."
+        "Free some space, or name another folder with --output."
     )
 
 
