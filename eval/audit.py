@@ -341,7 +341,7 @@ def _check_counts(found: Audit, written: Written) -> None:
 
 
 def _check_rows(found: Audit, written: Written, valset: ValSet) -> dict[int, int]:
-    """The images and labels of the rows are those in hand; index of a row to that of its image."""
+    """Check that your images and labels are those of the rows; index of a row to its image's."""
     from eval.images.labels import image_key
     from eval.images.text import examples
 
@@ -358,9 +358,9 @@ def _check_rows(found: Audit, written: Written, valset: ValSet) -> dict[int, int
         if valset.samples[index].label != written.predictions.labels[row]:
             relabelled.append(path)
     if absent:
-        found.contradictions.append(f"not among the images in hand: {examples(absent)}")
+        found.contradictions.append(f"not among your images: {examples(absent)}")
     if relabelled:
-        found.contradictions.append(f"another label than in hand: {examples(relabelled)}")
+        found.contradictions.append(f"other labels than yours: {examples(relabelled)}")
     return place
 
 
@@ -368,10 +368,10 @@ def _check_weights(found: Audit, written: Written, subject: Subject) -> None:
     """The weights are those that the result names."""
     hashes = {row.weights_sha256 for row in written.rows}
     if "" in hashes:
-        found.remarks.append("the result does not say which weights it is of")
+        found.remarks.append("the result does not say which weights it was made with")
     elif hashes != {subject.sha256}:
         found.contradictions.append(
-            f"the result is of weights {min(hashes)[:16]}..., those in hand are "
+            f"the result was made with the weights {min(hashes)[:16]}..., yours are "
             f"{subject.sha256[:16]}..."
         )
 
@@ -379,23 +379,23 @@ def _check_weights(found: Audit, written: Written, subject: Subject) -> None:
 def _check_contents(found: Audit, written: Written, valset: ValSet, digests: list[str]) -> None:
     """The contents of the images are those that the result was made from.
 
-    The hash of a set needs every image: where only a part was read, the rows have to speak.
+    The hash of a set needs every image; if only some were read, only the rows are compared.
     """
     from eval.images.valset import fingerprint
 
     if len(digests) < len(written.predictions.paths):
         found.remarks.append(
-            "the hash of the images was not checked: that needs all of them (--images "
+            "the hash of the images was not checked, as that needs all of them (--images "
             f"{len(written.predictions.paths)})"
         )
     elif {row.dataset_sha256 for row in written.rows} != {fingerprint(valset.samples, digests)}:
-        found.contradictions.append("the images in hand are not those of the result (their hash)")
+        found.contradictions.append("your images are not those of the result (their hashes differ)")
 
 
 def _measure_again(
     found: Audit, source: Source, written: Written, part: ValSet, progress: Observer
 ) -> Mapping[str, list[Measured]]:
-    """The answers of the model in hand to the sample."""
+    """The answers of your model to the sample."""
     import hashlib
 
     import numpy as np

@@ -39,7 +39,7 @@ class Request:
     """One evaluation. An option that is None is chosen to suit the model or the machine.
 
     Attributes:
-        data: the validation set, in any layout; leave it out with `demo`.
+        data: the validation set, in any layout; None with `demo`.
         demo: evaluate the embedded known-answer model on the images that belong to it.
         variant: a built-in configuration; ``base_ssld`` unless another model is named.
         config: a configuration file instead.

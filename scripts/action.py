@@ -52,7 +52,7 @@ def result(folder: Path, earlier: int | None) -> tuple[str, list[dict[str, str]]
 
 
 def written_at(folder: Path) -> int | None:
-    """When the summary was written, in nanoseconds; None where there is none."""
+    """When the summary was written, in nanoseconds; None if there is none."""
     try:
         return (folder / "summary.csv").stat().st_mtime_ns
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def written_at(folder: Path) -> int | None:
 
 
 def worse_top1(rows: list[dict[str, str]]) -> str:
-    """As it stands in the summary; "" where there is none."""
+    """The top-1 of the worse form, as written in the summary; "" if there is none."""
     return min((row["top1"] for row in rows), key=float, default="")
 
 
@@ -71,7 +71,7 @@ def summary(code: int, verdict: str, rows: list[dict[str, str]]) -> str:
         lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
         lines += [f"| {' | '.join(row[name] for name in COLUMNS)} |" for row in rows]
     else:
-        lines += ["The log of the step says why."]
+        lines += ["The log of this step says why."]
     return "\n".join(lines) + "\n"
 
 

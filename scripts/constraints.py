@@ -1,4 +1,4 @@
-"""Print constraints.txt: what this environment has of everything that pyproject.toml asks for.
+"""Print constraints.txt: the installed versions of all dependencies in pyproject.toml.
 
 python scripts/constraints.py > constraints.txt
 """

@@ -179,7 +179,7 @@ def test_other_images_are_a_contradiction(result: Path, weights: Path, tmp_path:
     assert "(their hash)" in str(found["contradictions"])
     victim.unlink()
     _, found = audited(result, images, "--weights", str(weights))
-    assert "not among the images in hand" in str(found["contradictions"])
+    assert "not among your images" in str(found["contradictions"])
 
 
 def test_a_scored_result(images: Path, tmp_path: Path) -> None:

@@ -187,11 +187,11 @@ def _share(correct: int, images: int) -> str:
 def _table(findings: Findings) -> Iterator[str]:
     """The most promising setups that were tried."""
     tried = [trial for trial in findings.trials if trial.images]
-    yield f"{'tried':<40} {'images':>6} {'right':>6} {'gained':>6} {'lost':>6} {'corrected p':>11}"
+    yield f"{'tried':<42} {'images':>6} {'right':>5} {'gained':>6} {'lost':>4} {'corrected p':>11}"
     for trial in tried[:SHOWN]:
         yield (
-            f"{trial.name:<40} {trial.images:6,} {trial.correct:6,} {trial.gained:6,} "
-            f"{trial.lost:6,} {trial.p_corrected:11.2g}"
+            f"{trial.name:<42} {trial.images:6,} {trial.correct:5,} {trial.gained:6,} "
+            f"{trial.lost:4,} {trial.p_corrected:11.2g}"
         )
     if len(tried) > SHOWN:
         yield f"... and {len(tried) - SHOWN} less promising ones"

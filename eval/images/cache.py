@@ -4,10 +4,10 @@
 another in image order, and ``index.bin``, one record per image. The key stands for the list of
 images, the preprocessing and the versions of the libraries that decode: others get another folder.
 A crop is used only if its record is there, its checksum holds, and it was made from the very bytes
-that the image has now: whoever asks for a crop has read the image and gives its SHA-256, so that
-every reported hash is one of bytes that were read in that run. Files are read and written in place
-and never mapped, so a run needs no memory for them; threads and processes may share a cache, each
-for its own images.
+that the image has now: to get a crop, one must read the image and give its SHA-256, so every
+reported hash is of bytes that were read in that run. Files are read and written in place and never
+mapped, so a run needs no memory for them; threads and processes may share a cache, each for its own
+images.
 """
 
 from __future__ import annotations

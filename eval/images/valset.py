@@ -285,7 +285,7 @@ def _check_unlabelled(
     labels: LabelList | None,
     classes: ClassList,
 ) -> None:
-    """Images without a label are few, unofficial, and beside ImageNet's own."""
+    """Images without a label must be few, and not have official names."""
     where = f"--data {root}: {examples(nameless)}"
     listed = f" nor in {labels.name}" if labels else ""
     if nameless and classes != IMAGENET:

@@ -1,10 +1,10 @@
-"""Memory that is freed stays with the process, so that the next batch does not fetch it anew.
+"""Keep freed memory in the process, so that the next batch need not get it from the system again.
 
-glibc maps a large block for itself and unmaps it as soon as it is freed. A batch of activations is
-some ten megabytes: every layer of every batch would have its memory mapped, zeroed page by page
-and unmapped again. With higher thresholds the same memory is used over and over.
+glibc maps every large block separately and unmaps it as soon as it is freed. A batch of activations
+takes some ten megabytes, so the memory of every layer of every batch would be mapped, zeroed page
+by page and unmapped again. With higher thresholds, the same memory is reused.
 
-The setting is of the whole process and cannot be put back, so that only commands make it.
+The setting affects the whole process and cannot be undone, so only commands make it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Exported files as subjects, whoever made them.
+"""Exported files as subjects, whichever tool made them.
 
-A file is a form of its own, ``exported``: whether batch normalisation was folded before the export
-or by the exporter cannot be told from outside. `FORMATS` is the table of the kinds of file; which
-runtimes run one stands in `eval.backends.BACKENDS`.
+A file is a form of its own, ``exported``: it does not show whether batch normalisation was folded
+before the export or by the exporter. `FORMATS` is the table of the kinds of file;
+`eval.backends.BACKENDS` says which runtimes run which.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Format(NamedTuple):
     Attributes:
         title: what it is called.
         starts: whether a file begins as its format does; given its first `_HEAD` bytes.
-        beside: the other files that a model of this kind consists of.
+        beside: the other files of a model of this kind.
         precision: ``fp32``, ``fp16``, ``int8`` or `UNKNOWN`, from the file.
     """
 
@@ -152,7 +152,7 @@ def is_exported(path: str | Path) -> bool:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file that is not of the kind that its name says, and one of which a part is missing.
+    """Refuse a file that is not of the kind that its name says, or whose other files are missing.
 
     Raises:
         ModelError: see above.
@@ -192,7 +192,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes that are shipped: of all files of the model."""
+    """Size of all files of the model, in bytes."""
     return sum(file.stat().st_size for file in files_of(path) if file.exists())
 
 
@@ -200,7 +200,7 @@ def precision_of(path: Path) -> str:
     """``int8`` for a quantised model, ``fp16`` for one whose weights are halves, else ``fp32``.
 
     Found in the file: the operators, the types or the marks that quantisers leave. `UNKNOWN` where
-    a format does not show it; such a file is measured, and not judged.
+    a format does not show it; such a file is measured, but not judged.
 
     Raises:
         ModelError: it cannot be read.
@@ -217,7 +217,7 @@ def _readable(path: Path, read: Callable[[Path], T]) -> T:
         return read(path)
     except OSError as error:
         raise ModelError(
-            f"--weights {path} cannot be read: {error.strerror or error}.\nName an exported file."
+            f"--weights {path} cannot be read: {error.strerror or error}.\nGive an exported file."
         ) from error
 
 
@@ -229,14 +229,14 @@ class ExportedSource(RequestedImages):
         path = Path(request.weights)
         runtimes = RUNTIMES[path.suffix.lower()]
         if request.forms:
-            raise UsageError(f"--forms: {path} is one form, as it was exported. Leave it out.")
+            raise UsageError(f"--forms: {path} has only the form that was exported. Omit --forms.")
         if request.backend is not None and request.backend in BACKENDS:
             check_runs(request.backend, path)
         if request.precision != "fp32":
             raise UsageError(
-                f"--precision {request.precision}: {path} has a precision of its own. Leave it out."
+                f"--precision {request.precision}: {path} has its own precision. Omit --precision."
             )
-        # What the file was made from says how images are prepared, and what is reported.
+        # The original model determines the preprocessing and the reported accuracy.
         self._origin = open_source_of(replace(request, weights="auto", backend=None))
         self.published = self._origin.published
         self.preprocess = self._origin.preprocess
@@ -244,7 +244,7 @@ class ExportedSource(RequestedImages):
         self.backend = runtimes[0]
 
     def own_preprocess(self) -> Preprocess:
-        """That of the model that was exported."""
+        """The preprocessing of the model that was exported."""
         return self._origin.own_preprocess()
 
     def load(self, classes: int, observer: Observer) -> Subject:  # noqa: ARG002

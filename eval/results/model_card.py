@@ -22,7 +22,7 @@ DATASET = "imagenet-1k"  # its id on the hub
 DATASET_NAME = "ImageNet-1k (ILSVRC2012 validation)"
 SPLIT = "validation"
 JUDGED = ("PASS", "FAIL")
-_SAID = ("form", "preprocess", "precision", "backend")  # of each figure, beside it
+_SAID = ("form", "preprocess", "precision", "backend")  # stated with each figure
 
 
 def model_card(

@@ -230,7 +230,7 @@ def read_rows(path: Path, *, drop_unfinished: bool = False) -> list[Row]:
 
     Args:
         path: the file.
-        drop_unfinished: leave a last row out that its writer did not finish.
+        drop_unfinished: ignore a last row that its writer did not finish.
 
     Raises:
         UsageError: it cannot be read, or is no such file, or is damaged.
