@@ -240,7 +240,7 @@ def test_wrong_variant_and_missing_weights(
     [
         (["--variant", "base"], "--data PATH, or use --demo"),
         (["--data", ".", "--demo"], "--data PATH, or use --demo"),
-        (["--demo", "--variant", "base"], "--demo has a model of its own"),
+        (["--demo", "--variant", "base"], "--demo brings its own model"),
         (["--data", ".", "--variant", "bas"], "Did you mean 'base'"),
         (["--data", ".", "--forms", "fused"], "--forms fused"),
         (["--data", ".", "--forms", "unfused,unfused"], "--forms unfused,unfused"),
