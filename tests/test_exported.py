@@ -192,7 +192,10 @@ def test_a_damaged_file_ends_with_4(
 
 @pytest.mark.parametrize(
     ("more", "words"),
-    [(("--forms", "unfused"), "has only the form that was exported"), (("--backend", "torch"), "use onnxruntime or")],
+    [
+        (("--forms", "unfused"), "only the form that was"),
+        (("--backend", "torch"), "use onnxruntime or"),
+    ],
 )
 def test_options_that_do_not_fit_a_file(
     more: tuple[str, ...], words: str, made: Path, tmp_path: Path,

@@ -220,8 +220,8 @@ def test_a_form_that_timm_has_not(photos: Path, files: dict[str, Path], tmp_path
         (["--model", "timm:mobileone_s1.other_tag"], "timm only has mobileone_s1.apple_in1k"),
         (["--model", "timm:hf-hub:x/y"], "has no such model"),
         (["--model", "timm:repvgg_a0", "--variant", "base"], "--model and --variant both"),
-        (["--timm-results", "x.csv"], "only applies to timm models"),
-        (["--model", "torchvision:resnet18", "--timm-results", "x.csv"], "only applies to timm models"),
+        (["--timm-results", "x.csv"], "only applies to timm"),
+        (["--model", "torchvision:resnet18", "--timm-results", "x.csv"], "only applies to timm"),
     ],
 )
 def test_options_that_do_not_go_together(words: list[str], message: str) -> None:
