@@ -45,7 +45,7 @@ def export_onnx(model: nn.Module, opset: int = OPSET, size: int = CROP) -> bytes
         The serialised ``ModelProto``, its weights included.
 
     Raises:
-        UsageError: onnx or onnxscript is not installed, or the exporter has not this opset.
+        UsageError: onnx or onnxscript is missing, or the exporter does not support this opset.
         ModelError: the exporter cannot do it.
     """
     try:

@@ -208,7 +208,7 @@ TABLE: tuple[Hypothesis, ...] = (
     ),
     Hypothesis(
         "normalization", "unit", "0..1 and nothing else",
-        _NORMALIZE + "divide by 255 and leave the mean and standard deviation out.",
+        _NORMALIZE + "divide by 255 and omit the mean and standard deviation.",
         _table("unit"),
     ),
     Hypothesis(
@@ -238,7 +238,7 @@ TABLE: tuple[Hypothesis, ...] = (
     ),
     Hypothesis(
         "normalization", "model", "the model's own mean and standard deviation",
-        _NORMALIZE + "its own configuration says how; leave --preprocess out.",
+        _NORMALIZE + "its own configuration says how; omit --preprocess.",
         _own_table,
     ),
     # Single steps come before whole pipelines: where both make the same setup, it has their name.
@@ -370,7 +370,7 @@ TABLE: tuple[Hypothesis, ...] = (
     ),
     Hypothesis(
         "dropout_factor", "left-out", "Paddle's factor of 1 - p in inference is left out",
-        "The checkpoint has the dropout factor inside, or was trained without one: leave it out.",
+        "The checkpoint has the dropout factor inside, or was trained without one: omit it.",
         _edit("no-dropout-factor"),
     ),
     Hypothesis(
@@ -381,7 +381,7 @@ TABLE: tuple[Hypothesis, ...] = (
     *(
         Hypothesis(
             "form", form, f"the {form} form",
-            f"The two forms differ: only the {form} one is sound. Make the other one again.",
+            f"The two forms differ: only the {form} one is sound. Convert the other one again.",
             _form(form),
         )
         for form in FORMS
@@ -394,14 +394,14 @@ TABLE: tuple[Hypothesis, ...] = (
     ),
     Hypothesis(
         "precision", "fp32", "float32 throughout",
-        "The model does not stand the lower precision: use --precision fp32 or bf16.",
+        "The model does not tolerate the lower precision: use --precision fp32 or bf16.",
         _exact_precision,
     ),
     *(
         Hypothesis(
             "backend", backend, f"the logits are computed by {backend}",
             f"The runtime that was used computes this model wrongly: use --backend {backend}, and "
-            "report it to the makers of the other one.",
+            "report it to the other runtime's developers.",
             _backend(backend),
         )
         for backend in BACKENDS

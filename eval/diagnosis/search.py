@@ -39,7 +39,7 @@ PAIRS_ON_SAMPLE = 2
 PASSES_FOR_SINGLES, PASSES_FOR_PAIRS = 11, 2
 AT_LEAST = 3  # changes that are tried on the whole sample, whatever it costs
 POWER = 0.8  # of the number of images that would decide
-MOST_IMAGES = 50_000  # beyond that, a difference is of no matter
+MOST_IMAGES = 50_000  # beyond that, a difference does not matter
 CHANCE = 0.01  # below this accuracy a model says nothing about the images
 
 
