@@ -19,7 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eval.backends.exported import is_exported
 from eval.cli import program
 from eval.command import run_command
 from eval.config import builtin_variants
@@ -27,6 +26,7 @@ from eval.errors import UsageError
 from eval.imagenet import add_backend_option, add_subject_options, positive
 from eval.measure.progress import Event, Observer, ProgressBar, ignore
 from eval.models import open_source
+from eval.models.exported import is_exported
 from eval.request import FORMS, PRECISIONS, PREPROCESSES, Request
 from eval.results.schema import TOP
 

@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--opset", type=positive, default=18, help="of ONNX; default %(default)s")
     add("--preprocess", choices=PREPROCESSES, help="default: the model's own")
     add("--images", type=Path, metavar="PATH", help="images to compare on; default noise")
-    add("--int8", action="store_true", help="int8 files, too")
+    add("--int8", action="store_true", help="also write int8 files")
     add("--calibrate", type=Path, metavar="PATH", help="validation set to calibrate int8 on")
     add("--calibration-images", type=positive, default=300, help="default %(default)s")
     add("--method", metavar="NAME", help="how int8 ranges are found; default: the best is measured")

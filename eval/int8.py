@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.backends import child
+from eval.backends.device import int8_note
 from eval.backends.quantize import QUANTISERS, Work
 from eval.errors import ModelError, UsageError
 from eval.export import FORMATS, HELD_OUT, Model, answers, move, read_crops
@@ -68,7 +69,7 @@ class Calibration:
         torch.save(model.model, folder / "model.pickle")
         print(
             f"int8: calibrated on {len(crops) - count} images of {args.calibrate}, judged on "
-            f"{count} others; {processor()}"
+            f"{count} others; reduce_range off; {int8_note()}"
         )
         return cls(
             model,
@@ -104,19 +105,6 @@ class Result:
     divergence: float
     same: int
     right: int
-
-
-def processor() -> str:
-    """Whether this processor adds int8 products exactly: a file may score otherwise elsewhere."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return "whether this processor has VNNI is not known; reduce_range off"
-    has = "has" if "vnni" in flags else "does not have"
-    return (
-        f"this processor {has} VNNI, reduce_range off: on another processor an int8 file can score "
-        "differently"
-    )
 
 
 def quantize(kind: str, source: Path, calibration: Calibration) -> Path:

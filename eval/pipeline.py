@@ -220,12 +220,14 @@ def _open_images(run: Run, workspace: Path) -> ValSet:
 
 def _choose_setup(run: Run, subject: Subject, valset: ValSet, settings: dict[str, Any]) -> Setup:
     """How to compute: as requested, else to suit the machine."""
-    from eval.backends.device import choose_device
+    from eval.backends.device import choose_device, int8_note
     from eval.measure.engine import choose_batch_size, choose_workers
 
     request = run.request
     device = choose_device(request.device, run.group.local_number)
     batch_size = request.batch_size or choose_batch_size(device)
+    if subject.precision == "int8":
+        settings = {**settings, "int8": int8_note()}
     return Setup(
         backend=request.backend or run.source.backend,
         device=str(device),

@@ -126,6 +126,13 @@ def test_int8_is_evaluated_and_never_gated(
         (summary,) = rows_of(tmp_path / file / "summary.csv")
         found.append((summary["precision"], summary["verdict"]))
     assert found == [("int8", "NO_REFERENCE"), ("fp32", "PASS")]
+    notes = [
+        json.loads((tmp_path / file / "run.json").read_text())["settings"].get("int8", "")
+        for file in (name, "model.onnx")
+    ]
+    assert "VNNI" in notes[0], "another processor may give another accuracy"
+    assert "differently" in (tmp_path / name / "report.html").read_text()
+    assert not notes[1]
 
 
 def test_a_graph_with_a_fixed_batch_is_evaluated(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import torch
 
@@ -34,6 +35,20 @@ def choose_device(name: str, process: int = 0) -> torch.device:
             "Use --device cpu or fewer processes, or check the driver with nvidia-smi."
         )
     return device
+
+
+def int8_note() -> str:
+    """Whether this processor adds int8 products exactly, as VNNI does, for the reports.
+
+    Without it, x86 kernels may saturate, so that an int8 file scores otherwise.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        found = "it is not known whether this processor has VNNI"
+    else:
+        found = f"this processor {'has' if 'vnni' in flags else 'does not have'} VNNI"
+    return f"{found}; on another processor an int8 file can score differently"
 
 
 def exact_float32() -> dict[str, bool]:

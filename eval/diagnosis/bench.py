@@ -271,8 +271,8 @@ class ModelBench:
         self.facts = self._facts(valset)
 
     def _facts(self, valset: ValSet) -> Facts:
-        from eval.backends.exported import RUNTIMES
         from eval.diagnosis.edits import possible_edits
+        from eval.models.exported import RUNTIMES
 
         first = next(iter(self.as_is.values()))
         model = self._subject.forms[first.form]
