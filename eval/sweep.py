@@ -242,6 +242,9 @@ def reported(variant: VariantConfig, image_set: ImageSet) -> Iterator[str]:
         yield f"{variant.name}, {name}: {top1} / {'-' if top5 is None else top5} ({source})"
 
 
+MARKERS = "osD^v<>PX*ph"
+
+
 def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
     """Draw accuracy against latency, a point for each row that has both.
 
@@ -255,15 +258,15 @@ def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) ->
     points = [(n, r) for n, r in zip(names, rows, strict=True) if r.get("latency_ms") is not None]
     if not points:
         raise UsageError("--plot: no row has a latency. Add --latency.")
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5 + 0.12 * len(points)), layout="constrained")
     axes = figure.subplots()
-    for name, row in points:
-        axes.plot(row["latency_ms"], row["top1"], "o")
+    for number, (name, row) in enumerate(points):  # names stand below: points lie close together
+        style = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}"}
         label = name.replace("$", r"\$")
-        axes.annotate(
-            label, (row["latency_ms"], row["top1"]), (5, 4), textcoords="offset points", fontsize=8
-        )
-    axes.margins(x=0.25, y=0.15)  # room for the names
+        axes.plot(row["latency_ms"], row["top1"], linestyle="", label=label, alpha=0.8, **style)
+    axes.set_xlim(left=0)
+    axes.margins(y=0.15)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axes.set(xlabel="median latency of one image on one thread, ms", ylabel="top-1 accuracy, %")
     axes.grid(alpha=0.3)
     try:
