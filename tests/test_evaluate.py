@@ -28,6 +28,7 @@ from eval.errors import DataError, EvalError, LogitsError, ModelError, UsageErro
 from eval.evaluation import Provenance
 from eval.imagenet import main
 from eval.measure.progress import Event
+from eval.measure.settings import exact_settings
 from eval.results import schema
 
 BOTH = ["unfused", "reparameterized"]
@@ -342,3 +343,15 @@ def test_the_command_is_kept(val: Path, weights: Path) -> None:
     evaluation = evaluate(Request(data=val, variant="small", weights=weights, limit=1))
     assert isinstance(evaluation.provenance, Provenance)
     assert evaluation.provenance.command.startswith("evaluate(Request(data=")
+
+
+def test_models_are_prepared_for_one_thread() -> None:
+    """oneDNN lays weights out for the number of threads; workers have one each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with exact_settings():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

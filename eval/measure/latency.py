@@ -71,8 +71,8 @@ def measure_latency(task: Task, valset: ValSet, images: int = IMAGES) -> list[La
         for form, model in task.models.items():
             for threads in sorted({1, os.cpu_count() or 1}):
                 one = replace(task, models={form: model}, batch_size=1, workers=1, threads=threads)
+                torch.set_num_threads(threads)  # first: weights are laid out for that many
                 predictor = predictor_for(one)
-                torch.set_num_threads(threads)
                 times = _times(predictor, task.preprocess, files)
                 for stage, values in zip(STAGES, times, strict=True):
                     rows.append(_row(form, threads, stage, values))

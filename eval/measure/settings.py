@@ -31,6 +31,9 @@ def exact_settings() -> Iterator[dict[str, Any]]:
     levels = {name: logging.getLogger(name).level for name in _CHATTY}
     random = torch.get_rng_state()
     cuda.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
+    # Before any model is prepared: oneDNN lays the weights out for this number of threads, and a
+    # batch of one takes five times as long on another.
+    torch.set_num_threads(1)
     try:
         with exact_opencv():
             yield {
