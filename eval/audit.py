@@ -23,16 +23,24 @@ from eval.cli import program
 from eval.command import run_command
 from eval.config import builtin_variants
 from eval.errors import UsageError
-from eval.imagenet import add_backend_option, add_subject_options, positive
 from eval.measure.progress import Event, Observer, ProgressBar, ignore
 from eval.models import open_source
 from eval.models.exported import is_exported
+from eval.options import (
+    add_array_options,
+    add_backend_option,
+    add_batch_options,
+    add_message_options,
+    add_subject_options,
+    positive,
+)
 from eval.request import FORMS, PRECISIONS, PREPROCESSES, Request
 from eval.results.schema import TOP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from eval.images.preprocess import Crop, Preprocess
     from eval.images.valset import Sample, ValSet
     from eval.judge.audit import Answer
     from eval.models import Source, Subject
@@ -396,14 +404,10 @@ def _measure_again(
     found: Audit, source: Source, written: Written, part: ValSet, progress: Observer
 ) -> Mapping[str, list[Measured]]:
     """The answers of your model to the sample."""
-    import hashlib
-
-    import numpy as np
     import torch
 
     from eval.backends import create_predictor
     from eval.backends.device import choose_device
-    from eval.images.preprocess import BadImage
     from eval.judge.audit import Answer, measured_answer
     from eval.measure.engine import choose_batch_size, choose_workers
     from eval.measure.settings import exact_settings
@@ -424,21 +428,12 @@ def _measure_again(
             batch_size=batch,
             workers=workers,
         )
-        size = subject.preprocess.size
         answers: dict[str, list[Measured]] = {form: [] for form in subject.forms}
         digests: list[str] = []
 
         def compute(start: int) -> tuple[Mapping[str, Any], list[bool], list[str]]:
-            crops = np.zeros((batch, size, size, 3), np.uint8)
-            readable, hashes = [], []
-            for row, sample in enumerate(part.samples[start : start + batch]):
-                data = part.read(sample.path)
-                hashes.append(hashlib.sha256(data).hexdigest())
-                try:
-                    crops[row] = subject.preprocess.crop(data)
-                    readable.append(True)
-                except BadImage:
-                    readable.append(False)
+            samples = part.samples[start : start + batch]
+            crops, readable, hashes = _read_batch(part, samples, subject.preprocess, batch)
             return predictor(crops), readable, hashes
 
         starts = range(0, len(part.samples), batch)
@@ -457,6 +452,34 @@ def _measure_again(
                 progress(Event("measuring again", len(digests), len(part.samples)))
         _check_contents(found, written, part, digests)
     return answers
+
+
+def _read_batch(
+    part: ValSet, samples: Sequence[Sample], preprocess: Preprocess, size: int
+) -> tuple[Crop, list[bool], list[str]]:
+    """Read images into a batch that is always of one size.
+
+    Returns:
+        Crops, uint8 (size, side, side, 3), black after the last image; whether each image can be
+        decoded; and the SHA-256 of each file.
+    """
+    import hashlib
+
+    import numpy as np
+
+    from eval.images.preprocess import BadImage
+
+    crops = np.zeros((size, preprocess.size, preprocess.size, 3), np.uint8)
+    readable, hashes = [], []
+    for row, sample in enumerate(samples):
+        data = part.read(sample.path)
+        hashes.append(hashlib.sha256(data).hexdigest())
+        try:
+            crops[row] = preprocess.crop(data)
+            readable.append(True)
+        except BadImage:
+            readable.append(False)
+    return crops, readable, hashes
 
 
 def _given_answers(given: Given, part: ValSet) -> Mapping[str, list[Measured]]:
@@ -529,8 +552,7 @@ def _parser() -> argparse.ArgumentParser:
     add_subject_options(parser)
     add_backend_option(parser)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    add("--batch-size", type=positive, metavar="N", help="images per batch of a worker")
-    add("--workers", type=positive, metavar="N", help="threads (default one per core)")
+    add_batch_options(parser)
     add(
         "--images",
         type=positive,
@@ -550,13 +572,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="for a result of eval.score: the predictions that were scored, instead of weights",
     )
-    add(
-        "--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line"
-    )
-    add("--array", metavar="NAME", help="for .npz: the array to use, if there are several")
+    add_array_options(parser)
     add("--json", type=Path, metavar="FILE", help="write the audit to this file, for programs")
-    add("--quiet", action="store_true", help="print only errors on stderr")
-    add("--verbose", action="store_true", help="print tracebacks of errors")
+    add_message_options(parser)
     return parser
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from eval.cli import program
 from eval.command import run_command
 from eval.errors import DataError, EvalError
+from eval.options import positive
 
 if TYPE_CHECKING:  # decoders take a while to import: --help and wrong options do without
     from eval.images.survey import Survey
@@ -75,16 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         help="classes other than ImageNet's: a file with one class per line, in index order, the "
         "name of its folder first")  # fmt: skip
     add("--json", action="store_true", help="print one JSON document")
-    add("--workers", type=_positive, metavar="N", help="threads (default: chosen for the machine)")
+    add("--workers", type=positive, metavar="N", help="threads (default: chosen for the machine)")
     add("--quiet", action="store_true", help="print only errors on stderr")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
 
 
 if __name__ == "__main__":

@@ -19,10 +19,16 @@ from typing import TYPE_CHECKING
 from eval.cli import program
 from eval.command import run_command
 from eval.errors import EvalError, ModelError, UsageError
-from eval.imagenet import add_backend_option, add_subject_options, positive
 from eval.measure.progress import Event, Observer, ProgressBar, ignore
 from eval.models import open_source
-from eval.request import PRECISIONS, Request
+from eval.options import (
+    add_array_options,
+    add_compute_options,
+    add_message_options,
+    add_subject_options,
+    positive,
+)
+from eval.request import Request
 
 if TYPE_CHECKING:
     from eval.diagnosis.report import Diagnosis, Expected
@@ -283,12 +289,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_subject_options(parser)
-    add_backend_option(parser)
+    add_compute_options(parser)
     add = parser.add_argument
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default %(default)s")
-    add("--batch-size", type=positive, metavar="N", help="images per batch of a worker")
-    add("--workers", type=positive, metavar="N", help="threads (default one per core)")
     add(
         "--images",
         type=positive,
@@ -303,14 +305,10 @@ def _parser() -> argparse.ArgumentParser:
         help="predictions made elsewhere, instead of a model; only the order of their classes "
         "is tried",
     )
-    add(
-        "--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line"
-    )
-    add("--array", metavar="NAME", help="for .npz: the array to use, if there are several")
+    add_array_options(parser)
     add("--json", type=Path, metavar="FILE", help="write the diagnosis to this file, for programs")
     add("--html", type=Path, metavar="FILE", help="write it to this file as a page")
-    add("--quiet", action="store_true", help="print only errors on stderr")
-    add("--verbose", action="store_true", help="print tracebacks of errors")
+    add_message_options(parser)
     return parser
 
 

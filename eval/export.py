@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from eval.cli import program
 from eval.command import run_command
 from eval.errors import ModelError, UsageError
-from eval.imagenet import positive
+from eval.options import positive
 from eval.request import FORMS, PREPROCESSES, Request
 
 if TYPE_CHECKING:
@@ -84,15 +84,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--classes", type=Path, metavar="FILE", help="its classes, if not ImageNet's 1000")
     add("--form", choices=FORMS, help="default: reparameterized, where the model has it")
     add("--format", default="onnx", metavar="LIST", help=f"of {', '.join(FORMATS)}; default onnx")
-    add("--opset", type=positive, default=18, help="of ONNX; default %(default)s")
+    add("--opset", type=positive, default=18, metavar="N", help="of ONNX (default %(default)s)")
     add("--preprocess", choices=PREPROCESSES, help="default: the model's own")
     add("--images", type=Path, metavar="PATH", help="images to compare on; default noise")
     add("--int8", action="store_true", help="also write int8 files")
     add("--calibrate", type=Path, metavar="PATH", help="validation set to calibrate int8 on")
-    add("--calibration-images", type=positive, default=300, help="default %(default)s")
+    add(
+        "--calibration-images",
+        type=positive,
+        default=300,
+        metavar="N",
+        help="how many of them to use (default %(default)s)",
+    )
     add("--method", metavar="NAME", help="how int8 ranges are found; default: the best is measured")
     add("--max-drop", metavar="PP", help="largest loss of top-1 by int8, such as 0.5pp")
-    add("--output", type=Path, required=True, metavar="DIR")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the files")
     args = parser.parse_args(arguments)
     args.format = args.format.split(",")
     unknown = [name for name in args.format if name not in FORMATS]

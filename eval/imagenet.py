@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from eval.cli import program
 from eval.command import run_command
-from eval.config import builtin_variants
 from eval.measure.processes import is_first_process
 from eval.measure.progress import ProgressBar
-from eval.request import FORMS, ON_BAD_IMAGE, PRECISIONS, PREPROCESSES, Request
+from eval.options import add_compute_options, add_subject_options, positive
+from eval.request import ON_BAD_IMAGE, Request
 
 if TYPE_CHECKING:
     from eval.evaluation import Evaluation
@@ -128,8 +128,22 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_subject_options(parser)
-    add_run_options(parser)
+    add_compute_options(parser)
     add = parser.add_argument
+    add(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="only the first N images of a fixed shuffled order",
+    )
+    add(
+        "--on-bad-image",
+        choices=ON_BAD_IMAGE,
+        default=ON_BAD_IMAGE[0],
+        help="record: list it and count it as wrong; the verdict is INCOMPLETE then",
+    )
+    add("--cache", type=Path, metavar="DIR", help="keep the decoded crops for later runs")
+    add("--real-labels", action="store_true", help="also score against the ReaL labels")
     add(
         "--output",
         type=Path,
@@ -165,100 +179,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="print only errors on stderr")
     add("--verbose", action="store_true", help="explain the tolerance; print tracebacks of errors")
     return parser
-
-
-def add_subject_options(parser: argparse.ArgumentParser) -> None:
-    """Which model on which images."""
-    add = parser.add_argument
-    add(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="the validation set: class folders, flat files, the official tar, Kaggle's tree or "
-        "parquet shards",
-    )
-    add(
-        "--demo",
-        action="store_true",
-        help="run the whole job on an embedded model with known answers; no ImageNet needed",
-    )
-    add("--variant", metavar="NAME", help=f"{', '.join(builtin_variants())} (default base_ssld)")
-    add("--config", type=Path, metavar="FILE", help="your own configuration file instead")
-    add(
-        "--model",
-        metavar="LIBRARY:NAME",
-        help="a classifier from a library instead: timm:NAME or torchvision:NAME",
-    )
-    add(
-        "--weights",
-        default="auto",
-        metavar="FILE",
-        help="a checkpoint (.pdparams, .safetensors, .pth, .pt) or an exported file (.onnx, .xml, "
-        "...); default auto: from the cache, else downloaded",
-    )
-    add("--forms", metavar="LIST", help=f"default {','.join(FORMS)}, if the model has both")
-    add(
-        "--preprocess",
-        choices=PREPROCESSES,
-        help=f"default {PREPROCESSES[0]}; with --model, the model's own",
-    )
-    add("--labels", type=Path, metavar="FILE", help="labels of flat files: lines of `name index`")
-    add(
-        "--classes",
-        type=Path,
-        metavar="FILE",
-        help="classes other than ImageNet's 1000: a file with one class per line, in index order, "
-        "the name of its folder first",
-    )
-    add(
-        "--timm-results",
-        type=Path,
-        metavar="FILE",
-        help="timm's table of results: show the row of the model",
-    )
-
-
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """How to compute, and how much of the set."""
-    add = parser.add_argument
-    add_backend_option(parser)
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default %(default)s")
-    add("--batch-size", type=positive, metavar="N", help="images per batch of a worker")
-    add("--workers", type=positive, metavar="N", help="threads (default one per core)")
-    add(
-        "--limit",
-        type=positive,
-        metavar="N",
-        help="only the first N images of a fixed shuffled order",
-    )
-    add(
-        "--on-bad-image",
-        choices=ON_BAD_IMAGE,
-        default=ON_BAD_IMAGE[0],
-        help="record: list it and count it as wrong; the verdict is INCOMPLETE then",
-    )
-    add("--cache", type=Path, metavar="DIR", help="keep the decoded crops for later runs")
-    add("--real-labels", action="store_true", help="also score against the ReaL labels")
-
-
-def add_backend_option(parser: argparse.ArgumentParser) -> None:
-    """What computes the logits."""
-    from eval.backends import BACKENDS
-
-    parser.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        metavar="NAME",
-        help=f"{', '.join(BACKENDS)} (default torch, or the exported file's own runtime)",
-    )
-
-
-def positive(text: str) -> int:
-    """A positive whole number, for argparse."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return int(text)
 
 
 if __name__ == "__main__":

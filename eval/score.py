@@ -31,6 +31,7 @@ from eval.errors import DataError, UsageError
 from eval.evaluation import Evaluation, Provenance, Setup
 from eval.images.sets import VAL
 from eval.models import ModelFile, Subject, identify
+from eval.options import add_array_options
 from eval.results.folder import OutputFolder
 
 if TYPE_CHECKING:  # --help and wrong options do without torch and the decoders
@@ -288,10 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     add("predictions", type=Path, metavar="PREDICTIONS", help="see below")
     add("--data", type=Path, required=True, metavar="PATH", help="the validation set")
     add("--labels", type=Path, metavar="FILE", help="its labels, if folders do not give them")
-    add(
-        "--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line"
-    )
-    add("--array", metavar="NAME", help="for .npz: the array to use, if there are several")
+    add_array_options(parser)
     add("--variant", metavar="NAME", help=f"{', '.join(builtin_variants())} (default base_ssld)")
     add("--config", type=Path, metavar="FILE", help="your own configuration file instead")
     add(

@@ -24,10 +24,10 @@ from eval.cli import program
 from eval.command import CRASHED, run_command
 from eval.config import VariantConfig, load_variant
 from eval.errors import EvalError, UsageError
-from eval.imagenet import positive
 from eval.images.sets import VAL, ImageSet
 from eval.measure.allocator import keep_freed_memory
 from eval.models.exported import FORM, RUNTIMES, is_exported, precision_of
+from eval.options import positive
 from eval.request import FORMS, ON_BAD_IMAGE, PRECISIONS, PREPROCESSES, Request
 from eval.results.files import write_atomically
 
@@ -261,9 +261,15 @@ def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) ->
     figure = Figure(figsize=(8, 4.5 + 0.12 * len(points)), layout="constrained")
     axes = figure.subplots()
     for number, (name, row) in enumerate(points):  # names stand below: points lie close together
-        style = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}"}
-        label = name.replace("$", r"\$")
-        axes.plot(row["latency_ms"], row["top1"], linestyle="", label=label, alpha=0.8, **style)
+        axes.plot(
+            row["latency_ms"],
+            row["top1"],
+            linestyle="",
+            marker=MARKERS[number % len(MARKERS)],
+            color=f"C{number % 10}",
+            alpha=0.8,
+            label=name.replace("$", r"\$"),
+        )
     axes.set_xlim(left=0)
     axes.margins(y=0.15)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
@@ -372,14 +378,25 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="own (the model's own), torchvision, paddle, squash; default %(default)s",
     )
-    add("--limit", type=positive, metavar="N", help="first N images of a fixed shuffled order")
+    add(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="only the first N images of a fixed shuffled order",
+    )
     add("--labels", type=Path, metavar="FILE", help="labels of flat files")
     add("--on-bad-image", choices=ON_BAD_IMAGE, default=ON_BAD_IMAGE[0])
     add("--cache", type=Path, metavar="DIR", help="default: in --output")
-    add("--latency", action="store_true", help="measure the time of single images, too")
+    add("--latency", action="store_true", help="also measure the time per image")
     add("--plot", type=Path, metavar="IMAGE", help="draw accuracy against latency: .png or .svg")
-    add("--output", type=Path, default=Path("results/sweep"), help="default %(default)s")
-    add("--quiet", action="store_true", help="print nothing on stderr but errors")
+    add(
+        "--output",
+        type=Path,
+        default=Path("results/sweep"),
+        metavar="DIR",
+        help="folder for the reports (default %(default)s)",
+    )
+    add("--quiet", action="store_true", help="print only errors on stderr")
     return parser
 
 

@@ -108,7 +108,7 @@ def main() -> int:
     for form, predictor in predictors.items():
         module = predictor._forward[form]
         if isinstance(module, fx.GraphModule):
-            print_layers(form, module, predictor._batch(pixels), count_of_repeats=40)
+            print_layers(form, module, predictor._batch(pixels), repeats=40)
     return 0
 
 
@@ -162,9 +162,9 @@ def layers(module: fx.GraphModule, batch: Tensor, repeats: int) -> dict[str, Lay
     return dict(sorted(found.items(), key=lambda item: -item[1].milliseconds))
 
 
-def print_layers(form: str, module: fx.GraphModule, batch: Tensor, count_of_repeats: int) -> None:
+def print_layers(form: str, module: fx.GraphModule, batch: Tensor, repeats: int) -> None:
     """The table of `layers`."""
-    table = layers(module, batch, count_of_repeats)
+    table = layers(module, batch, repeats)
     total = sum(layer.milliseconds for layer in table.values())
     print(f"\n{form}, batches of {len(batch)}: {total:.2f} ms per image in its operators")
     print(f"{'':28}{'ms':>8}{'share':>9}{'GFLOP/s':>9}")

@@ -74,8 +74,8 @@ def test_a_damaged_record_is_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("weights", "5678"), ("images", 11)])
 def test_another_run_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
-    with journal(tmp_path):
-        pass
+    with journal(tmp_path) as first:
+        first.append(records(0))
     with pytest.raises(UsageError, match=f"{key} was {IDENTITY[key]}, is {value}"):
         journal(tmp_path, **{key: value})
 
@@ -187,10 +187,22 @@ def test_settings_that_json_changes_are_still_the_same(tmp_path: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize("content", ["[]", '"x"', "3", "null"])
-def test_an_identity_of_another_kind_is_another_run(tmp_path: Path, content: str) -> None:
+def test_a_run_that_kept_nothing_does_not_hold_the_folder(tmp_path: Path) -> None:
+    """Its model was damaged, say; the intact one has another hash."""
     with journal(tmp_path):
         pass
+    with journal(tmp_path, weights="5678") as second:
+        second.append(records(3))
+    with journal(tmp_path, weights="5678") as again:
+        assert again.read(10)["index"].tolist() == [3]
+    with pytest.raises(UsageError, match="weights was 5678, is 1234"):
+        journal(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", '"x"', "3", "null"])
+def test_an_identity_of_another_kind_is_another_run(tmp_path: Path, content: str) -> None:
+    with journal(tmp_path) as first:
+        first.append(records(0))
     (tmp_path / "journal" / "run.json").write_text(content)
     with pytest.raises(UsageError, match=r"weights was None, is 1234; images was None, is 10\."):
         journal(tmp_path)
@@ -198,8 +210,8 @@ def test_an_identity_of_another_kind_is_another_run(tmp_path: Path, content: str
 
 def test_refusals_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "journal"
-    with journal(tmp_path):
-        pass
+    with journal(tmp_path) as first:
+        first.append(records(0))
     with pytest.raises(UsageError) as caught:
         journal(tmp_path, weights="5678", images=9)
     assert str(caught.value) == (

@@ -179,27 +179,18 @@ def measure(
         LogitsError: logits are not finite, or the same for every class.
     """
     evaluate = _BatchEvaluator(valset, predictor, plan, cache)
-    images = len(valset.samples)
-    kept = journal.read(images)
-    done = np.zeros(images, dtype=bool)
-    done[kept["index"]] = True
-    # A batch is either kept or measured as a whole: a partial one would have another composition.
-    number, count = plan.share
-    order = np.arange(images) if plan.order is None else plan.order
-    batches = list(_batches(order, plan.batch_size))[number::count]
-    todo = [batch for batch in batches if not done[batch].all()]
-    old = np.concatenate([np.empty(0, np.int64), *(b for b in batches if done[b].all())])
-    results = [kept[np.isin(kept["index"], old)]]
+    old, todo = _remaining(plan, journal.read(len(valset.samples)), len(valset.samples))
+    results = [old]
     measured_now = 0
     last = plan.forms[-1]
     with ThreadPoolExecutor(plan.workers, initializer=_single_threaded) as pool:
         try:
-            for _ in pool.map(lambda record: _check_unchanged(valset, record), results[0]):
+            for _ in pool.map(lambda record: _check_unchanged(valset, record), old):
                 pass
             if progress and len(old):
-                progress(len(old), _correct(results[0], last))
+                progress(len(old), _correct(old, last))
             started = time.perf_counter()
-            certain = stopper.begin(results[0], len(todo)) if stopper else False
+            certain = stopper.begin(old, len(todo)) if stopper else False
             for records in pool.map(evaluate, [] if certain else todo):
                 journal.append(records)
                 results.append(records)
@@ -214,6 +205,23 @@ def measure(
         finally:
             pool.shutdown(cancel_futures=True)
     return Part(np.concatenate(results), measured_now, time.perf_counter() - started)
+
+
+def _remaining(plan: Plan, kept: Records, images: int) -> tuple[Records, list[NDArray[np.int64]]]:
+    """What an interrupted run has left to do.
+
+    A batch is either kept or measured as a whole: a partial one would have another composition.
+
+    Returns:
+        The records of the batches that are complete, and the indices of the others.
+    """
+    done = np.zeros(images, dtype=bool)
+    done[kept["index"]] = True
+    number, count = plan.share
+    order = np.arange(images) if plan.order is None else plan.order
+    batches = list(_batches(order, plan.batch_size))[number::count]
+    old = np.concatenate([np.empty(0, np.int64), *(b for b in batches if done[b].all())])
+    return kept[np.isin(kept["index"], old)], [b for b in batches if not done[b].all()]
 
 
 class _BatchEvaluator:

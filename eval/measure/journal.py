@@ -106,12 +106,19 @@ class Journal:
             before = {}
         identity = json.loads(json.dumps(identity))
         different = [key for key in identity if before.get(key) != identity[key]]
-        if different:
+        if different and not self._has_records():
+            # It failed before its first image, say because its model was damaged: nothing is lost.
+            write_atomically(path, json.dumps(identity, indent=2) + "\n")
+        elif different:
             changes = "; ".join(f"{k} was {before.get(k)}, is {identity[k]}" for k in different)
             raise UsageError(
                 f"{output} contains an unfinished run with other settings: {changes}.\n"
                 f"Use another --output, or delete {self._folder} to start over."
             )
+
+    def _has_records(self) -> bool:
+        """Whether any process has kept anything in the folder."""
+        return any(path.stat().st_size for path in self._folder.glob("*.bin"))
 
     def read(self, images: int) -> Records:
         """Read all intact records of all processes.

@@ -161,7 +161,7 @@ def check_file(path: Path) -> None:
     head = _readable(path, _head)
     if not head or not kind.starts(head):
         raise ModelError(
-            f"{path} is {'empty' if not head else f'not an {kind.title} file'}: no runtime can "
+            f"{path} is {'empty' if not head else f'not a valid {kind.title} file'}: no runtime can "
             "load it.\nExport the model again, or get an intact copy."
         )
     for beside in companions(path):
