@@ -107,9 +107,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if args.int8 != (args.calibrate is not None):
         raise UsageError("--int8 and --calibrate go together: int8 needs images to calibrate on.")
     args.max_drop = _points(args.max_drop)
-    if args.max_drop is not None and not args.int8:
-        raise UsageError("--max-drop is of --int8: name that, too.")
+    if not args.int8 and (args.max_drop is not None or args.method):
+        raise UsageError("--max-drop and --method only apply to int8: add --int8.")
+    if args.method:
+        _check_method(args.method, args.format)
     return args
+
+
+def _check_method(method: str, formats: Sequence[str]) -> None:
+    """Refuse, before anything is converted, a method that a quantiser does not have.
+
+    Raises:
+        UsageError: there is one of these formats for which int8 can be made, but not so.
+    """
+    from eval.backends.quantize import QUANTISERS
+
+    for kind in formats:
+        methods = QUANTISERS[FORMATS[kind][0]].methods
+        if methods and method not in methods:
+            raise UsageError(f"--method {method}: {kind} has {', '.join(methods)}.")
 
 
 def _points(text: str | None) -> float | None:

@@ -116,15 +116,12 @@ def quantize(kind: str, source: Path, calibration: Calibration) -> Path:
         calibration: the images.
 
     Raises:
-        UsageError: the quantiser does not have the method.
         ModelError: no file keeps the accuracy.
     """
     backend, ending = FORMATS[kind]
     tool = QUANTISERS[backend]
     methods = tool.methods
     if calibration.method:
-        if calibration.method not in methods:
-            raise UsageError(f"--method {calibration.method}: {kind} has {', '.join(methods)}.")
         methods = (calibration.method,)
     results = []
     for method in methods:

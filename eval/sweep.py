@@ -249,15 +249,13 @@ def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) ->
     """Draw accuracy against latency, a point for each row that has both.
 
     Raises:
-        UsageError: the format is unknown, no row has a latency, or the file cannot be written.
+        UsageError: no row has a latency, or the file cannot be written.
     """
-    if path.suffix not in (".png", ".svg"):
-        raise UsageError(f"--plot {path}: name a .png or .svg file.")
     from matplotlib.figure import Figure
 
     points = [(n, r) for n, r in zip(names, rows, strict=True) if r.get("latency_ms") is not None]
     if not points:
-        raise UsageError("--plot: no row has a latency. Add --latency.")
+        raise UsageError("--plot: there is nothing to draw, as no row was measured.")
     figure = Figure(figsize=(8, 4.5 + 0.12 * len(points)), layout="constrained")
     axes = figure.subplots()
     for number, (name, row) in enumerate(points):  # names stand below: points lie close together
@@ -401,12 +399,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line.
+    """The command line; what is wrong with it is said before hours of work.
 
     Raises:
-        UsageError: a name in a list is not known.
+        UsageError: a name in a list is not known, or --plot cannot be drawn.
     """
     args = _parser().parse_args(arguments)
+    if args.plot and args.plot.suffix not in (".png", ".svg"):
+        raise UsageError(f"--plot {args.plot}: name a .png or .svg file.")
+    if args.plot and not args.latency:
+        raise UsageError("--plot draws accuracy against latency: add --latency.")
     known = {
         "forms": FORMS,
         "backend": BACKENDS,

@@ -318,9 +318,12 @@ PASSES: dict[str, Callable[[Contender, Place], dict[str, Any]]] = {
 
 def main(arguments: Sequence[str]) -> int:
     """Measure what is asked for (one JSON object) and print the result."""
-    from eval.errors import EvalError
+    from eval.errors import EvalError, UsageError
 
-    asked = json.loads(arguments[0])
+    try:
+        asked = json.loads(arguments[0])
+    except (IndexError, ValueError) as error:
+        raise UsageError("benchmark.py runs this, once for each row: run that.") from error
     place = Place(*(Path(asked.pop(name)) for name in ("data", "weights", "cache")))
     asked["forms"], asked["flags"] = tuple(asked["forms"]), tuple(asked["flags"])
     contender = Contender(**asked)

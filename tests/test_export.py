@@ -46,7 +46,12 @@ def test_the_old_name_still_works(
         (["--format", "onnx,coreml"], "--format coreml: use onnx, openvino"),
         (["--int8"], "--int8 and --calibrate go together"),
         (["--calibrate", "val"], "--int8 and --calibrate go together"),
-        (["--max-drop", "1pp"], "--max-drop is of --int8"),
+        (["--max-drop", "1pp"], "--max-drop and --method only apply to int8"),
+        (["--method", "minmax"], "--max-drop and --method only apply to int8"),
+        (
+            ["--int8", "--calibrate", "x", "--method", "best", "--format", "mnn,onnx"],
+            "--method best: onnx has minmax, percentile, entropy.",
+        ),
         (["--int8", "--calibrate", "val", "--max-drop", "much"], "such as 0.5pp"),
         (["--int8", "--calibrate", "val", "--max-drop=-1pp"], "such as 0.5pp"),
     ],

@@ -344,4 +344,13 @@ def test_a_sweep_measures_and_draws_the_latency(
     assert float(row["latency_ms"]) > 0
     drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
     assert drawn.startswith("<?xml")
-    assert sweep.main([*words[:-1], "--plot", str(tmp_path / "plot.svg")]) == 2
+
+
+def test_a_plot_that_cannot_be_drawn_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(tmp_path / "nowhere"), "--plot"]
+    assert sweep.main([*words, "plot.svg"]) == 2
+    assert "add --latency" in capsys.readouterr().err
+    assert sweep.main([*words, "plot.pdf", "--latency"]) == 2
+    assert "name a .png or .svg file" in capsys.readouterr().err

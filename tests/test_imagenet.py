@@ -337,11 +337,11 @@ def test_an_unfinished_run_of_other_weights_is_refused(
     data = val_folder(FILES)
     output = tmp_path / "out"
     (data / "n15075141" / "d.JPEG").write_bytes(b"broken")
-    assert main(arguments(data, weights, output)) == 3
+    assert main(arguments(data, weights, output, "--batch-size", "1")) == 3
     (data / "n15075141" / "d.JPEG").write_bytes(jpeg(np.zeros((9, 9, 3), np.uint8)))
     assert main(arguments(data, weights, output, "--preprocess", "paddle")) == 2
     assert "preprocess was torchvision, is paddle" in capsys.readouterr().err
-    assert main(arguments(data, weights, output)) == 0
+    assert main(arguments(data, weights, output, "--batch-size", "1")) == 0
 
 
 def test_history_and_baseline(

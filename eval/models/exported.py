@@ -160,9 +160,10 @@ def check_file(path: Path) -> None:
     kind = _format(path)
     head = _readable(path, _head)
     if not head or not kind.starts(head):
+        found = f"not a valid {kind.title} file" if head else "empty"
         raise ModelError(
-            f"{path} is {'empty' if not head else f'not a valid {kind.title} file'}: no runtime can "
-            "load it.\nExport the model again, or get an intact copy."
+            f"{path} is {found}: no runtime can load it.\n"
+            "Export the model again, or get an intact copy."
         )
     for beside in companions(path):
         if not beside.is_file():
