@@ -199,6 +199,13 @@ def test_a_run_that_kept_nothing_does_not_hold_the_folder(tmp_path: Path) -> Non
         journal(tmp_path)
 
 
+def test_what_any_process_has_kept_holds_the_folder(tmp_path: Path) -> None:
+    with journal(tmp_path, 0), journal(tmp_path, 1) as other:
+        other.append(records(1))
+    with pytest.raises(UsageError, match="weights was 1234, is 5678"):
+        journal(tmp_path, weights="5678")
+
+
 @pytest.mark.parametrize("content", ["[]", '"x"', "3", "null"])
 def test_an_identity_of_another_kind_is_another_run(tmp_path: Path, content: str) -> None:
     with journal(tmp_path) as first:
