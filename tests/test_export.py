@@ -49,7 +49,7 @@ def test_the_old_name_still_works(
         (["--max-drop", "1pp"], "--max-drop and --method only apply to int8"),
         (["--method", "minmax"], "--max-drop and --method only apply to int8"),
         (
-            ["--int8", "--calibrate", "x", "--method", "best", "--format", "mnn,onnx"],
+            ["--int8", "--calibrate", "x", "--method", "best", "--format", "ncnn,onnx"],
             "--method best: onnx has minmax, percentile, entropy.",
         ),
         (["--int8", "--calibrate", "val", "--max-drop", "much"], "such as 0.5pp"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, MakeVal
@@ -161,6 +162,37 @@ def test_a_graph_that_answers_once_for_a_batch_is_refused(backend: str, tmp_path
         predictor(backend, path)
 
 
+def test_a_graph_that_answers_at_random_is_refused(tmp_path: Path) -> None:
+    noise = helper.make_node("RandomNormalLike", ["x"], ["r"])
+    mean = helper.make_node("ReduceMean", ["r"], ["y"], axes=[2, 3], keepdims=0)
+    path = graph(tmp_path / "x.onnx", [[], noise, mean], ["n", 3])
+    with pytest.raises(ModelError, match=r"x\.onnx gives an image other logits"):
+        predictor("onnxruntime", path)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_an_mnn_file_for_one_image_at_a_time(
+    static: bool, tmp_path: Path, crops: np.ndarray
+) -> None:
+    """It does not say so, and crashes or answers once for a batch when it is given one."""
+    needs("mnn")
+    model, source, path = Tiny().eval(), tmp_path / "x.onnx", tmp_path / "x.mnn"
+    torch.onnx.export(model, (torch.zeros(1, 3, 224, 224),), source, dynamo=True, verbose=False)
+    options = ["--saveStaticModel"] if static else []
+    words = ["ONNX", str(source), str(path), "fp32", *options]
+    child.call("MNN", "test_runtimes:to_mnn", words=words)
+    made = predictor("mnn", path)
+    assert_agrees(made(crops)["f"], plain(model, crops), within=1e-4)
+    assert made.settings["batch"] == {"f": 1}
+
+
+def to_mnn(words: list[str]) -> None:
+    """In a child process: MNN's converter prints."""
+    from eval.backends.mnn import to_mnn as convert
+
+    convert(*words)
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_graph_that_fails_or_wants_a_terabyte_is_an_error(backend: str, tmp_path: Path) -> None:
     flat = helper.make_node("Reshape", ["x", "s"], ["y"])
@@ -292,7 +324,7 @@ def test_exports_load_in_a_fresh_process(
     torch_words = [*common, "--weights", str(weights), "--forms", "reparameterized"]
     assert main([*torch_words, "--output", str(tmp_path / "b")]) == 0
     tops = [
-        [line.split(",")[4:9] for line in (tmp_path / name / "predictions.csv").open()][1:]
+        pd.read_csv(tmp_path / name / "predictions.csv").iloc[:, 4:9].to_numpy().tolist()
         for name in "ab"
     ]
     assert tops[0] == tops[1]

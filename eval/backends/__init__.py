@@ -84,6 +84,7 @@ class Backend:
         needs: Python modules that must be installed to run it.
         converts: those needed to convert a torch model as well.
         fixed_batch: its graphs have one batch size, so that the faster one is measured.
+        silent_batch: its files do not say whether they have one.
     """
 
     title: str
@@ -96,6 +97,7 @@ class Backend:
     needs: tuple[str, ...] = ()
     converts: tuple[str, ...] = ()
     fixed_batch: bool = False
+    silent_batch: bool = False
 
     @property
     def is_installed(self) -> bool:
@@ -178,6 +180,7 @@ BACKENDS: Mapping[str, Backend] = {
         needs=("MNN",),
         converts=("onnx", "onnxscript"),
         fixed_batch=True,
+        silent_batch=True,
     ),
     "executorch": Backend(
         "ExecuTorch",

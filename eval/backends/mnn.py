@@ -38,12 +38,23 @@ def sources(model: nn.Module, folder: Path, _batches: Sequence[int], size: int) 
 
 
 def convert_file(source: str, target: str) -> None:
-    """What `sources` does in the child process: ONNX to MNN, with a mark of what it computes in."""
+    """What `sources` does in the child process: ONNX to MNN."""
+    to_mnn("ONNX", source, target, "fp32")
+
+
+def to_mnn(kind: str, source: str, target: str, precision: str, *options: str) -> None:
+    """Convert a file, with a mark of what it computes in.
+
+    `kind` is ``ONNX`` or ``MNN``, and `options` are more of the converter's.
+
+    Raises:
+        ModelError: MNN cannot.
+    """
     import _tools  # the converter itself, without the usage log of MNN.tools.mnnconvert
     import MNN  # noqa: F401 - loads the libraries of the tools
 
-    words = ["mnnconvert", "-f", "ONNX", "--modelFile", source, "--MNNModel", target]
-    _tools.mnnconvert([*words, "--bizCode", "pplcnet-eval-fp32"])
+    words = ["mnnconvert", "-f", kind, "--modelFile", source, "--MNNModel", target]
+    _tools.mnnconvert([*words, "--bizCode", f"pplcnet-eval-{precision}", *options])
     if not Path(target).exists():
         raise ModelError("MNN's converter cannot convert this model: it wrote no file.")
 

@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.errors import ModelError
+
 Batch = NDArray[np.float32]
+_MNN_BATCH = 4  # images that a moving average takes together
 
 
 class Quantiser(NamedTuple):
@@ -37,8 +40,8 @@ QUANTISERS = {
         "quantize_onnx", ("minmax", "percentile", "entropy"), "onnxruntime.quantization, QDQ"
     ),
     "openvino": Quantiser("quantize_openvino", ("default", "minmax", "percentile", "mse"), "NNCF"),
-    "litert": Quantiser("quantize_litert", ("minmax", "mse"), "ai-edge-quantizer"),
-    "mnn": Quantiser("", (), "mnnquant, as the wheel 3.6.1 has it, aborts (std::length_error)"),
+    "litert": Quantiser("quantize_litert", ("average", "minmax", "mse"), "ai-edge-quantizer"),
+    "mnn": Quantiser("quantize_mnn", ("average", "minmax"), "MNN.nn.compress"),
     "executorch": Quantiser(
         "quantize_executorch", ("mse", "minmax"), "torchao PT2E with XNNPACKQuantizer"
     ),
@@ -219,13 +222,33 @@ def quantize_litert(work: Work) -> None:
     from ai_edge_quantizer import quantizer, recipe
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
-    algorithm = {"minmax": AlgorithmName.MIN_MAX_UNIFORM_QUANT, "mse": AlgorithmName.MSE}
+    names = AlgorithmName
+    algorithm = names.MSE if work.method == "mse" else names.MIN_MAX_UNIFORM_QUANT  # of the weights
     runner = quantizer.Quantizer(work.source)
-    runner.load_quantization_recipe(recipe.static_wi8_ai8(algorithm_key=algorithm[work.method]))
+    runner.load_quantization_recipe(recipe.static_wi8_ai8(algorithm_key=algorithm))
     ((signature, ports),) = Interpreter(work.source).get_signature_list().items()
     (name,) = ports["inputs"]
-    ranges = runner.calibrate({signature: [{name: image} for image in work.images()]})
+    inputs = ({name: image} for image in work.images())
+    if work.method == "minmax":
+        ranges = _extremes(runner.calibrate({signature: [image]}) for image in inputs)
+    else:  # the tool's own moving average over the images
+        ranges = runner.calibrate({signature: list(inputs)})
     runner.quantize(ranges).export_model(work.target)
+
+
+def _extremes(found: Iterator[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The range of each tensor over all images, from its ranges in each of them."""
+    ranges: dict[str, dict[str, Any]] = {}
+    for one in found:
+        for tensor, new in one.items():
+            known = ranges.setdefault(tensor, new)
+            if "min" in new:
+                low, high = (
+                    np.minimum(known["min"], new["min"]),
+                    np.maximum(known["max"], new["max"]),
+                )
+                ranges[tensor] = {**known, "min": low, "max": high}
+    return ranges
 
 
 def quantize_executorch(work: Work) -> None:
@@ -242,6 +265,25 @@ def quantize_executorch(work: Work) -> None:
 
     from eval.backends.executorch import write
 
+    class Quantizer(XNNPACKQuantizer):  # type: ignore[misc]
+        """Takes ReLU6 as it takes ReLU: as a part of the convolution before it.
+
+        XNNPACK's kernels clamp as they write, but the quantiser knows only ReLU. The output before
+        the clamp would be quantised, whose range can be ten times as wide.
+        """
+
+        def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            aten = torch.ops.aten
+            clamps = (aten.hardtanh, aten.hardtanh_, aten.relu6, aten.relu6_)
+            targets = [operator.default for operator in clamps]
+            found = [(node, node.target) for node in model.graph.nodes if node.target in targets]
+            for node, _ in found:
+                node.target = aten.relu.default
+            super().annotate(model)
+            for node, target in found:
+                node.target = target
+            return model
+
     config = get_symmetric_quantization_config(is_per_channel=True)
     if work.method == "minmax":  # the default is a histogram with the least squared error
         observer = MinMaxObserver.with_args(eps=2**-12)
@@ -250,9 +292,60 @@ def quantize_executorch(work: Work) -> None:
     model = torch.load(work.pickled, weights_only=False).cpu().float().eval()
     example = (torch.zeros(next(work.images()).shape),)  # numpy's own strides can be 0
     prepared = prepare_pt2e(
-        torch.export.export(model, example).module(), XNNPACKQuantizer().set_global(config)
+        torch.export.export(model, example).module(), Quantizer().set_global(config)
     )
     with torch.no_grad():
         for image in work.images():
             prepared(torch.from_numpy(image))
     write(torch.export.export(convert_pt2e(prepared), example), Path(work.target), "int8")
+
+
+def quantize_mnn(work: Work) -> None:
+    """An int8 MNN file, for a batch of one; the classifier keeps float activations.
+
+    By MNN's training of quantised networks, where nothing is trained: forward passes alone set the
+    ranges, as in MNN's ``tools/MNNPythonOfflineQuant``. Its other tool, ``mnnquant``, aborts with
+    ``std::length_error`` in the wheel 3.6.1 (alibaba/MNN issue 2849). That wheel's kernels leave
+    some outputs of an int8 classifier of 1000 classes unset (seen on x86 with AVX-512): its
+    weights are int8 and its arithmetic is not.
+    """
+    import MNN
+    from MNN import expr, nn
+
+    from eval.backends.mnn import to_mnn
+
+    expr.set_thread_number(1)  # its waiting threads take the cores from each other
+    graph = expr.load_as_dict(work.source)
+    names = nn.load_module_from_file(work.source, [], []).get_info()
+    (entry,), (answer,) = names["inputNames"], names["outputNames"]
+    features = graph[answer]
+    while features.op_type != "Convolution" and features.inputs:
+        features = features.inputs[0]
+    if not features.inputs:
+        raise ModelError("MNN: int8 is made only for a network whose classifier is linear.")
+    features = features.inputs[0]
+    body = nn.load_module([graph[entry]], [features], True)
+    head = nn.load_module([features], [graph[answer]], True)
+    optimizer = MNN.optim.SGD(body, 0.0)
+    methods = nn.compress.Scale_Update_Method
+    method = {"average": methods.MOVING_AVERAGE, "minmax": methods.MAXIMUM}[work.method]
+    nn.compress.train_quant(body, quant_bits=8, scale_update_method=method)
+    body.train(True)
+    images = list(work.images())
+    for start in range(0, len(images), _MNN_BATCH):
+        batch = np.concatenate(images[start : start + _MNN_BATCH])
+        given = expr.placeholder(list(batch.shape), expr.NCHW)
+        given.write(batch)
+        found = body.forward(given)
+        optimizer.step(expr.const(np.zeros(1, np.float32), [1]))  # or no range is kept
+        found.read()
+    body.train(False)
+    head.train(False)
+    given = expr.placeholder(list(images[0].shape), expr.NCHW)
+    given.name = entry
+    logits = head.forward(body.forward(given))
+    logits.name = answer
+    raw = Path(work.target).with_suffix(".raw.mnn")
+    expr.save([logits], str(raw))
+    to_mnn("MNN", str(raw), work.target, "int8", "--weightQuantBits", "8")
+    raw.unlink()

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 DTYPES = {"float": np.float32, "float16": np.float16, "uint8": np.uint8, "int8": np.int8}
 PROBE_SECONDS = 300
+_REPEATS = 3
+_ALIKE = 1e-3  # of the largest logit
 _TIMED = 3  # runs of each batch size, of which the fastest counts
 
 Session = Callable[[NDArray[Any]], NDArray[Any]]
@@ -66,6 +68,22 @@ class Loaded(Protocol):
         """What answers a batch of that size; it is used by one thread at a time."""
 
 
+class _Candidates(NamedTuple):
+    """One form: its graph, or the same graph for several batch sizes.
+
+    Attributes:
+        name: of the form.
+        label: what to call it in messages.
+        graphs: the fastest of them will be used.
+        batch: the only size that was seen to work, where the graph itself says nothing of it.
+    """
+
+    name: str
+    label: str
+    graphs: Sequence[Loaded]
+    batch: int | None
+
+
 class _Form(NamedTuple):
     """One form, ready to be asked."""
 
@@ -85,8 +103,9 @@ def create(task: Task) -> RuntimePredictor:
     with tempfile.TemporaryDirectory(prefix="pplcnet-eval-") as folder:
         forms = []
         for number, (form, model) in enumerate(task.models.items()):
+            batch = None
             if isinstance(model, Path):
-                probe(task.backend, model, size, task.classes, task.precision)
+                batch = probe(task.backend, model, size, task.classes, task.precision).batch
                 sources: Mapping[int, Any] = {0: model}
             else:
                 sizes = sorted({1, task.batch_size}) if entry.fixed_batch else [1]
@@ -95,8 +114,8 @@ def create(task: Task) -> RuntimePredictor:
                 sources = module.sources(model, where, sizes, size)
             label = str(model) if isinstance(model, Path) else form
             with quiet():
-                loaded = {batch: module.load(source, how) for batch, source in sources.items()}
-                forms.append((form, label, list(loaded.values())))
+                loaded = [module.load(source, how) for source in sources.values()]
+            forms.append(_Candidates(form, label, loaded, batch))
         settings = {**module.SETTINGS, f"{task.backend}.threads": task.threads}
         return RuntimePredictor(task, forms, settings)
 
@@ -106,8 +125,7 @@ class RuntimePredictor:
 
     Args:
         task: what it is for.
-        forms: name of each form, what to call it in messages, and its graph, or the same graph for
-            several batch sizes.
+        forms: what it answers for.
         settings: what the runtime was told.
 
     Attributes:
@@ -120,26 +138,26 @@ class RuntimePredictor:
     def __init__(
         self,
         task: Task,
-        forms: Sequence[tuple[str, str, Sequence[Loaded]]],
+        forms: Sequence[_Candidates],
         settings: Mapping[str, Any],
     ) -> None:
         self.settings: dict[str, Any] = dict(settings)
         self._title = BACKENDS[task.backend].title
         self._preprocess = task.preprocess
         self._classes = task.classes
-        self._forms = {
-            form: self._prepared(task, label, candidates) for form, label, candidates in forms
-        }
+        self._forms = {form.name: self._prepared(task, form) for form in forms}
         if any(form.batch for form in self._forms.values()):
             self.settings["batch"] = {name: form.batch for name, form in self._forms.items()}
 
-    def _prepared(self, task: Task, label: str, candidates: Sequence[Loaded]) -> _Form:
+    def _prepared(self, task: Task, candidates: _Candidates) -> _Form:
         """The faster batch size, and a session for each worker."""
         options: list[tuple[Loaded, Feed, str, int | None]] = []
-        for loaded in candidates:
+        label = candidates.label
+        for loaded in candidates.graphs:
             feed = check_signature(
                 label, loaded.inputs, loaded.outputs, task.preprocess.size, task.classes
             )
+            feed = feed._replace(batch=feed.batch or candidates.batch)
             layout = loaded.layout or feed.layout
             batches = self._batches(task, feed)
             options.extend((loaded, feed, layout, batch) for batch in batches)
@@ -247,8 +265,11 @@ class RuntimePredictor:
 
 def probe(
     backend: str, path: Path, size: int, classes: int | None = None, precision: str = "fp32"
-) -> dict[str, Any]:
+) -> Feed:
     """Load a file and ask it once, in a child process, so that nothing it does can end this one.
+
+    A file that does not say whether its batch is fixed may crash with another, or answer wrongly:
+    where two images together fail, or are answered otherwise than each alone, one is tried.
 
     Args:
         backend: a key of `BACKENDS`.
@@ -258,7 +279,7 @@ def probe(
         precision: what the runtime is to compute in.
 
     Returns:
-        The fields of its `Feed`.
+        What the file takes and gives.
 
     Raises:
         ModelError: it cannot be loaded or run, or is not an image classifier.
@@ -267,27 +288,32 @@ def probe(
     from eval.models.exported import check_file
 
     check_file(path)
-    title = BACKENDS[backend].title
-    try:
-        answer: dict[str, Any] = child.call(
-            f"{path}: {title}",
-            "eval.backends.session:probe_here",
-            seconds=PROBE_SECONDS,
-            backend=backend,
-            path=str(path.absolute()),
-            name=str(path),
-            options=[size, classes, precision],
-        )
-    except ModelError as error:
-        if "\n" in str(error):
-            raise
-        raise ModelError(f"{error}\nExport the model again, or get an intact copy.") from None
-    return answer
+    entry = BACKENDS[backend]
+    failed: list[ModelError] = []
+    for batch in (2, 1) if entry.silent_batch else (2,):  # one row for a whole batch shows with two
+        try:
+            answer: dict[str, Any] = child.call(
+                f"{path}: {entry.title}",
+                "eval.backends.session:probe_here",
+                seconds=PROBE_SECONDS,
+                backend=backend,
+                path=str(path.absolute()),
+                name=str(path),
+                options=[size, classes, precision, batch],
+            )
+        except ModelError as error:
+            failed.append(error)
+        else:
+            return Feed(**answer)
+    message = str(failed[0])
+    if "\n" not in message:
+        message = f"{message}\nExport the model again, or get an intact copy."
+    raise ModelError(message)
 
 
 def probe_here(backend: str, path: str, name: str, options: Sequence[Any]) -> dict[str, Any]:
-    """What `probe` does in the child process."""
-    size, classes, precision = options
+    """What `probe` does in the child process; the fields of a `Feed`."""
+    size, classes, precision, batch = options
     entry = BACKENDS[backend]
     module = importlib.import_module(entry.module)
     try:
@@ -300,16 +326,37 @@ def probe_here(backend: str, path: str, name: str, options: Sequence[Any]) -> di
             "Export the model again, or get an intact copy with all of its files."
         ) from error
     feed = check_signature(name, loaded.inputs, loaded.outputs, size, classes)
-    count = feed.batch or 2  # one row for a whole batch shows with two images
+    count = feed.batch or batch
     shape = (3, size, size) if (loaded.layout or feed.layout) == "NCHW" else (size, size, 3)
     kept = np.float32 if feed.type == "int8" else DTYPES[feed.type]
-    answer = np.asarray(loaded.session(feed, count)(np.zeros((count, *shape), kept)))
+    images = np.random.default_rng(0).random((count, *shape)).astype(kept)
+    answer = np.asarray(loaded.session(feed, count)(images))
     if answer.ndim != 2 or len(answer) != count or (classes and answer.shape[1] != classes):
         raise ModelError(
             f"{name} gives {answer.shape} for {count} images instead of "
             f"({count}, {classes or 'classes'}).\nExport the classifier with a batch dimension."
         )
-    return {**feed._asdict(), "classes": answer.shape[1]}
+    again = [np.asarray(loaded.session(feed, count)(images)) for _ in range(_REPEATS)]
+    if not all(_alike(answer, other) for other in again):  # memory that a kernel never wrote
+        raise ModelError(
+            f"{name} gives an image other logits when it is asked again.\n"
+            f"{entry.title} computes this model wrongly here: use another backend or format."
+        )
+    if entry.silent_batch and count > 1:
+        alone = np.asarray(loaded.session(feed, 1)(images[-1:]))
+        if not _alike(answer[-1:], alone):
+            raise ModelError(
+                f"{name} gives an image other logits in a batch than alone.\n"
+                "Export the model again, or try another backend."
+            )
+    fixed = feed.batch or (1 if count == 1 else None)
+    return feed._replace(batch=fixed, classes=answer.shape[1])._asdict()
+
+
+def _alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether answers are the same but for rounding; what is not finite is told by a run itself."""
+    first, second = np.nan_to_num(one.astype(float)), np.nan_to_num(other.astype(float))
+    return bool(np.abs(first - second).max() <= _ALIKE * np.abs(first).max())
 
 
 _redirecting = threading.RLock()
