@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +74,24 @@ def test_images_that_cannot_be_decoded_do_not_count(
     (folder / "n01440764" / "b.JPEG").write_bytes(b"no image")
     with pytest.raises(DataError, match="none of the images"):
         measure_latency(task(Mean()), open_valset(folder))
+
+
+def test_a_model_is_converted_once(
+    val_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval.backends import onnx
+
+    made = []
+
+    def sources(*arguments: object) -> dict[int, bytes]:
+        made.append(arguments)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    real = onnx.sources
+    monkeypatch.setattr(onnx, "sources", sources)
+    monkeypatch.setattr(latency, "WARM_UP", 1)
+    monkeypatch.setattr(latency.os, "cpu_count", lambda: 2)
+    valset = open_valset(val_folder({"n01440764": ["a.JPEG"]}))
+    rows = measure_latency(replace(task(Mean()), backend="onnxruntime"), valset)
+    assert {row.threads for row in rows} == {1, 2}
+    assert len(made) == 1

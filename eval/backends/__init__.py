@@ -21,9 +21,10 @@ extra of its own.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from eval.backends.session import Converted
     from eval.images.preprocess import Crop, Preprocess
 
 
@@ -56,6 +58,7 @@ class Task:
     Attributes:
         threads: of each call inside the runtime. Torch has one number for the whole process, which
             `torch.set_num_threads` sets.
+        converted: the models as what the runtime loads, where that was made before; see `prepared`.
     """
 
     backend: str
@@ -67,6 +70,7 @@ class Task:
     workers: int
     classes: int | None = None
     threads: int = 1
+    converted: Mapping[str, Converted] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,29 @@ def predictor_for(task: Task) -> Predictor:
     Raises:
         UsageError, ModelError: as there.
     """
+    _check(task)
+    return BACKENDS[task.backend].create(task)
+
+
+@contextlib.contextmanager
+def prepared(task: Task) -> Iterator[Task]:
+    """The task with its models converted, so that several predictors need not do it again.
+
+    Raises:
+        UsageError, ModelError: as `create_predictor`.
+    """
+    _check(task)
+    if not BACKENDS[task.backend].module:
+        yield task
+        return
+    from eval.backends.session import converted
+
+    with converted(task) as ready:
+        yield ready
+
+
+def _check(task: Task) -> None:
+    """Refuse what a backend cannot do, before anything is converted."""
     backend, precision = task.backend, task.precision
     entry = BACKENDS[backend]
     if task.device.type not in entry.devices:
@@ -248,7 +275,6 @@ def predictor_for(task: Task) -> Predictor:
         check_runs(backend, model)
     converting = any(not isinstance(model, Path) for model in task.models.values())
     check_installed(backend, converting=converting)
-    return entry.create(task)
 
 
 def check_runs(backend: str, model: nn.Module | Path) -> None:

@@ -7,6 +7,7 @@ function here runs in a child process, see `eval.backends.child`; `QUANTISERS` i
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,7 +315,8 @@ def quantize_mnn(work: Work) -> None:
 
     from eval.backends.mnn import to_mnn
 
-    expr.set_thread_number(1)  # its waiting threads take the cores from each other
+    if hasattr(os, "sched_setaffinity"):  # MNN's threads spin: on a busy machine, for minutes
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     graph = expr.load_as_dict(work.source)
     names = nn.load_module_from_file(work.source, [], []).get_info()
     (entry,), (answer,) = names["inputNames"], names["outputNames"]

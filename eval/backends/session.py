@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -68,6 +69,20 @@ class Loaded(Protocol):
         """What answers a batch of that size; it is used by one thread at a time."""
 
 
+class Converted(NamedTuple):
+    """One form as what a runtime loads.
+
+    Attributes:
+        label: what to call it in messages.
+        sources: batch size to what a runtime's ``load`` takes.
+        batch: the only size that was seen to work, where a file itself does not say.
+    """
+
+    label: str
+    sources: Mapping[int, Any]
+    batch: int | None = None
+
+
 class _Candidates(NamedTuple):
     """One form: its graph, or the same graph for several batch sizes.
 
@@ -75,7 +90,7 @@ class _Candidates(NamedTuple):
         name: of the form.
         label: what to call it in messages.
         graphs: the fastest of them will be used.
-        batch: the only size that was seen to work, where the graph itself says nothing of it.
+        batch: as in `Converted`.
     """
 
     name: str
@@ -96,28 +111,38 @@ class _Form(NamedTuple):
 
 def create(task: Task) -> RuntimePredictor:
     """A predictor in one of the runtimes; see `eval.backends.create_predictor`."""
-    entry = BACKENDS[task.backend]
-    module = importlib.import_module(entry.module)
-    size = task.preprocess.size
+    module = importlib.import_module(BACKENDS[task.backend].module)
     how = Compute(task.precision, task.workers, task.threads)
-    with tempfile.TemporaryDirectory(prefix="pplcnet-eval-") as folder:
+    with converted(task) as ready:
         forms = []
-        for number, (form, model) in enumerate(task.models.items()):
-            batch = None
-            if isinstance(model, Path):
-                batch = probe(task.backend, model, size, task.classes, task.precision).batch
-                sources: Mapping[int, Any] = {0: model}
-            else:
-                sizes = sorted({1, task.batch_size}) if entry.fixed_batch else [1]
-                where = Path(folder) / str(number)
-                where.mkdir()
-                sources = module.sources(model, where, sizes, size)
-            label = str(model) if isinstance(model, Path) else form
+        for name, form in ready.converted.items():
             with quiet():
-                loaded = [module.load(source, how) for source in sources.values()]
-            forms.append(_Candidates(form, label, loaded, batch))
+                loaded = [module.load(source, how) for source in form.sources.values()]
+            forms.append(_Candidates(name, form.label, loaded, form.batch))
         settings = {**module.SETTINGS, f"{task.backend}.threads": task.threads}
         return RuntimePredictor(task, forms, settings)
+
+
+@contextlib.contextmanager
+def converted(task: Task) -> Iterator[Task]:
+    """The task with its models as what the runtime loads; their files last as long as this does."""
+    if task.converted:
+        yield task
+        return
+    entry, size = BACKENDS[task.backend], task.preprocess.size
+    module = importlib.import_module(entry.module)
+    sizes = sorted({1, task.batch_size}) if entry.fixed_batch else [1]
+    with tempfile.TemporaryDirectory(prefix="pplcnet-eval-") as folder:
+        ready = {}
+        for number, (form, model) in enumerate(task.models.items()):
+            if isinstance(model, Path):
+                batch = probe(task.backend, model, size, task.classes, task.precision).batch
+                ready[form] = Converted(str(model), {0: model}, batch)
+            else:
+                where = Path(folder) / str(number)
+                where.mkdir()
+                ready[form] = Converted(form, module.sources(model, where, sizes, size))
+        yield replace(task, converted=ready)
 
 
 class RuntimePredictor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.backends import Predictor, Task, predictor_for
+from eval.backends import Predictor, Task, predictor_for, prepared
 from eval.errors import DataError
 from eval.images.preprocess import BadImage, Preprocess
 from eval.images.valset import ValSet
@@ -69,13 +69,14 @@ def measure_latency(task: Task, valset: ValSet, images: int = IMAGES) -> list[La
     before = torch.get_num_threads()
     try:
         for form, model in task.models.items():
-            for threads in sorted({1, os.cpu_count() or 1}):
-                one = replace(task, models={form: model}, batch_size=1, workers=1, threads=threads)
-                torch.set_num_threads(threads)  # first: weights are laid out for that many
-                predictor = predictor_for(one)
-                times = _times(predictor, task.preprocess, files)
-                for stage, values in zip(STAGES, times, strict=True):
-                    rows.append(_row(form, threads, stage, values))
+            one = replace(task, models={form: model}, batch_size=1, workers=1)
+            with prepared(one) as ready:
+                for threads in sorted({1, os.cpu_count() or 1}):
+                    torch.set_num_threads(threads)  # first: weights are laid out for that many
+                    predictor = predictor_for(replace(ready, threads=threads))
+                    times = _times(predictor, task.preprocess, files)
+                    for stage, values in zip(STAGES, times, strict=True):
+                        rows.append(_row(form, threads, stage, values))
     finally:
         torch.set_num_threads(before)
     return rows
