@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from markupsafe import Markup
 from PIL import Image
 from safetensors.torch import save_file
 from skip_summary import pytest_terminal_summary as pytest_terminal_summary
@@ -51,6 +53,26 @@ def shared() -> Path:
     if not (folder / "oracle").is_dir():
         pytest.skip(f"no {folder}: real photos and official answers are not part of the project")
     return folder
+
+
+@pytest.fixture(scope="session")
+def made_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The demo's images and weights, made once for all test processes: it takes a while."""
+    from timm.data import ImageNetInfo
+
+    from eval.models.demo import make_demo
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(shared / "demo.lock"):
+        return make_demo(shared / "demo", ImageNetInfo().label_names())
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are half of the time of a run on a few images: drawn where tests look at them."""
+    if request.path.name not in ("test_html_report.py", "test_history.py", *CORE):
+        monkeypatch.setattr("eval.results.plots._render", lambda *_, **__: Markup("<svg />"))
 
 
 @pytest.fixture(autouse=True)

@@ -29,8 +29,8 @@ SYNSETS = ImageNetInfo().label_names()
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return demo.make_demo(tmp_path_factory.mktemp("made") / "demo", SYNSETS)
+def made(made_demo: tuple[Path, Path]) -> tuple[Path, Path]:
+    return made_demo
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,11 +122,12 @@ def test_an_openvino_file(val: Path, openvino_file: Path, tmp_path: Path) -> Non
     assert {file.path.name for file in evaluation.subject.files} == {"m.xml", "m.bin"}
 
 
-def test_the_demo_in_part(tmp_path: Path) -> None:
+def test_the_demo_in_part(made_demo: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in ("out", "api"):
+        shutil.copytree(made_demo[0].parent, tmp_path / name / "demo", copy_function=os.link)
     words = ["--demo", "--limit", "6", "--forms", "reparameterized"]
-    evaluation = same_as_the_command(
-        tmp_path / "out", words, demo=True, limit=6, forms=["reparameterized"]
-    )
+    options = {"demo": True, "limit": 6, "forms": ["reparameterized"], "output": tmp_path / "api"}
+    evaluation = same_as_the_command(tmp_path / "out", words, **options)
     assert evaluation.subject.caution.startswith("DEMO")
 
 

@@ -11,18 +11,15 @@ import numpy as np
 import pytest
 
 from eval.imagenet import main
-from eval.images.classes import imagenet_classes
 from eval.images.preprocess import PREPROCESS, Crop
-from eval.models import demo
 from eval.regression import main as regression
 
 LIMIT = "96"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    synsets = [row.synset for row in imagenet_classes()]
-    return demo.make_demo(tmp_path_factory.mktemp("gate") / "demo", synsets)
+def made(made_demo: tuple[Path, Path]) -> tuple[Path, Path]:
+    return made_demo
 
 
 def evaluate(data: Path, weights: Path, output: Path) -> Path:

@@ -362,7 +362,7 @@ def test_history_and_baseline(
     assert not (tmp_path / "d").exists(), "refused before anything is measured"
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_torchrun_gives_the_same_rows(
     val_folder: MakeVal, weights: Path, tmp_path: Path, processes: int
 ) -> None:
