@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from conftest import FILES, ROOT, MakeVal, rows_of
 from safetensors.torch import save_file
 
 import pplcnet
-from eval import Evaluation, Request, evaluate
+from eval import Evaluation, Request, evaluate, pipeline
 from eval.backends.onnx import export_onnx
 from eval.errors import DataError, EvalError, LogitsError, ModelError, UsageError
 from eval.evaluation import Provenance
@@ -122,11 +123,14 @@ def test_an_openvino_file(val: Path, openvino_file: Path, tmp_path: Path) -> Non
     assert {file.path.name for file in evaluation.subject.files} == {"m.xml", "m.bin"}
 
 
-def test_the_demo_in_part(made_demo: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_demo_in_part(
+    made_demo: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("out", "api"):
         shutil.copytree(made_demo[0].parent, tmp_path / name / "demo", copy_function=os.link)
     words = ["--demo", "--limit", "6", "--forms", "reparameterized"]
-    options = {"demo": True, "limit": 6, "forms": ["reparameterized"], "output": tmp_path / "api"}
+    options = {"demo": True, "limit": 6, "forms": ["reparameterized"]}
+    monkeypatch.setattr(pipeline, "TemporaryDirectory", lambda **_: nullcontext(tmp_path / "api"))
     evaluation = same_as_the_command(tmp_path / "out", words, **options)
     assert evaluation.subject.caution.startswith("DEMO")
 

@@ -283,7 +283,7 @@ def many(val_folder: MakeVal, images: int) -> Path:
 def test_results_on_stdout_progress_on_stderr(
     val_folder: MakeVal, weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data = many(val_folder, 24)
+    data = many(val_folder, 12)
     words = [w for w in arguments(data, weights, tmp_path / "out") if w != "--quiet"]
     shown = start("eval.imagenet", *words)
     assert shown.returncode == 0, shown.stderr
@@ -295,7 +295,9 @@ def test_results_on_stdout_progress_on_stderr(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_a_killed_run_continues_to_the_same_bytes(
     val_folder: MakeVal, weights: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
@@ -362,7 +364,7 @@ def test_history_and_baseline(
     assert not (tmp_path / "d").exists(), "refused before anything is measured"
 
 
-@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_torchrun_gives_the_same_rows(
     val_folder: MakeVal, weights: Path, tmp_path: Path, processes: int
 ) -> None:

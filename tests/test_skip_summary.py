@@ -38,7 +38,7 @@ def run(folder: Path, *options: str) -> list[str]:
     return [line for line in found.stdout.splitlines() if line]
 
 
-@pytest.mark.parametrize("options", [[], ["-n", "2"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["-n", "2"], marks=pytest.mark.slow)])
 def test_skips_are_summed_up_with_their_reasons(tmp_path: Path, options: list[str]) -> None:
     (tmp_path / "test_some.py").write_text(MODULE)
     (tmp_path / "test_all.py").write_text("import pytest\npytest.importorskip('no_such_module')")

@@ -163,7 +163,9 @@ def test_the_cache_keeps_crops_of_the_models_own_size(
     assert crops.stat().st_size == IMAGES * 160 * 160 * 3
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    "backend", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)]
+)
 def test_other_runtimes_take_the_models_own_size(
     backend: str, photos: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -186,7 +188,16 @@ def test_timms_model_of_this_network_is_ours(
         assert [row[key] for row in tables[0]] == [row[key] for row in tables[1]]
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "repvit_m0_9", "fastvit_t8"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "repvgg_a0",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("mobileone_s0", "repvit_m0_9", "fastvit_t8")
+        ),
+    ],
+)
 def test_families_with_a_deploy_form_get_it(name: str) -> None:
     model = made(name)
     forms = forms_of(model, (), name)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import pplcnet
 
-VARIANTS = ["small", "base", "large"]
+VARIANTS = ("small", "base", pytest.param("large", marks=pytest.mark.slow))
 FORMS = ["unfused", "reparameterized"]
-TIMM_MODELS = [f"pplcnetv2_{variant}" for variant in VARIANTS]
+TIMM_MODELS = ["pplcnetv2_small", "pplcnetv2_base", "pplcnetv2_large"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")  # deprecated, and still in use
 
