@@ -21,7 +21,12 @@ from eval.measure.metrics import rank_of_label
 
 FORMS = ("unfused", "reparameterized")
 # Each once: `test_the_command` has both forms, and other tests that they are the same.
-PAIRS = {"torchvision": ("reparameterized",), "paddle": ("unfused",)}
+CASES = [
+    ("torchvision", "reparameterized"),
+    ("paddle", "unfused"),
+    pytest.param("torchvision", "unfused", marks=pytest.mark.slow),
+    pytest.param("paddle", "reparameterized", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,36 +42,23 @@ def oracle(shared: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-@pytest.fixture(scope="module")
-def logits(model: pplcnet.PPLCNetV2, shared: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Preprocessing to form to float32 (400, 1000), in sorted path order."""
-    valset = open_valset(shared / "imagenet-sample" / "val")
-    found: dict[str, dict[str, np.ndarray]] = {}
-    forms = {"unfused": model, "reparameterized": pplcnet.reparameterize(model)}
-    for name, used in PAIRS.items():
-        preprocess = PREPROCESS[name]
-        predictor = TorchPredictor(
-            {form: forms[form] for form in used}, preprocess, torch.device("cpu")
-        )
-        batches = []
-        for batch in engine._batches(np.arange(len(valset.samples)), 8):
-            crops = [preprocess.crop(valset.read(valset.samples[i].path)) for i in batch]
-            batches.append(predictor(np.stack(crops)))
-        found[name] = {form: np.concatenate([b[form] for b in batches]) for form in used}
-    return found
-
-
-@pytest.mark.parametrize(
-    ("preprocess", "form"), [(name, form) for name, forms in PAIRS.items() for form in forms]
-)
+@pytest.mark.parametrize(("preprocess", "form"), CASES)
 def test_logits_and_counts(
     preprocess: str,
     form: str,
-    logits: dict[str, dict[str, np.ndarray]],
+    model: pplcnet.PPLCNetV2,
     oracle: dict[str, np.ndarray],
     shared: Path,
 ) -> None:
-    found, expected = logits[preprocess][form], oracle[preprocess]
+    used = model if form == "unfused" else pplcnet.reparameterize(model)
+    crop = PREPROCESS[preprocess]
+    predictor = TorchPredictor({form: used}, crop, torch.device("cpu"))
+    valset = open_valset(shared / "imagenet-sample" / "val")
+    batches = []
+    for batch in engine._batches(np.arange(len(valset.samples)), 8):
+        crops = [crop.crop(valset.read(valset.samples[i].path)) for i in batch]
+        batches.append(predictor(np.stack(crops))[form])
+    found, expected = np.concatenate(batches), oracle[preprocess]  # (400, 1000), sorted by path
     assert np.abs(found - expected).max() < 2e-3
     assert np.array_equal(found.argmax(axis=1), expected.argmax(axis=1))
     ranks = rank_of_label(found, oracle["label"])
