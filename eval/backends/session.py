@@ -294,7 +294,7 @@ def probe(
     """Load a file and ask it once, in a child process, so that nothing it does can end this one.
 
     A file that does not say whether its batch is fixed may crash with another, or answer wrongly:
-    where two images together fail, or are answered otherwise than each alone, one is tried.
+    where two images together fail, or get different logits than each alone, one is tried.
 
     Args:
         backend: a key of `BACKENDS`.
@@ -364,14 +364,14 @@ def probe_here(backend: str, path: str, name: str, options: Sequence[Any]) -> di
     again = [np.asarray(loaded.session(feed, count)(images)) for _ in range(_REPEATS)]
     if not all(_alike(answer, other) for other in again):  # memory that a kernel never wrote
         raise ModelError(
-            f"{name} gives an image other logits when it is asked again.\n"
+            f"{name} gives the same images different logits each time.\n"
             f"{entry.title} computes this model wrongly here: use another backend or format."
         )
     if entry.silent_batch and count > 1:
         alone = np.asarray(loaded.session(feed, 1)(images[-1:]))
         if not _alike(answer[-1:], alone):
             raise ModelError(
-                f"{name} gives an image other logits in a batch than alone.\n"
+                f"{name} gives an image different logits in a batch than alone.\n"
                 "Export the model again, or try another backend."
             )
     fixed = feed.batch or (1 if count == 1 else None)
