@@ -58,7 +58,7 @@ class Task:
     Attributes:
         threads: of each call inside the runtime. Torch has one number for the whole process, which
             `torch.set_num_threads` sets.
-        converted: the models as what the runtime loads, where that was made before; see `prepared`.
+        converted: the models as files that the runtime loads, if `prepared` made them.
     """
 
     backend: str
@@ -88,7 +88,7 @@ class Backend:
         needs: Python modules that must be installed to run it.
         converts: those needed to convert a torch model as well.
         fixed_batch: its graphs have one batch size, so that the faster one is measured.
-        silent_batch: its files do not say whether they have one.
+        silent_batch: its files do not say whether their batch size is fixed.
     """
 
     title: str

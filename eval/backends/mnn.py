@@ -48,7 +48,7 @@ def to_mnn(kind: str, source: str, target: str, precision: str, *options: str) -
     `kind` is ``ONNX`` or ``MNN``, and `options` are more of the converter's.
 
     Raises:
-        ModelError: MNN cannot.
+        ModelError: the converter wrote no file.
     """
     import _tools  # the converter itself, without the usage log of MNN.tools.mnnconvert
     import MNN  # noqa: F401 - loads the libraries of the tools

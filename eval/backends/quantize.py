@@ -218,13 +218,16 @@ def quantize_openvino(work: Work) -> None:
 
 
 def quantize_litert(work: Work) -> None:
-    """An int8 LiteRT file: int8 weights and activations, float input and output."""
+    """An int8 LiteRT file: int8 weights and activations, float input and output.
+
+    `work.method`: ``mse`` chooses the ranges of the weights; ``minmax`` takes the extremes of the
+    activations over all images, the other two the tool's own moving average.
+    """
     from ai_edge_litert.interpreter import Interpreter
     from ai_edge_quantizer import quantizer, recipe
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
-    names = AlgorithmName
-    algorithm = names.MSE if work.method == "mse" else names.MIN_MAX_UNIFORM_QUANT  # of the weights
+    algorithm = {"mse": AlgorithmName.MSE}.get(work.method, AlgorithmName.MIN_MAX_UNIFORM_QUANT)
     runner = quantizer.Quantizer(work.source)
     runner.load_quantization_recipe(recipe.static_wi8_ai8(algorithm_key=algorithm))
     ((signature, ports),) = Interpreter(work.source).get_signature_list().items()
@@ -244,10 +247,8 @@ def _extremes(found: Iterator[dict[str, dict[str, Any]]]) -> dict[str, dict[str,
         for tensor, new in one.items():
             known = ranges.setdefault(tensor, new)
             if "min" in new:
-                low, high = (
-                    np.minimum(known["min"], new["min"]),
-                    np.maximum(known["max"], new["max"]),
-                )
+                low = np.minimum(known["min"], new["min"])
+                high = np.maximum(known["max"], new["max"])
                 ranges[tensor] = {**known, "min": low, "max": high}
     return ranges
 

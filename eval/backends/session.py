@@ -125,7 +125,7 @@ def create(task: Task) -> RuntimePredictor:
 
 @contextlib.contextmanager
 def converted(task: Task) -> Iterator[Task]:
-    """The task with its models as what the runtime loads; their files last as long as this does."""
+    """The task with its models converted; their files are removed when this ends."""
     if task.converted:
         yield task
         return
@@ -291,10 +291,11 @@ class RuntimePredictor:
 def probe(
     backend: str, path: Path, size: int, classes: int | None = None, precision: str = "fp32"
 ) -> Feed:
-    """Load a file and ask it once, in a child process, so that nothing it does can end this one.
+    """Load a file and run it, in a child process, so that nothing it does can end this one.
 
-    A file that does not say whether its batch is fixed may crash with another, or answer wrongly:
-    where two images together fail, or get different logits than each alone, one is tried.
+    It must give the same images the same logits every time. A file that does not say whether its
+    batch is fixed may crash or answer wrongly at another size: where two images fail, or get other
+    logits together than alone, a batch of one is tried.
 
     Args:
         backend: a key of `BACKENDS`.
@@ -315,7 +316,7 @@ def probe(
     check_file(path)
     entry = BACKENDS[backend]
     failed: list[ModelError] = []
-    for batch in (2, 1) if entry.silent_batch else (2,):  # one row for a whole batch shows with two
+    for batch in (2, 1) if entry.silent_batch else (2,):  # two show a graph that gives one row
         try:
             answer: dict[str, Any] = child.call(
                 f"{path}: {entry.title}",
@@ -354,7 +355,8 @@ def probe_here(backend: str, path: str, name: str, options: Sequence[Any]) -> di
     count = feed.batch or batch
     shape = (3, size, size) if (loaded.layout or feed.layout) == "NCHW" else (size, size, 3)
     kept = np.float32 if feed.type == "int8" else DTYPES[feed.type]
-    images = np.random.default_rng(0).random((count, *shape)).astype(kept)
+    levels = 255 if feed.type == "uint8" else 1  # pixels as they are, or as a model normalises them
+    images = (levels * np.random.default_rng(0).random((count, *shape))).astype(kept)
     answer = np.asarray(loaded.session(feed, count)(images))
     if answer.ndim != 2 or len(answer) != count or (classes and answer.shape[1] != classes):
         raise ModelError(
@@ -379,7 +381,10 @@ def probe_here(backend: str, path: str, name: str, options: Sequence[Any]) -> di
 
 
 def _alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether answers are the same but for rounding; what is not finite is told by a run itself."""
+    """Whether logits (N, classes) are the same but for rounding.
+
+    NaN equals NaN here: a run refuses logits that are not finite, and says so.
+    """
     first, second = np.nan_to_num(one.astype(float)), np.nan_to_num(other.astype(float))
     return bool(np.abs(first - second).max() <= _ALIKE * np.abs(first).max())
 
