@@ -14,13 +14,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eval.evaluation import Evaluation
-    from eval.pipeline import evaluate
+    from eval.jobs.evaluate import evaluate
     from eval.request import Request
+    from eval.results.evaluation import Evaluation
 
 __all__ = ["Evaluation", "Request", "evaluate"]
 
-_HOMES = {"Evaluation": "evaluation", "Request": "request", "evaluate": "pipeline"}
+_HOMES = {"Evaluation": "results.evaluation", "Request": "request", "evaluate": "jobs.evaluate"}
 
 
 def __getattr__(name: str) -> Any:

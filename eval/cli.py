@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, TextIO
 
-from eval.command import run_command
-from eval.errors import UsageError
+from eval.errors import EvalError, UsageError
 
 NAME = "pplcnet-eval"
 
@@ -91,3 +95,144 @@ def _help(known: dict[str, str]) -> str:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+INTERRUPTED = 130
+
+
+CRASHED = 70  # EX_SOFTWARE of sysexits.h
+
+
+def run_command(
+    action: Callable[[Sequence[str]], int],
+    argv: Sequence[str] | None = None,
+    *,
+    interrupted: Callable[[], str] = lambda: "interrupted",
+    verbose: bool | None = None,
+) -> int:
+    """Run a command and give its exit code.
+
+    Args:
+        action: takes the arguments; it may raise any `EvalError`.
+        argv: the arguments; those of this process if None.
+        interrupted: what to say after Ctrl-C or SIGTERM.
+        verbose: print a traceback below an error message; by default if ``--verbose`` is given.
+
+    Raises:
+        SystemExit: argparse's own, for ``--help`` (0) and for mistyped options (2).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in arguments if verbose is None else verbose
+    with _safe_streams() as streams, _sigterm_interrupts():
+        try:
+            code = action(arguments)
+        except EvalError as error:
+            print(f"error: {error}", file=sys.stderr)
+            if verbose:
+                traceback.print_exc()
+            code = error.exit_code
+        except KeyboardInterrupt:
+            print(interrupted(), file=sys.stderr)
+            code = INTERRUPTED
+        except MemoryError:
+            print(
+                "error: out of memory.\nUse a smaller --batch-size or fewer --workers.",
+                file=sys.stderr,
+            )
+            code = 2
+        except Exception:  # a crash must not look like exit code 1, a measured difference
+            traceback.print_exc()
+            print("This is a bug in pplcnet-eval: please report it.", file=sys.stderr)
+            code = CRASHED
+        lost = streams.exit_code()
+        code = code or lost
+        if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            print(f"exit code {code} (torchrun itself exits with 1)", file=sys.stderr)
+    return code
+
+
+class _SafeStream:
+    """A text stream whose failures are remembered and never raised.
+
+    Args:
+        stream: None where the process was started without it.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream: Any = stream if stream is not None else open(os.devnull, "w")  # noqa: PTH123, SIM115
+        self.error: OSError | None = None
+        if hasattr(self.stream, "reconfigure"):
+            self.stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+
+    def write(self, text: str) -> int:
+        try:
+            if self.error is None:
+                self.stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+        except UnicodeEncodeError:
+            self.stream.write(text.encode("ascii", "backslashreplace").decode())
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            if self.error is None:
+                self.stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Keep the interpreter's own last flush from failing, too."""
+        self.error = error
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+class _Streams:
+    """stdout and stderr of a command."""
+
+    def __init__(self) -> None:
+        self.out, self.err = _SafeStream(sys.stdout), _SafeStream(sys.stderr)
+
+    def exit_code(self) -> int:
+        """2 if the results could not be printed; 0 if the reader closed the pipe early."""
+        self.out.flush()
+        error = self.out.error
+        if error is None or isinstance(error, BrokenPipeError):
+            return 0
+        self.err.write(f"error: stdout cannot be written: {error.strerror or error}.\n")
+        return 2
+
+
+@contextmanager
+def _safe_streams() -> Iterator[_Streams]:
+    before = sys.stdout, sys.stderr
+    streams = _Streams()
+    sys.stdout, sys.stderr = streams.out, streams.err
+    try:
+        yield streams
+    finally:
+        streams.out.flush()
+        streams.err.flush()
+        sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that what was measured is kept."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: signals are not ours to handle
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import msgspec
 
 from eval.errors import UsageError
-from eval.images.sets import IMAGE_SETS, VAL, ImageSet
 
 IMAGENET_VAL_IMAGES = 50_000
+VAL_SET = "ILSVRC2012 validation"  # what reported figures were measured on
+IMAGE_SETS = (VAL_SET, "ImageNetV2", "ImageNet-A", "ImageNet-R", "ImageNet-Sketch")
 LIBRARIES = ("timm:", "torchvision:")  # a `model` that begins so is another library's
 
 
@@ -62,7 +63,7 @@ class OtherResult:
     source: str
     top1: float
     top5: float | None = None
-    set: str = VAL.name
+    set: str = VAL_SET
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,9 @@ class VariantConfig:
         """The reference for a run with this preprocessing, if there is one."""
         return self.reference.get(preprocess, self.reference.get(""))
 
-    def others_on(self, image_set: ImageSet) -> list[OtherResult]:
-        """The third-party results on this image set."""
-        return [other for other in self.others if other.set == image_set.name]
+    def others_on(self, image_set: str) -> list[OtherResult]:
+        """The third-party results on the image set of this name."""
+        return [other for other in self.others if other.set == image_set]
 
 
 def config_dir() -> Path:
@@ -189,11 +190,11 @@ class _OtherTable(_Table):
     source: _Text
     top1: _Percent
     top5: _Percent | None = None
-    set: _Text = VAL.name
+    set: _Text = VAL_SET
 
     def __post_init__(self) -> None:
         _check_order(self.top1, self.top5)
-        _check_known("set", self.set, [each.name for each in IMAGE_SETS])
+        _check_known("set", self.set, IMAGE_SETS)
 
 
 class _File(_Table):

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.cli import program
-from eval.command import run_command
+from eval.cli import program, run_command
 from eval.errors import DataError, EvalError
 from eval.options import positive
 

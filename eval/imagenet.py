@@ -1,6 +1,7 @@
 """``python -m eval.imagenet``: does this model give the reported ImageNet accuracy?
 
-The command parses, calls `eval.evaluate`, prints and exits; the whole path is in eval/pipeline.py.
+The command parses, calls `eval.evaluate`, prints and exits; the whole path is in
+eval/jobs/evaluate.py.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.cli import program
-from eval.command import run_command
-from eval.measure.processes import is_first_process
-from eval.measure.progress import ProgressBar
+from eval.cli import program, run_command
 from eval.options import add_compute_options, add_subject_options, positive
+from eval.processes import is_first_process
+from eval.progress import ProgressBar
 from eval.request import ON_BAD_IMAGE, Request
 
 if TYPE_CHECKING:
-    from eval.evaluation import Evaluation
+    from eval.results.evaluation import Evaluation
 
 EPILOG = """
 Exit codes: 0 within tolerance, or nothing to compare with; 1 outside the tolerance, or worse than
@@ -41,8 +41,8 @@ def _main(arguments: Sequence[str], kept: list[Path]) -> int:
     request = to_request(args, arguments)
     assert request.output is not None
     kept.append(Path(request.output))
-    from eval.measure.allocator import keep_freed_memory
-    from eval.pipeline import evaluate
+    from eval.jobs.evaluate import evaluate
+    from eval.measure.settings import keep_freed_memory
 
     keep_freed_memory()
     with ProgressBar(args.quiet or not is_first_process()) as progress:
@@ -71,7 +71,8 @@ def _main(arguments: Sequence[str], kept: list[Path]) -> int:
 
 def _explain(evaluation: Evaluation, request: Request, args: argparse.Namespace) -> None:
     """If the accuracy is far too low, say how to find out why, or find it out."""
-    from eval.diagnose import diagnose, diagnose_command, report, suggests_diagnosis
+    from eval.diagnosis.report import text
+    from eval.jobs.diagnose import diagnose, diagnose_command, save, suggests_diagnosis
 
     if not suggests_diagnosis(evaluation) and not evaluation.judgement.warnings:
         return
@@ -82,7 +83,8 @@ def _explain(evaluation: Evaluation, request: Request, args: argparse.Namespace)
         found = diagnose(request, progress=progress)
     assert request.output is not None
     print()
-    report(found, None, Path(request.output) / "diagnosis.html")
+    print(text(found))
+    save(found, None, Path(request.output) / "diagnosis.html")
     print(f"Diagnosis: {Path(request.output) / 'diagnosis.html'}")
 
 

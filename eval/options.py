@@ -89,7 +89,7 @@ def add_backend_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_array_options(parser: argparse.ArgumentParser) -> None:
-    """How a file of predictions is to be read; see `eval.results.predictions.read_answers`."""
+    """How a file of predictions is to be read; see `eval.measure.given.read_answers`."""
     add = parser.add_argument
     add(
         "--names", type=Path, metavar="FILE", help="for arrays: a file with one image name per line"

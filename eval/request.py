@@ -5,11 +5,12 @@ Options take precedence over the configuration file. There are no environment va
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eval.config import VariantConfig, load_config, load_variant
 from eval.errors import UsageError
@@ -17,6 +18,7 @@ from eval.errors import UsageError
 DEFAULT_VARIANT = "base_ssld"
 FORMS = ("unfused", "reparameterized")
 PREPROCESSES = ("torchvision", "paddle", "squash")
+OWN = "own"  # the model's own preprocessing
 PRECISIONS = ("fp32", "bf16", "fp16")
 ON_BAD_IMAGE = ("fail", "record")
 LARGEST_BATCH = 4096  # images; of each worker, 600 MB as uint8 crops of 224 pixels
@@ -32,6 +34,28 @@ _PATHS = (
     "history",
     "model_card",
 )
+
+
+class Benchmark(NamedTuple):
+    """A leaderboard on the Hub: a task of a benchmark data set."""
+
+    dataset: str  # such as ORG/NAME
+    task: str  # as in the data set's eval.yaml
+
+    @classmethod
+    def parse(cls, text: str) -> Benchmark:
+        """From ``ORG/NAME:TASK``.
+
+        Raises:
+            UsageError: it is not of that form.
+        """
+        part = r"[A-Za-z0-9][\w.-]*"
+        if not re.fullmatch(rf"{part}/{part}:{part}", text, re.ASCII):
+            raise UsageError(
+                f"{text} does not name a benchmark: use ORG/NAME:TASK, with the data set's id on "
+                "the Hub and the task's id in its eval.yaml."
+            )
+        return cls(*text.split(":"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +157,6 @@ class Request:
                 "--real-labels only applies to ImageNet's own classes: omit it, or omit --classes."
             )
         if self.hub_benchmark is not None:
-            from eval.results.model_card import Benchmark
-
             Benchmark.parse(self.hub_benchmark)
             if self.model_card is None:
                 raise UsageError("--hub-benchmark writes beside --model-card FILE: name one.")

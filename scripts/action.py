@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from eval.command import run_command
+from eval.cli import run_command
 
 OPTIONS = ("data", "variant", "weights", "baseline", "output")  # inputs that are options
 COLUMNS = ("form", "images", "top1", "top5", "reference_top1", "reference_top5", "verdict")

@@ -34,7 +34,7 @@ from typing import Any
 
 from benchmark_passes import BOTH, Contender
 
-from eval.command import run_command
+from eval.cli import run_command
 from eval.errors import DataError, EvalError, UsageError
 
 ROOT = Path(__file__).parents[1]

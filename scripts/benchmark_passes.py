@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.command import run_command
+from eval.cli import run_command
 
 BOTH = ("unfused", "reparameterized")
 DEPLOY = ("reparameterized",)
@@ -178,8 +178,8 @@ def our_predictor(contender: Contender, weights: Path) -> tuple[Any, int]:
 
     from eval.backends import create_predictor
     from eval.images.preprocess import PREPROCESS
-    from eval.measure.allocator import keep_freed_memory
     from eval.measure.engine import choose_batch_size, choose_workers
+    from eval.measure.settings import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(1)

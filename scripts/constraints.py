@@ -12,7 +12,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-from eval.command import run_command
+from eval.cli import run_command
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 NOT_FOR_USERS = {"test", "dev"}

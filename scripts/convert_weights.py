@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.command import run_command
+from eval.cli import run_command
 from eval.errors import ModelError, UsageError
 
 

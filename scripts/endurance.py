@@ -25,7 +25,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from eval.command import run_command
+from eval.cli import run_command
 from eval.images.classes import imagenet_classes
 
 CLASSES = 1000

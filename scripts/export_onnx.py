@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval import export
-from eval.command import run_command
+from eval.cli import run_command
 from eval.errors import UsageError
 
 _SAME = ("variant", "weights", "form", "opset", "images", "preprocess")

@@ -24,7 +24,7 @@ import pyarrow.parquet
 from fuzz_weights import damaged
 from hypothesis import strategies as st
 
-from eval.command import run_command
+from eval.cli import run_command
 from eval.errors import DataError
 from eval.images.classes import imagenet_classes
 from eval.images.labels import official_key, official_labels, official_number

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from hypothesis import strategies as st
 
-from eval.command import run_command
+from eval.cli import run_command
 from pplcnet._checkpoint import read_checkpoint
 from pplcnet._errors import WeightsError
 

@@ -36,7 +36,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from eval.command import run_command
+from eval.cli import run_command
 from eval.models import demo
 
 Floats = NDArray[np.float64]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.command import run_command
+from eval.cli import run_command
 from eval.errors import DataError
 
 OUTPUT = Path(__file__).parents[1] / "eval" / "resources" / "val_labels.u16"

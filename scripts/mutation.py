@@ -19,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from eval.command import run_command
+from eval.cli import run_command
 from eval.errors import UsageError
 
 ROOT = Path(__file__).parents[1]

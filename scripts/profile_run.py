@@ -28,14 +28,14 @@ from torch import Tensor, fx
 
 from eval.backends.lowering import PackedConv2d
 from eval.backends.pytorch import TorchPredictor
-from eval.command import run_command
+from eval.cli import run_command
 from eval.errors import ModelError, UsageError
 from eval.images.preprocess import PREPROCESS
 from eval.images.valset import open_valset
-from eval.measure.allocator import keep_freed_memory
 from eval.measure.engine import CPU_BATCH
 from eval.measure.journal import Journal, record_dtype
-from eval.measure.metrics import Scores, check_logits
+from eval.measure.settings import keep_freed_memory
+from eval.metrics import Scores, check_logits
 from pplcnet import WeightsError, read_weights, reparameterize
 from pplcnet._weights import model_for
 

@@ -25,9 +25,9 @@ from eval.diagnosis.setups import Setup
 from eval.images.classes import IMAGENET
 from eval.images.preprocess import PREPROCESS, Preprocess
 from eval.images.valset import ValSet, open_valset
-from eval.measure.progress import ignore
 from eval.models import Subject
 from eval.models.demo import demo_image
+from eval.progress import ignore
 from pplcnet._model import ConvDropout
 
 IMAGES = 24

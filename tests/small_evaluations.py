@@ -13,14 +13,16 @@ import numpy as np
 from conftest import jpeg
 
 from eval.config import OtherResult, Reference, Tolerance, VariantConfig
-from eval.evaluation import Evaluation, Provenance, Setup
 from eval.images.classes import imagenet_classes
 from eval.images.preprocess import PREPROCESS
 from eval.images.valset import Sample, ValSet
 from eval.judge.verdict import judge
 from eval.measure.engine import Measurement
-from eval.measure.metrics import Scores
+from eval.metrics import Scores
 from eval.models import ModelFile, Subject
+from eval.provenance import Provenance
+from eval.results.evaluation import Evaluation
+from eval.results.record import Computation
 
 FORMS = ("unfused", "reparameterized")
 
@@ -148,7 +150,7 @@ def evaluation_of(
         parts = [part for part in (subject, setup, provenance) if name in part or name == "caution"]
         (parts[0] if parts else evaluation)[name] = value
     made = Subject(**subject)  # type: ignore[arg-type]
-    how = Setup(**setup)  # type: ignore[arg-type]
+    how = Computation(**setup)  # type: ignore[arg-type]
     return Evaluation(
         **{
             "subject": made,

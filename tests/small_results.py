@@ -1,4 +1,4 @@
-"""Result folders as eval.imagenet writes them, made by hand, without eval.results.write."""
+"""Result folders as eval.imagenet writes them, made by hand, without eval.results.folder."""
 
 from __future__ import annotations
 

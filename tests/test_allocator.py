@@ -10,7 +10,7 @@ import pytest
 
 FAULTS = """
 import resource, sys
-from eval.measure.allocator import freed_memory_kept, keep_freed_memory
+from eval.measure.settings import freed_memory_kept, keep_freed_memory
 if sys.argv[1] == "keep":
     found = keep_freed_memory()
     assert found == freed_memory_kept() and found["M_TOP_PAD"] == 64 * 2**20, found
@@ -41,7 +41,7 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from eval.measure import allocator
+    from eval.measure import settings as allocator
 
     monkeypatch.setattr(allocator, "_in_effect", {})
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
@@ -49,7 +49,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_settings_of_a_run_say_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    from eval.measure import allocator
+    from eval.measure import settings as allocator
     from eval.measure.settings import exact_settings
 
     monkeypatch.setattr(allocator, "_in_effect", {"M_TOP_PAD": 5})

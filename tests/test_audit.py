@@ -15,7 +15,8 @@ from known_answer import folder_of_images, labels_of_chosen
 import eval.imagenet
 import eval.score
 from eval.audit import main
-from eval.judge.audit import Answer, is_near_tie, largest_number_wrong, measured_answer
+from eval.judge.audit import Answer, is_near_tie, measured_answer
+from eval.metrics import largest_number_wrong
 
 
 def few_found(population: int, wrong: int, sampled: int, different: int) -> Fraction:

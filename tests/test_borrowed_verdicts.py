@@ -21,8 +21,8 @@ import pplcnet
 from eval import Request, evaluate
 from eval.errors import ModelError, UsageError
 from eval.imagenet import main
-from eval.measure.progress import ignore
 from eval.models import combined_sha256, identify, open_source
+from eval.progress import ignore
 from eval.results.folder import OutputFolder
 
 Run = Callable[..., int]
@@ -382,9 +382,12 @@ def press_ctrl_c(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("eval.pipeline._open_images", "interrupted: nothing was measured yet\n"),
+        ("eval.jobs.evaluate._open_images", "interrupted: nothing was measured yet\n"),
         ("eval.measure.engine.assemble", "is kept in {output}.\nThe same command"),
-        ("eval.history.append_history", "interrupted: the reports in {output} are complete\n"),
+        (
+            "eval.results.history.append_history",
+            "interrupted: the reports in {output} are complete\n",
+        ),
     ],
 )
 def test_ctrl_c_says_what_was_kept(

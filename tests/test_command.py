@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from eval.command import run_command
+from eval.cli import run_command
 from eval.errors import DataError, EvalError, LogitsError, ModelError, UsageError
 
 
@@ -134,7 +134,7 @@ def test_stdout_that_is_full_changes_no_verdict(
 
 SCRIPT = """
 import sys
-from eval.command import run_command
+from eval.cli import run_command
 
 def action(words):
     for number in range(20_000):
@@ -174,7 +174,7 @@ def test_streams_that_end_early_end_nothing(
 
 def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None:
     script = (
-        "import sys; from eval.command import run_command\n"
+        "import sys; from eval.cli import run_command\n"
         "def action(words):\n    print('caf\\udce9 \\u2013'); return 0\n"
         "sys.exit(run_command(action))"
     )

@@ -64,7 +64,7 @@ def test_tolerances_have_reasons() -> None:
 
 
 def test_others_are_shown() -> None:
-    others = {row.name: (row.top1, row.top5) for row in load_variant("base").others_on(VAL)}
+    others = {row.name: (row.top1, row.top5) for row in load_variant("base").others_on(VAL.name)}
     assert others == {"Vast fp16": (76.482, 93.172), "Vast int8": (74.658, 92.2)}
 
 

@@ -9,10 +9,10 @@ from small_evaluations import evaluation_of, random_measurement, reported_as_mea
 
 from eval import imagenet
 from eval.config import OtherResult
-from eval.evaluation import LabelResult
 from eval.images.labelset import LabelScore
 from eval.measure.latency import LatencyRow
 from eval.results.console import format_evaluation
+from eval.results.record import LabelResult
 
 SOURCE = "a page with a name that is far too long for the last column of a table " * 2
 
@@ -70,7 +70,7 @@ def test_a_disagreement_is_an_error_message_only(
     measured = random_measurement(100)
     measured.logit_diff[7] = 5.0
     evaluation = evaluation_of(measured)
-    monkeypatch.setattr("eval.pipeline.evaluate", lambda *_: evaluation)
+    monkeypatch.setattr("eval.jobs.evaluate.evaluate", lambda *_: evaluation)
     assert imagenet.main(["--data", "x", "--output", "y"]) == 5
     told = capsys.readouterr()
     assert "DISAGREE  unfused: the two forms give different predictions" in told.out

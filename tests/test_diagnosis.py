@@ -29,7 +29,7 @@ from PIL import Image
 from torch import nn
 
 from eval.backends import BACKENDS
-from eval.diagnose import diagnose_command, main
+from eval.diagnose import main
 from eval.diagnosis.bench import rank_of
 from eval.diagnosis.edits import possible_edits, suspicious
 from eval.diagnosis.hypotheses import TABLE, table
@@ -43,7 +43,8 @@ from eval.images.classes import IMAGENET
 from eval.images.labels import official_labels
 from eval.images.preprocess import PREPROCESS, Crop, Preprocess
 from eval.images.valset import ValSet
-from eval.measure.metrics import rank_of_label
+from eval.jobs.diagnose import diagnose_command
+from eval.metrics import rank_of_label
 from eval.models.demo import demo_image
 from eval.request import Request
 

@@ -20,11 +20,11 @@ from eval.diagnosis.setups import TABLES, Setup
 from eval.images.classes import IMAGENET
 from eval.images.valset import open_valset
 from eval.measure.engine import choose_workers
-from eval.measure.progress import ignore
 from eval.measure.settings import exact_settings
 from eval.models import open_source
 from eval.models.demo import demo_weights, fitted
 from eval.models.demo import kind as kind_of
+from eval.progress import ignore
 from eval.request import Request
 
 pytestmark = pytest.mark.slow

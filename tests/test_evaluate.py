@@ -25,13 +25,14 @@ from conftest import FILES, ROOT, MakeVal, rows_of
 from safetensors.torch import save_file
 
 import pplcnet
-from eval import Evaluation, Request, evaluate, pipeline
+from eval import Evaluation, Request, evaluate
 from eval.backends.onnx import export_onnx
 from eval.errors import DataError, EvalError, LogitsError, ModelError, UsageError
-from eval.evaluation import Provenance
 from eval.imagenet import main
-from eval.measure.progress import Event
+from eval.jobs import evaluate as pipeline
 from eval.measure.settings import exact_settings
+from eval.progress import Event
+from eval.provenance import Provenance
 from eval.results import schema
 
 BOTH = ["unfused", "reparameterized"]

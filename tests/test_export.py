@@ -13,7 +13,7 @@ from scipy.special import rel_entr, softmax
 
 from eval import export
 from eval.errors import UsageError
-from eval.int8 import divergence
+from eval.jobs.int8 import divergence
 
 
 def alias() -> ModuleType:

@@ -16,6 +16,7 @@ from torch import nn
 import pplcnet
 from eval import export, sweep
 from eval.backends import create_predictor
+from eval.backends.formats import precision_of
 from eval.backends.onnx import export_onnx
 from eval.backends.signature import check_signature
 from eval.config import load_variant
@@ -23,7 +24,6 @@ from eval.errors import ModelError, UsageError
 from eval.imagenet import main
 from eval.images.preprocess import PREPROCESS
 from eval.images.sets import V2, VAL
-from eval.models.exported import precision_of
 
 
 @pytest.fixture(scope="module")

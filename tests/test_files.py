@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from eval.errors import UsageError
-from eval.results.files import remove, sync_folder, write_atomically
+from eval.files import remove, sync_folder, write_atomically
 
 
 def names_in(folder: Path) -> list[str]:

@@ -14,12 +14,11 @@ from filelock import FileLock
 from small_evaluations import evaluation_of, random_measurement
 
 from eval.errors import UsageError
-from eval.evaluation import Evaluation
 from eval.measure.latency import LatencyRow
 from eval.results import folder as folder_module
-from eval.results import write
-from eval.results.folder import OutputFolder
-from eval.results.write import REPORTS, set_aside, unwritable, write_reports
+from eval.results import folder as write
+from eval.results.evaluation import Evaluation
+from eval.results.folder import REPORTS, OutputFolder, set_aside, unwritable, write_reports
 
 # What a result may consist of; the contract's names.
 NAMES = [

@@ -16,10 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_results import HEADER, ranks, sha256, summary_row, write_rows
 
-from eval import history
+from eval import files, history
 from eval.errors import UsageError
-from eval.history import append_history, check_history, read_history, trend
-from eval.results import files
+from eval.results.history import append_history, check_history, read_history, trend
 from eval.results.read import read_rows
 
 
@@ -352,7 +351,7 @@ def test_too_many_variants_are_not_drawn(
 HOLD = """
 import sys, time
 from pathlib import Path
-from eval.results.files import locked
+from eval.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

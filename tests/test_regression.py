@@ -35,10 +35,11 @@ from eval.errors import UsageError
 from eval.images.classes import ClassList, ImageClass, imagenet_classes
 from eval.images.preprocess import crop_torchvision
 from eval.judge import gate
-from eval.judge.gate import Asked, Limit, compare, mcnemar, pair
+from eval.judge.gate import Asked, Limit, compare, pair
+from eval.judge.result import Predictions, Result, Row
 from eval.judge.verdict import Verdict
+from eval.metrics import mcnemar
 from eval.results import regression_report
-from eval.results.read import Predictions, Result, Row
 
 
 @pytest.fixture(autouse=True)

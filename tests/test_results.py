@@ -30,10 +30,10 @@ from eval.results.read import (
     SUMMARY_COLUMNS,
     _row,
     finished_length,
-    printable,
     read_result,
     read_rows,
 )
+from eval.text import printable
 
 EARLY, LATE = "2026-01-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"
 

@@ -20,13 +20,13 @@ from test_backends import CPU, PREPROCESSING, assert_agrees, plain
 from torch import nn
 
 from eval.backends import BACKENDS, child, create_predictor
-from eval.backends.session import quiet
+from eval.backends.child import quiet
+from eval.backends.formats import FORMATS, RUNTIMES, companions, files_of, precision_of, size_of
 from eval.backends.signature import Feed, check_signature
 from eval.errors import ModelError, UsageError
 from eval.export import main as export
 from eval.imagenet import main
 from eval.models import exported
-from eval.models.exported import FORMATS, RUNTIMES, companions, files_of, precision_of, size_of
 from eval.request import Request
 
 BATCH = 3
@@ -312,7 +312,7 @@ def test_an_opset_that_would_not_be_written_is_refused(
 def test_exports_load_in_a_fresh_process(
     kind: str, weights: Path, val_folder: MakeVal, tmp_path: Path
 ) -> None:
-    from eval.export import FORMATS as KINDS
+    from eval.backends.formats import EXPORTS as KINDS
 
     backend, ending = KINDS[kind]
     needs(backend)

@@ -18,9 +18,9 @@ from eval import regression, score
 from eval.errors import DataError, EvalError, LogitsError, UsageError
 from eval.images.classes import imagenet_classes
 from eval.images.valset import Sample
-from eval.measure.metrics import Scores
-from eval.results import predictions
-from eval.results.predictions import Answers, Logits, Ranked, match
+from eval.measure import given as predictions
+from eval.measure.given import Answers, Logits, Ranked, match
+from eval.metrics import Scores
 
 LABELS = (0, 0, 134, 134, 517, 517, 999, 999)  # tench, both cranes, toilet tissue
 # Of each image, the place of its label among the answers.

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
-from eval.command import run_command
+from eval.cli import run_command
 
 SCRIPTS = sorted(
     path.stem
@@ -116,7 +116,7 @@ def test_every_script_ends_through_run_command(name: str) -> None:
 
 def test_a_script_that_is_interrupted_or_crashes() -> None:
     code = (
-        "import sys; from eval.command import run_command\n"
+        "import sys; from eval.cli import run_command\n"
         "def main(): raise {}\n"
         "sys.exit(run_command(lambda _: main()))"
     )

@@ -10,16 +10,8 @@ import pytest
 
 from eval.config import Reference, Tolerance, VariantConfig
 from eval.judge.gate import Limit, Limits
-from eval.judge.sequential import (
-    BaselineStop,
-    EarlyStop,
-    Exchange,
-    Figure,
-    anytime_interval,
-    evidence_against,
-    possible_totals,
-    references,
-)
+from eval.judge.sequential import BaselineStop, EarlyStop, Exchange, Figure, references
+from eval.metrics import anytime_interval, evidence_against, possible_totals
 
 TOP1, TOP5 = Figure("unfused", 1), Figure("unfused", 5)
 
@@ -148,7 +140,7 @@ def test_possible_totals_are_those_that_brute_force_keeps() -> None:
 
 
 def test_interval_is_wider_than_wilson_and_ends_in_the_figure() -> None:
-    from eval.measure.metrics import wilson_interval
+    from eval.metrics import wilson_interval
 
     low, high = anytime_interval(385, 500, 50_000)
     wilson = wilson_interval(385, 500)

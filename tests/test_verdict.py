@@ -15,7 +15,7 @@ from eval.config import Reference, Tolerance, VariantConfig, load_variant
 from eval.images.sets import ImageSet
 from eval.judge.verdict import FormResult, Judgement, Verdict, expected_correct, gravest, judge
 from eval.measure.engine import Measurement
-from eval.measure.metrics import Scores
+from eval.metrics import Scores
 
 
 def verdict(measured: Measurement, variant: str = "base_ssld", preprocess: str = "paddle",

@@ -10,6 +10,8 @@ all the memory there is. In a child process each of these is an error with a mes
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -17,10 +19,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import eval as package
 from eval import errors
 from eval.errors import EvalError, ModelError
 
@@ -46,7 +49,7 @@ def call(what: str, function: str, *, seconds: int = SECONDS, **arguments: Any) 
         request = {"function": function, "arguments": arguments, "result": str(result)}
         # What can be imported here can be imported there: a pickled model's own modules, too.
         paths = [
-            str(Path(package.__file__).parents[1]),
+            str(Path(errors.__file__).parents[1]),
             *(path or str(Path.cwd()) for path in sys.path),
         ]
         environment = {
@@ -122,3 +125,36 @@ def _limit_memory() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+_redirecting = threading.RLock()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what native code prints while a runtime is imported or a graph loaded.
+
+    It goes to the file descriptors themselves, past `sys.stdout`, and some of it to stdout, where
+    the results belong. Only for moments: other threads' output of the same moment is lost, too.
+    """
+    with _redirecting:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        kept = [(fd, os.dup(fd)) for fd in (1, 2)]
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            for fd, _ in kept:
+                os.dup2(nowhere, fd)
+            yield
+        finally:
+            _flush_native()
+            for fd, copy in kept:
+                os.dup2(copy, fd)
+                os.close(copy)
+            os.close(nowhere)
+
+
+def _flush_native() -> None:
+    """Write out what C's own buffers hold."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).fflush(None)

@@ -13,13 +13,9 @@ size that a graph wants, and the check of every answer.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
-import os
 import queue
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.backends import BACKENDS, Task, child
+from eval.backends.child import quiet
 from eval.backends.signature import Feed, Port, check_signature
 from eval.errors import EvalError, ModelError
 
@@ -311,7 +308,7 @@ def probe(
         ModelError: it cannot be loaded or run, or is not an image classifier.
         UsageError: the runtime does not have the precision here.
     """
-    from eval.models.exported import check_file
+    from eval.backends.formats import check_file
 
     check_file(path)
     entry = BACKENDS[backend]
@@ -387,36 +384,3 @@ def _alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
     """
     first, second = np.nan_to_num(one.astype(float)), np.nan_to_num(other.astype(float))
     return bool(np.abs(first - second).max() <= _ALIKE * np.abs(first).max())
-
-
-_redirecting = threading.RLock()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Drop what native code prints while a runtime is imported or a graph loaded.
-
-    It goes to the file descriptors themselves, past `sys.stdout`, and some of it to stdout, where
-    the results belong. Only for moments: other threads' output of the same moment is lost, too.
-    """
-    with _redirecting:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        kept = [(fd, os.dup(fd)) for fd in (1, 2)]
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        try:
-            for fd, _ in kept:
-                os.dup2(nowhere, fd)
-            yield
-        finally:
-            _flush_native()
-            for fd, copy in kept:
-                os.dup2(copy, fd)
-                os.close(copy)
-            os.close(nowhere)
-
-
-def _flush_native() -> None:
-    """Write out what C's own buffers hold."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).fflush(None)

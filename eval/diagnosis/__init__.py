@@ -12,3 +12,5 @@
 
 Nothing here prints; `eval.diagnose` is the command.
 """
+
+IMAGES = 500  # of a validation set, unless another number is asked for

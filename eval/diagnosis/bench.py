@@ -21,15 +21,15 @@ from eval.diagnosis.setups import Facts, Setup, as_bytes, as_table
 from eval.errors import DataError, EvalError
 from eval.images.preprocess import BadImage, Crop, Preprocess
 from eval.images.valset import ValSet
-from eval.measure.progress import Event, Observer
+from eval.progress import Event, Observer
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from eval.backends import Predictor
+    from eval.measure.given import Answers
     from eval.models import Subject
-    from eval.results.predictions import Answers
 
 Ranks = NDArray[np.int64]
 RankOf = Callable[[NDArray[np.int64]], Ranks]
@@ -76,7 +76,7 @@ def sample_of(valset: ValSet, images: int, screen: int) -> ValSet:
 def rank_of(
     logits: NDArray[np.float32], target: NDArray[np.int64], among: NDArray[np.int64] | None = None
 ) -> Ranks:
-    """Classes before the target, as `eval.measure.metrics.rank_of_label` counts them.
+    """Classes before the target, as `eval.metrics.rank_of_label` counts them.
 
     Args:
         logits: (B, C); a row that is not finite puts every class before the target.
@@ -271,8 +271,8 @@ class ModelBench:
         self.facts = self._facts(valset)
 
     def _facts(self, valset: ValSet) -> Facts:
+        from eval.backends.formats import RUNTIMES
         from eval.diagnosis.edits import possible_edits
-        from eval.models.exported import RUNTIMES
 
         first = next(iter(self.as_is.values()))
         model = self._subject.forms[first.form]

@@ -36,7 +36,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `eval.diagnose.diagnose` gives.
+    """What `eval.jobs.diagnose.diagnose` gives.
 
     Attributes:
         subject: what was diagnosed.

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from eval.diagnosis.bench import Bench
 from eval.diagnosis.hypotheses import TABLE, Hypothesis
 from eval.diagnosis.setups import Setup
-from eval.judge.gate import mcnemar
+from eval.metrics import mcnemar
 
 ERROR = 0.05  # probability that a sound setup is called wrong
 FIRST_LOOK = 20  # images that every change is tried on

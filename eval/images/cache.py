@@ -28,9 +28,9 @@ from types import TracebackType
 import numpy as np
 
 from eval.errors import UnreadableImage, UsageError
+from eval.files import write_atomically
 from eval.images.preprocess import BadImage, Crop, Preprocess, exact_opencv
 from eval.images.valset import ValSet, image_list_sha256
-from eval.results.files import write_atomically
 
 DECODERS = ("numpy", "opencv-python-headless", "pillow")
 FORMAT = 2  # of the records; others get another folder

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.errors import DataError
-from eval.images.text import check_path, read_text, shown
+from eval.text import check_path, read_text, shown
 
 SYNSET = re.compile(r"n[0-9]{8}")  # a WordNet id
 _NOT_HIDDEN = re.compile(r"[^.].*", re.DOTALL)

@@ -22,9 +22,9 @@ from pathlib import Path, PurePosixPath
 
 from eval.errors import DataError
 from eval.images.classes import IMAGENET, SYNSET, ClassList
-from eval.images.text import check_path, read_text
-from eval.images.text import examples as examples
-from eval.images.text import shown as shown
+from eval.text import check_path, read_text
+from eval.text import examples as examples
+from eval.text import shown as shown
 
 VAL_IMAGES = 50_000
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from eval.errors import DataError
 from eval.images.labels import official_number
-from eval.images.text import timm_info
 from eval.images.valset import ValSet
+from eval.text import timm_info
 
 if TYPE_CHECKING:
     import numpy as np

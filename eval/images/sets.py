@@ -17,9 +17,10 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from eval.config import VAL_SET
 from eval.images.classes import IMAGENET, ClassList
 from eval.images.labels import official_number
-from eval.images.text import timm_info
+from eval.text import timm_info
 
 _SKETCH = re.compile(r"sketch_[0-9]+\.JPEG")
 # A and R are recognised by their classes. More than they share, and more than chance would give:
@@ -62,7 +63,7 @@ class ImageSet:
         )
 
 
-VAL = ImageSet("ILSVRC2012 validation", 50_000, most=50, is_judged=True)
+VAL = ImageSet(VAL_SET, 50_000, most=50, is_judged=True)
 V2 = ImageSet("ImageNetV2", 10_000, most=10)
 A = ImageSet("ImageNet-A", 7_500, synsets="imagenet_a_synsets.txt")
 R = ImageSet("ImageNet-R", 30_000, synsets="imagenet_r_synsets.txt")

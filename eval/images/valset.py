@@ -33,7 +33,7 @@ from eval.images.layouts.folders import is_val_folder, list_folder
 from eval.images.layouts.parquet import find_shards, list_parquet
 from eval.images.layouts.tar import list_tar
 from eval.images.sets import VAL, ImageSet, recognise
-from eval.images.text import check_path, is_utf8
+from eval.text import check_path, is_utf8
 
 _OFFICIAL_TAR = "ILSVRC2012_img_val.tar"
 _KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val")

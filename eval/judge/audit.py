@@ -19,33 +19,6 @@ CONFIDENCE = 0.95
 NOISE = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2, "int8": 3e-2}
 
 
-def largest_number_wrong(
-    population: int, sampled: int, different: int, confidence: float = CONFIDENCE
-) -> int:
-    """Exact upper bound of the number of wrong rows, after a sample of them.
-
-    It is the largest number W of wrong rows for which so few in the sample would still have a
-    probability above ``1 - confidence`` (the hypergeometric distribution, drawing without
-    replacement). With W + 1 wrong rows, more than `different` are found with at least `confidence`.
-
-    Args:
-        population: rows in all.
-        sampled: rows that were measured again.
-        different: those of them that are wrong.
-        confidence: probability that the bound holds.
-    """
-    from scipy.stats import hypergeom
-
-    low, high = different, population - sampled + different  # all that is possible
-    while low < high:  # the probability falls as W grows
-        middle = (low + high + 1) // 2
-        if hypergeom.cdf(different, population, middle, sampled) > 1 - confidence:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
 @dataclass(frozen=True)
 class Answer:
     """What a result says about one image.

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from eval.errors import UsageError
 from eval.images.classes import ClassList
 from eval.images.labels import examples
+from eval.judge.result import Predictions, Result, Row
 from eval.judge.verdict import Verdict
-from eval.results.read import Predictions, Result, Row, printable
+from eval.metrics import mcnemar
+from eval.text import printable
 
 KS = (1, 5)
 # What else may differ between comparable runs; it is noted because it may be the reason.
@@ -233,25 +235,6 @@ class Comparison:
     def exit_code(self) -> int:
         """The greatest exit code of the gates that failed; 0 if none did."""
         return max((check.exit_code for check in self.checks if check.passed is False), default=0)
-
-
-def mcnemar(lost: int, gained: int) -> float:
-    """Two-sided p-value of McNemar's exact test.
-
-    Of the images that changed sides, half go each way if neither run is better: a binomial test
-    (McNemar, Psychometrika 12, 1947; exact form by Cochran, 1950). In whole numbers until the
-    last division, so that thousands of changes neither overflow nor round.
-
-    Args:
-        lost: images that only the first run has right.
-        gained: images that only the second run has right.
-    """
-    changed = lost + gained
-    term = tail = 1
-    for i in range(min(lost, gained)):
-        term = term * (changed - i) // (i + 1)
-        tail += term
-    return min(1.0, 2 * tail / (1 << changed))
 
 
 def compare(baseline: Result, candidate: Result, asked: Asked = DEFAULTS) -> list[Comparison]:

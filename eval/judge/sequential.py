@@ -23,12 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.config import VariantConfig
+from eval.metrics import ALPHA, evidence_against, hardest_to_reject, possible_totals
 
 if TYPE_CHECKING:
     from eval.judge.gate import Limits
-
-ALPHA = 0.001  # error probability of a whole run
-CONFIDENCE = 0.95  # of the intervals that are shown
 
 
 class Figure(NamedTuple):
@@ -39,68 +37,6 @@ class Figure(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.form} top-{self.k}"
-
-
-def evidence_against(
-    total: NDArray[np.int64] | int, right: int, images: int, population: int
-) -> NDArray[np.float64]:
-    """Natural logarithm of the prior-posterior ratio; K is rejected from log(1 / alpha) on.
-
-    Args:
-        total: K, how many of the whole set would be right; a number or an array.
-        right: s, how many of the measured images are.
-        images: t, how many were measured.
-        population: N, images of the whole set.
-
-    Returns:
-        One value for each K; infinite where s of t is impossible.
-    """
-    from scipy.stats import hypergeom
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        likelihood = hypergeom.logpmf(right, population, np.asarray(total), images)
-    # The beta-binomial with the uniform prior Beta(1, 1) gives every s the same probability.
-    result: NDArray[np.float64] = -math.log1p(images) - np.asarray(likelihood)
-    return result
-
-
-def possible_totals(
-    right: int, images: int, population: int, confidence: float = CONFIDENCE
-) -> tuple[int, int]:
-    """How many of the whole set may be right: the least and the greatest K that is not rejected.
-
-    The probability that the true K is ever outside, at any number of images, is at most
-    ``1 - confidence``. The likelihood of K has a single peak, so that what is not rejected is one
-    interval.
-    """
-    totals = np.arange(right, population - images + right + 1)
-    evidence = evidence_against(totals, right, images, population)
-    kept = totals[evidence < -math.log(1 - confidence)]
-    if not len(kept):  # so few images that even the likeliest K has no large likelihood
-        kept = totals[[int(np.argmin(evidence))]]
-    return int(kept[0]), int(kept[-1])
-
-
-def anytime_interval(
-    right: int, images: int, population: int, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
-    """Confidence interval of the accuracy on the whole set, in percent, valid at any time.
-
-    Unlike Wilson's interval, it stays valid if the measurement is ended because the figure looks
-    good, and it shrinks to a point once every image has been measured.
-    """
-    lowest, highest = possible_totals(right, images, population, confidence)
-    return 100 * lowest / population, 100 * highest / population
-
-
-def hardest_to_reject(lowest: int, highest: int, right: int, images: int, population: int) -> int:
-    """Of all K in lowest..highest, the likeliest after `right` of `images`.
-
-    The likelihood of K rises up to floor(s (N + 1) / t) and falls from there on (the maximum
-    likelihood estimate of a hypergeometric count), so that the K nearest to it is the likeliest.
-    """
-    peak = right * (population + 1) // images
-    return min(max(peak, lowest), highest, population)
 
 
 def references(config: VariantConfig, preprocess: str, forms: tuple[str, ...]) -> dict[Figure, int]:
@@ -268,18 +204,3 @@ class BaselineStop:
         least, _ = possible_totals(exchange.lost, exchange.right_before, right, confidence)
         _, most = possible_totals(exchange.gained, wrong_seen, self.population - right, confidence)
         return least - most
-
-
-__all__ = [
-    "ALPHA",
-    "CONFIDENCE",
-    "BaselineStop",
-    "EarlyStop",
-    "Exchange",
-    "Figure",
-    "anytime_interval",
-    "evidence_against",
-    "hardest_to_reject",
-    "possible_totals",
-    "references",
-]

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from eval.config import Reference, Tolerance, VariantConfig
 from eval.images.sets import VAL
-from eval.judge.sequential import anytime_interval
-from eval.measure.metrics import TOP, percent, wilson_interval
+from eval.metrics import TOP, anytime_interval, percent, wilson_interval
 
 if TYPE_CHECKING:
     from eval.measure.engine import Measurement

@@ -28,7 +28,7 @@ from eval.images.cache import CropCache
 from eval.images.preprocess import BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, fingerprint
 from eval.measure.journal import REASON_BYTES, Journal, NoJournal, Records, record_dtype
-from eval.measure.metrics import Scores, check_logits
+from eval.metrics import Scores, check_logits
 
 CPU_BATCH = 8  # one part (eval/backends/pytorch.py): more would only use more memory
 GPU_BATCH = 64
@@ -102,7 +102,7 @@ class Measurement:
 
 
 class Stopper(Protocol):
-    """Ends a measurement as soon as its outcome is certain (eval/measure/early.py)."""
+    """Ends a measurement as soon as its outcome is certain (eval/judge/early.py)."""
 
     def begin(self, kept: Records, batches: int) -> bool:
         """Start with the records of an interrupted run; return whether to stop at once.

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import UsageError
-from eval.measure.metrics import TOP
-from eval.results.files import write_atomically
+from eval.files import write_atomically
+from eval.metrics import TOP
 
 Records = NDArray[np.void]
 

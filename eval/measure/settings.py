@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +12,6 @@ from typing import Any
 import torch
 
 from eval.images.preprocess import exact_opencv
-from eval.measure.allocator import freed_memory_kept
 
 _CHATTY = ("torch.onnx", "nncf", "onnxscript")  # loggers of exporters and quantisers
 
@@ -48,3 +49,37 @@ def exact_settings() -> Iterator[dict[str, Any]]:
         torch.set_rng_state(random)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+_MIB = 2**20
+
+
+# Numbers from glibc's malloc.h, values in bytes, largest first: old versions refuse large ones.
+_OPTIONS = {
+    "M_MMAP_THRESHOLD": (-3, (1024 * _MIB, 32 * _MIB)),  # blocks up to this size are not mapped
+    "M_TRIM_THRESHOLD": (-1, (2047 * _MIB,)),  # free memory that is kept
+    "M_TOP_PAD": (-2, (64 * _MIB,)),  # fetched, and kept by a thread's arena, beyond what is needed
+}
+
+
+_in_effect: dict[str, int] = {}
+
+
+def keep_freed_memory() -> dict[str, int]:
+    """Raise glibc's thresholds, once for a process; with another C library, nothing is done.
+
+    Returns:
+        What was set, in bytes, by the name of the option.
+    """
+    if not _in_effect and platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        for name, (number, values) in _OPTIONS.items():
+            accepted = next((value for value in values if mallopt(number, value) == 1), None)
+            if accepted is not None:
+                _in_effect[name] = accepted
+    return freed_memory_kept()
+
+
+def freed_memory_kept() -> dict[str, int]:
+    """What `keep_freed_memory` has set in this process."""
+    return dict(_in_effect)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from eval.config import VariantConfig
 from eval.errors import ModelError, UsageError
-from eval.measure.progress import Observer
+from eval.progress import Observer
 from eval.request import Request
 
 if TYPE_CHECKING:  # torch takes seconds to import, and wrong options are refused without it
@@ -154,7 +154,7 @@ class Entry(NamedTuple):
 
 
 def _is_exported(request: Request) -> bool:
-    from eval.models.exported import is_exported
+    from eval.backends.formats import is_exported
 
     return is_exported(request.weights)
 

@@ -31,9 +31,9 @@ from PIL import Image, features
 
 from eval.config import Reference, Tolerance, VariantConfig
 from eval.errors import DataError
-from eval.measure.progress import Event, Observer
 from eval.models import Subject
 from eval.models.variants import load_network
+from eval.progress import Event, Observer
 from eval.request import Request
 
 if TYPE_CHECKING:

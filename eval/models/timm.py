@@ -24,8 +24,8 @@ from eval.config import IMAGENET_VAL_IMAGES, OtherResult, VariantConfig
 from eval.errors import ModelError, UsageError
 from eval.images.labels import examples, shown
 from eval.images.preprocess import Crop, Preprocess, open_rgb, torchvision_table
-from eval.measure.progress import Event, Observer
 from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify
+from eval.progress import Event, Observer
 from eval.request import Request
 from pplcnet import WeightsError
 from pplcnet._checkpoint import read_checkpoint

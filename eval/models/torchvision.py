@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from eval.config import IMAGENET_VAL_IMAGES, Reference, VariantConfig
 from eval.errors import ModelError, UsageError
-from eval.measure.progress import Event, Observer
 from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify
+from eval.progress import Event, Observer
 from eval.request import Request
 
 if TYPE_CHECKING:

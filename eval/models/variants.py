@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.errors import ModelError
-from eval.measure.progress import Event, Observer
 from eval.models import RequestedImages, Source, Subject, choose_preprocess, identify
+from eval.progress import Event, Observer
 from eval.request import FORMS, Request
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from eval.judge.verdict import FormResult
 from eval.results.schema import TOP
 
 if TYPE_CHECKING:
-    from eval.evaluation import Evaluation
     from eval.measure.latency import LatencyRow
+    from eval.results.record import Record
 
 _NAME = 16  # columns; a longer name widens the table
 _HEADER = ("", "top-1", "correct", "top-5", "correct", "NLL")
@@ -18,7 +18,7 @@ _HEADER = ("", "top-1", "correct", "top-5", "correct", "NLL")
 Cells = tuple[str, ...]  # of one line of the table; the name first
 
 
-def format_evaluation(evaluation: Evaluation) -> str:
+def format_evaluation(evaluation: Record) -> str:
     """Format the results, the reference and the verdict, without a trailing newline.
 
     How the forms disagree, where they do, is an error message and not part of it.
@@ -46,7 +46,7 @@ def _table(rows: list[Cells]) -> Iterator[str]:
         yield f"{name:<{width}} {' '.join(f'{cell:>8}' for cell in cells)}".rstrip()
 
 
-def _measured(evaluation: Evaluation) -> Iterator[Cells]:
+def _measured(evaluation: Record) -> Iterator[Cells]:
     for result in evaluation.judgement.forms:
         nll = evaluation.measured.scores[result.form].mean_nll
         yield (
@@ -63,11 +63,11 @@ def _measured(evaluation: Evaluation) -> Iterator[Cells]:
         yield (f"{form}, {score.name}", *cells, "")
 
 
-def _published(evaluation: Evaluation, first: FormResult) -> Iterator[Cells]:
+def _published(evaluation: Record, first: FormResult) -> Iterator[Cells]:
     published = evaluation.subject.published
     if first.reference[1] is not None:
         yield _figures(published.reference_word, first.reference[1], first.reference[TOP])
-    for other in published.others_on(evaluation.measured.valset.image_set):
+    for other in published.others_on(evaluation.measured.valset.image_set.name):
         yield _figures(other.name, other.top1, other.top5)
 
 
@@ -75,7 +75,7 @@ def _figures(name: str, top1: float, top5: float | None) -> Cells:
     return (name, f"{top1:.3f}", "", "" if top5 is None else f"{top5:.3f}", "", "")
 
 
-def _sources(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
+def _sources(evaluation: Record, first: FormResult) -> Iterator[str]:
     """Where the other figures in the table come from, each source once."""
     published = evaluation.subject.published
     names: dict[str, list[str]] = {}
@@ -83,7 +83,7 @@ def _sources(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
         names.setdefault(f"{score.images:,} images have {score.name} labels", [score.name])
     if first.reference[1] is not None:
         names.setdefault(first.reference_source, []).append(published.reference_word)
-    for other in published.others_on(evaluation.measured.valset.image_set):
+    for other in published.others_on(evaluation.measured.valset.image_set.name):
         names.setdefault(other.source, []).append(other.name)
     if names:
         yield ""
@@ -91,7 +91,7 @@ def _sources(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
         yield f"{', '.join(said)}: {source}"
 
 
-def _remarks(evaluation: Evaluation, first: FormResult) -> Iterator[str]:
+def _remarks(evaluation: Record, first: FormResult) -> Iterator[str]:
     measured = evaluation.measured
     if measured.max_logit_diff is not None:
         yield (

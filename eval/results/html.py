@@ -28,7 +28,7 @@ from eval.images.preprocess import BadImage
 from eval.images.sets import VAL
 from eval.judge.verdict import FormResult, Verdict
 from eval.measure.engine import Measurement
-from eval.measure.metrics import TOP
+from eval.metrics import TOP
 from eval.results.calibration import confusions, coverage_curve, place_counts, reliability
 from eval.results.plots import (
     Accuracy,
@@ -40,7 +40,7 @@ from eval.results.plots import (
 from eval.results.schema import shown_facts
 
 if TYPE_CHECKING:
-    from eval.evaluation import Evaluation
+    from eval.results.record import Record
 
 THUMBNAIL = 128  # pixels per side; about 5 kB each
 MISTAKES = 24  # with thumbnails
@@ -62,7 +62,7 @@ _HEADLINES = {
 _COMPARED = (Verdict.PASS, Verdict.FAIL)
 
 
-def html_report(evaluation: Evaluation) -> str:
+def html_report(evaluation: Record) -> str:
     """Make the page.
 
     Sections that can only show one form show the last one: if both were evaluated, that is the
@@ -111,7 +111,7 @@ def html_report(evaluation: Evaluation) -> str:
     return html.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _set_name(evaluation: Evaluation) -> str:
+def _set_name(evaluation: Record) -> str:
     """The name of the image set, for the title of the page."""
     if evaluation.subject.caution:
         return "synthetic images"
@@ -186,7 +186,7 @@ class _VerdictText:
     warnings: list[str]
 
 
-def _verdict(evaluation: Evaluation) -> _VerdictText:
+def _verdict(evaluation: Record) -> _VerdictText:
     judgement = evaluation.judgement
     reference = evaluation.subject.published.reference_word
     groups: dict[tuple[tuple[str, float, str], ...], list[str]] = {}
@@ -258,7 +258,7 @@ class _Figures:
     macs: int | None = None
 
 
-def _figures(evaluation: Evaluation) -> list[_Figures]:
+def _figures(evaluation: Record) -> list[_Figures]:
     subject, measured = evaluation.subject, evaluation.measured
     rows = [
         _Figures(
@@ -300,18 +300,18 @@ def _figures(evaluation: Evaluation) -> list[_Figures]:
         )
     rows += [
         _Figures(other.name, "other", other.source, other.top1, other.top5)
-        for other in subject.published.others_on(measured.valset.image_set)
+        for other in subject.published.others_on(measured.valset.image_set.name)
     ]
     return rows
 
 
-def _accuracy_plot(evaluation: Evaluation) -> Markup:
+def _accuracy_plot(evaluation: Record) -> Markup:
     results = evaluation.judgement.forms
     rows = [Accuracy(result.form, result.accuracy(1), result.interval()) for result in results]
     image_set = evaluation.measured.valset.image_set
     rows += [
         Accuracy(other.name, other.top1)
-        for other in evaluation.subject.published.others_on(image_set)
+        for other in evaluation.subject.published.others_on(image_set.name)
     ]
     return accuracy_plot(rows, results[0].reference[1])
 
@@ -337,7 +337,7 @@ class _Card:
     answers: list[tuple[str, int, float, int]]
 
 
-def _card(evaluation: Evaluation, index: int, forms: Iterable[str], *, thumbnail: bool) -> _Card:
+def _card(evaluation: Record, index: int, forms: Iterable[str], *, thumbnail: bool) -> _Card:
     measured = evaluation.measured
     sample = measured.valset.samples[index]
     answers = []
@@ -349,7 +349,7 @@ def _card(evaluation: Evaluation, index: int, forms: Iterable[str], *, thumbnail
     return _Card(sample.path, picture, sample.label, answers)
 
 
-def _thumbnail(evaluation: Evaluation, path: str) -> str | None:
+def _thumbnail(evaluation: Record, path: str) -> str | None:
     """The model's crop, reduced, as a data URI; None if it cannot be made.
 
     A missing thumbnail must not prevent the report: the images may have been moved, or the
@@ -384,7 +384,7 @@ class _Agreement:
     listed: list[_Card]
 
 
-def _agreement(evaluation: Evaluation) -> _Agreement | None:
+def _agreement(evaluation: Record) -> _Agreement | None:
     """Compare the forms; None if there is only one."""
     measured = evaluation.measured
     if len(measured.scores) < 2:
@@ -400,7 +400,7 @@ def _agreement(evaluation: Evaluation) -> _Agreement | None:
     )
 
 
-def _mistakes(evaluation: Evaluation, form: str) -> list[_Card]:
+def _mistakes(evaluation: Record, form: str) -> list[_Card]:
     """The wrong predictions with the greatest confidence."""
     scores = evaluation.measured.scores[form]
     confidence = scores.prob[:, 0]
@@ -539,7 +539,7 @@ def _confidence(measured: Measurement, form: str) -> _Confidence | None:
 # ---- how to reproduce this run
 
 
-def _facts_groups(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, str]]]]:
+def _facts_groups(evaluation: Record) -> list[tuple[str, list[tuple[str, str]]]]:
     """The facts needed to reproduce the run, as rows of name and text, by heading."""
     return [
         (title, [pair for name, value in facts for pair in _entries(name, value)])

@@ -10,12 +10,12 @@ as the model's accuracy.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from eval.config import IMAGENET_VAL_IMAGES
 from eval.errors import UsageError
+from eval.request import Benchmark
 
 TASK = "image-classification"
 DATASET = "imagenet-1k"  # its id on the hub
@@ -70,28 +70,6 @@ def model_card(
     except ValueError as error:  # by huggingface_hub's own checks
         raise UsageError(f"The result does not fit a model card: {error}.") from error
     return f"---\n{data.to_yaml(line_break=chr(10))}\n---\n"
-
-
-class Benchmark(NamedTuple):
-    """A leaderboard on the Hub: a task of a benchmark data set."""
-
-    dataset: str  # such as ORG/NAME
-    task: str  # as in the data set's eval.yaml
-
-    @classmethod
-    def parse(cls, text: str) -> Benchmark:
-        """From ``ORG/NAME:TASK``.
-
-        Raises:
-            UsageError: it is not of that form.
-        """
-        part = r"[A-Za-z0-9][\w.-]*"
-        if not re.fullmatch(rf"{part}/{part}:{part}", text, re.ASCII):
-            raise UsageError(
-                f"{text} does not name a benchmark: use ORG/NAME:TASK, with the data set's id on "
-                "the Hub and the task's id in its eval.yaml."
-            )
-        return cls(*text.split(":"))
 
 
 def eval_results(

@@ -12,7 +12,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -21,10 +20,12 @@ from numpy.typing import NDArray
 
 from eval.errors import UsageError
 from eval.images.classes import ClassList, ImageClass
-from eval.images.labels import examples, image_key
+from eval.images.labels import examples
+from eval.judge.result import Predictions, Result, Row
 from eval.judge.verdict import Verdict, expected_correct
-from eval.measure.metrics import percent
+from eval.metrics import percent
 from eval.results.schema import SUMMARY_COLUMNS
+from eval.text import printable
 
 SUMMARY = "summary.csv"
 PREDICTIONS = "predictions.csv"
@@ -44,83 +45,6 @@ _OPTIONAL_NUMBERS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("delta_top1", "delta_top5"), (-100.0, 100.0)),
     **dict.fromkeys(("nll", "max_abs_logit_diff", "images_per_second", "seconds"), (0, math.inf)),
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of ``summary.csv`` or of a history: one form of one run.
-
-    Attributes:
-        started_at: with a time zone; 1970 or later.
-        images, images_expected, bad_images, top1_correct, top5_correct: counts of images.
-        verdict: supported by the figures of the row.
-        weights_sha256: empty where the weights are unknown.
-        cells: every column as it is written. A column of numbers holds a finite number or nothing.
-    """
-
-    run_id: str
-    started_at: datetime
-    variant: str
-    form: str
-    preprocess: str
-    images: int
-    images_expected: int
-    bad_images: int
-    top1_correct: int
-    top5_correct: int
-    verdict: Verdict
-    weights_sha256: str
-    dataset_sha256: str
-    cells: Mapping[str, str]
-
-    def correct(self, k: int) -> int:
-        """Images whose label is among the k best, for k = 1 or 5."""
-        return {1: self.top1_correct, 5: self.top5_correct}[k]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """``predictions.csv``: what each form answered to each image.
-
-    Attributes:
-        paths: the images, in the order of the file.
-        labels: int64 (N,).
-        rank: form to int64 (N,), classes before the label; -1 for an image that was not read.
-        top1: form to int64 (N,), best class; -1 likewise.
-    """
-
-    paths: tuple[str, ...]
-    labels: NDArray[np.int64]
-    rank: Mapping[str, NDArray[np.int64]]
-    top1: Mapping[str, NDArray[np.int64]]
-
-    def keys(self) -> list[str]:
-        """What each image is called in every layout; whole paths where names are not unique."""
-        keys = [image_key(path) for path in self.paths]
-        return keys if len(set(keys)) == len(keys) else list(self.paths)
-
-    def correct(self, form: str, k: int) -> NDArray[np.bool_]:
-        """Whether the label is among the k best; bool (N,)."""
-        rank = self.rank[form]
-        right: NDArray[np.bool_] = (rank >= 0) & (rank < k)
-        return right
-
-
-@dataclass(frozen=True)
-class Result:
-    """A run, or the latest ones of a history.
-
-    Attributes:
-        source: as the user named it.
-        rows: (variant, form) to its row.
-        predictions: of all forms, where the folder has them.
-        classes: of the model, where the folder has a ``per_class.csv``.
-    """
-
-    source: str
-    rows: Mapping[tuple[str, str], Row]
-    predictions: Predictions | None = None
-    classes: ClassList | None = None
 
 
 def read_result(source: str | Path, *, skip_runs: Iterable[str] = ()) -> Result:
@@ -459,14 +383,6 @@ def _integers(cells: Sequence[str], where: str, low: int) -> list[int]:
         else:
             raise _damaged(where, cell, f"not a whole number from {low}")
     return values
-
-
-def printable(text: str) -> str:
-    """`text` fit for a line of a terminal: what moves its cursor or has no sign is escaped."""
-    return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
-        for sign in text
-    )
 
 
 def _damaged(where: str, found: str, reason: str) -> UsageError:

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 
 from eval.images.classes import IMAGENET, ImageClass
 from eval.judge.gate import Check, ClassChange, Comparison, Flip, Paired
-from eval.measure.metrics import percent, wilson_interval
-from eval.results.read import Row, printable
+from eval.judge.result import Row
+from eval.metrics import percent, wilson_interval
+from eval.text import printable
 
 SHOWN = 20  # flips and classes in the Markdown; the CSV files have all
 SHOWN_ON_STDOUT = 5

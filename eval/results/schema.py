@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # reading a result needs none of them
     import pandas as pd
     from numpy.typing import NDArray
 
-    from eval.evaluation import Evaluation
     from eval.judge.verdict import FormResult
+    from eval.results.record import Record
 
 SUMMARY_FILE = "summary.csv"
 PREDICTIONS_FILE = "predictions.csv"
@@ -41,11 +41,11 @@ class Column:
 
     name: str
     meaning: str
-    value: Callable[[Evaluation, FormResult], Any]
+    value: Callable[[Record, FormResult], Any]
     numeric: bool = False
 
 
-def _number(name: str, meaning: str, value: Callable[[Evaluation, FormResult], Any]) -> Column:
+def _number(name: str, meaning: str, value: Callable[[Record, FormResult], Any]) -> Column:
     return Column(name, meaning, value, numeric=True)
 
 
@@ -214,7 +214,7 @@ class Key:
     name: str
     group: str
     meaning: str
-    value: Callable[[Evaluation], Any]
+    value: Callable[[Record], Any]
     shown: bool = True
 
 
@@ -291,7 +291,7 @@ def _result(result: FormResult) -> dict[str, Any]:
     return {**asdict(result), "top1": result.accuracy(1), "top5": result.accuracy(TOP)}
 
 
-def _flips(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _flips(evaluation: Record) -> list[dict[str, Any]]:
     measured = evaluation.measured
     if len(measured.scores) < 2:
         return []
@@ -305,7 +305,7 @@ def _flips(evaluation: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def summary_table(evaluation: Evaluation) -> pd.DataFrame:
+def summary_table(evaluation: Record) -> pd.DataFrame:
     """One row per form."""
     import pandas as pd
 
@@ -316,7 +316,7 @@ def summary_table(evaluation: Evaluation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS), dtype=object)
 
 
-def predictions_table(evaluation: Evaluation) -> pd.DataFrame:
+def predictions_table(evaluation: Record) -> pd.DataFrame:
     """One row per image; what a bad image has no value for is empty."""
     import pandas as pd
 
@@ -336,7 +336,7 @@ def predictions_table(evaluation: Evaluation) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def per_class_table(evaluation: Evaluation) -> pd.DataFrame:
+def per_class_table(evaluation: Record) -> pd.DataFrame:
     """One row per class of the model."""
     import numpy as np
     import pandas as pd
@@ -356,7 +356,7 @@ def per_class_table(evaluation: Evaluation) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def bad_images_table(evaluation: Evaluation) -> pd.DataFrame:
+def bad_images_table(evaluation: Record) -> pd.DataFrame:
     """One row per image that could not be decoded."""
     import pandas as pd
 
@@ -368,7 +368,7 @@ def bad_images_table(evaluation: Evaluation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[name for name, _ in BAD_IMAGES])
 
 
-def latency_table(evaluation: Evaluation) -> pd.DataFrame:
+def latency_table(evaluation: Record) -> pd.DataFrame:
     """One row per form, number of threads and stage."""
     import pandas as pd
 
@@ -383,12 +383,12 @@ def _empty_if_negative(values: NDArray[np.int64]) -> pd.Series[int]:
     return pd.Series(values, dtype="Int64").mask(values < 0)
 
 
-def run_document(evaluation: Evaluation) -> dict[str, Any]:
+def run_document(evaluation: Record) -> dict[str, Any]:
     """The content of ``run.json``."""
     return {key.name: key.value(evaluation) for key in RUN}
 
 
-def shown_facts(evaluation: Evaluation) -> Mapping[str, Sequence[tuple[str, Any]]]:
+def shown_facts(evaluation: Record) -> Mapping[str, Sequence[tuple[str, Any]]]:
     """The keys of ``run.json`` that a person looks for, by heading: name in words, and value."""
     groups: dict[str, list[tuple[str, Any]]] = {}
     for key in RUN:
@@ -401,7 +401,7 @@ def shown_facts(evaluation: Evaluation) -> Mapping[str, Sequence[tuple[str, Any]
 _INTRODUCTION = """\
 # The files of a result
 
-`python -m eval.imagenet --output DIR` writes them, and so does `Evaluation.save(DIR)`. This page is
+`python -m eval.imagenet --output DIR` writes them, and so does `Record.save(DIR)`. This page is
 printed by `python -m eval.results.schema`.
 
 `summary.csv` is written last: where it stands, all other files of its run stand beside it. Files

@@ -18,25 +18,39 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+
+from eval.backends import Task, create_predictor
+from eval.backends.device import choose_device, int8_note
 from eval.errors import DataError, EvalError, UsageError
-from eval.evaluation import Evaluation, LabelResult, Provenance, Setup, code_sha256, versions
+from eval.files import write_atomically
+from eval.images.cache import CropCache
 from eval.images.classes import read_classes
 from eval.images.labelset import real, score
 from eval.images.valset import ValSet, image_list_sha256, open_valset
+from eval.jobs.compare import check_baseline, compare_results
+from eval.judge.early import Stopper, stopper_for
+from eval.judge.gate import Asked
 from eval.judge.verdict import judge
+from eval.measure import engine
+from eval.measure.engine import Measurement, choose_batch_size, choose_workers
 from eval.measure.journal import Journal, NoJournal
-from eval.measure.processes import Group, process_group
-from eval.measure.progress import Event, Observer, ignore
+from eval.measure.latency import LatencyRow, measure_latency
+from eval.measure.settings import exact_settings
 from eval.models import Source, Subject, open_source
-from eval.request import Request
+from eval.processes import Group, process_group
+from eval.progress import Event, Observer, ignore
+from eval.provenance import Provenance, code_sha256, versions
+from eval.request import Benchmark, Request
+from eval.results.evaluation import Evaluation
 from eval.results.folder import OutputFolder
-
-if TYPE_CHECKING:
-    from eval.measure.early import Stopper
-    from eval.measure.engine import Measurement
-    from eval.measure.latency import LatencyRow
+from eval.results.history import append_history, check_history
+from eval.results.model_card import eval_results, model_card
+from eval.results.read import read_result
+from eval.results.record import Computation, LabelResult
 
 
 def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
@@ -46,7 +60,7 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
 
     Args:
         request: what is asked for.
-        progress: called with every `eval.measure.progress.Event`, in this thread.
+        progress: called with every `eval.progress.Event`, in this thread.
 
     Returns:
         The evaluation, whatever its verdict. With ``request.output``, its reports are written.
@@ -69,8 +83,6 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
             progress(Event(message=folder.note))
         run = Run(request, source, group, folder, progress)
         valset = _open_images(run, workspace)
-
-        from eval.measure.settings import exact_settings
 
         with exact_settings() as settings:
             subject = source.load(len(valset.classes), progress)
@@ -116,9 +128,6 @@ def check_follow_ups(request: Request, source: Source) -> None:
     if request.history or request.baseline:
         if request.output is None:
             raise UsageError("--history and --baseline need the reports: name an --output folder.")
-        from eval.history import check_history
-        from eval.regression import check_baseline
-
         if request.history:
             check_history(Path(request.history))
         if request.baseline:
@@ -135,8 +144,6 @@ def follow_up(evaluation: Evaluation, request: Request) -> Evaluation:
     """
     comparisons, problems = evaluation.comparisons, list(evaluation.problems)
     if request.history and request.output:
-        from eval.history import append_history
-
         try:
             append_history(Path(request.history), Path(request.output))
         except EvalError as error:
@@ -147,9 +154,6 @@ def follow_up(evaluation: Evaluation, request: Request) -> Evaluation:
         except EvalError as error:
             problems.append(error)
     if request.baseline and request.output and not evaluation.measured.stopped:
-        from eval.judge.gate import Asked
-        from eval.regression import compare_results
-
         forms = list(evaluation.measured.scores)
         asked = Asked(form=forms[0]) if len(forms) == 1 else Asked()
         output = Path(request.output)
@@ -166,9 +170,6 @@ def _write_model_card(evaluation: Evaluation, path: Path, hub_benchmark: str | N
     Raises:
         UsageError: the result does not belong there, or a file cannot be written.
     """
-    from eval.results.files import write_atomically
-    from eval.results.model_card import Benchmark, eval_results, model_card
-
     rows: list[Any] = evaluation.summary.to_dict("records")
     write_atomically(path, model_card(rows, model_name=evaluation.subject.name))
     if hub_benchmark is None:
@@ -218,17 +219,16 @@ def _open_images(run: Run, workspace: Path) -> ValSet:
     return valset if request.limit is None else valset.limited(request.limit)
 
 
-def _choose_setup(run: Run, subject: Subject, valset: ValSet, settings: dict[str, Any]) -> Setup:
+def _choose_setup(
+    run: Run, subject: Subject, valset: ValSet, settings: dict[str, Any]
+) -> Computation:
     """How to compute: as requested, else to suit the machine."""
-    from eval.backends.device import choose_device, int8_note
-    from eval.measure.engine import choose_batch_size, choose_workers
-
     request = run.request
     device = choose_device(request.device, run.group.local_number)
     batch_size = request.batch_size or choose_batch_size(device)
     if subject.precision == "int8":
         settings = {**settings, "int8": int8_note()}
-    return Setup(
+    return Computation(
         backend=request.backend or run.source.backend,
         device=str(device),
         precision=subject.precision or request.precision,
@@ -239,7 +239,9 @@ def _choose_setup(run: Run, subject: Subject, valset: ValSet, settings: dict[str
     )
 
 
-def _open_journal(run: Run, subject: Subject, setup: Setup, valset: ValSet) -> Journal | NoJournal:
+def _open_journal(
+    run: Run, subject: Subject, setup: Computation, valset: ValSet
+) -> Journal | NoJournal:
     """The records of an interrupted run, if it was exactly this run."""
     forms = list(subject.forms)
     if run.folder.path is None:
@@ -267,16 +269,9 @@ def _open_journal(run: Run, subject: Subject, setup: Setup, valset: ValSet) -> J
 
 
 def _measure(
-    run: Run, subject: Subject, setup: Setup, valset: ValSet, journal: Journal | NoJournal
-) -> tuple[Measurement, Setup]:
+    run: Run, subject: Subject, setup: Computation, valset: ValSet, journal: Journal | NoJournal
+) -> tuple[Measurement, Computation]:
     """Every image through every form."""
-    import numpy as np
-    import torch
-
-    from eval.backends import create_predictor
-    from eval.images.cache import CropCache
-    from eval.measure import engine
-
     request, group, preprocess = run.request, run.group, subject.preprocess
     assert setup.batch_size is not None
     assert setup.workers is not None
@@ -319,13 +314,10 @@ def _measure(
     return engine.assemble(valset, group.gather(part), plan.forms, stopped, bound), setup
 
 
-def _stopper(run: Run, subject: Subject, valset: ValSet, setup: Setup) -> Stopper | None:
+def _stopper(run: Run, subject: Subject, valset: ValSet, setup: Computation) -> Stopper | None:
     """What ends the run early, if that was asked for."""
     if not run.request.stop_early:
         return None
-    from eval.measure.early import stopper_for
-    from eval.results.read import read_result
-
     baseline = read_result(run.request.baseline) if run.request.baseline else None
     return stopper_for(run.group, subject, valset, baseline, setup.precision)
 
@@ -348,7 +340,7 @@ class _Counter:
         self._observer(Event(message=message))
 
 
-def _headline(request: Request, subject: Subject, setup: Setup, valset: ValSet) -> str:
+def _headline(request: Request, subject: Subject, setup: Computation, valset: ValSet) -> str:
     """What is about to be measured."""
     return (
         f"{request.data or valset.root}: {valset.layout}, {len(valset.samples):,} images\n"
@@ -362,23 +354,18 @@ def _by_other_labels(request: Request, measured: Measurement) -> tuple[LabelResu
     """The accuracies by other labels than the set's own, where they were asked for."""
     if not request.real_labels:
         return ()
-    from eval.images.labelset import real
-
     label_set = real(measured.valset)
     return tuple(
         LabelResult(form, score(label_set, scores.top)) for form, scores in measured.scores.items()
     )
 
 
-def _latency(run: Run, subject: Subject, setup: Setup, valset: ValSet) -> tuple[LatencyRow, ...]:
+def _latency(
+    run: Run, subject: Subject, setup: Computation, valset: ValSet
+) -> tuple[LatencyRow, ...]:
     """The time of one image, where that was asked for."""
     if not run.request.latency or not run.group.is_first:
         return ()
-    import torch
-
-    from eval.backends import Task
-    from eval.measure.latency import measure_latency
-
     run.progress(Event(message="measuring the latency of single images"))
     task = Task(
         setup.backend,

@@ -193,3 +193,117 @@ def wilson_interval(correct: int, total: int, z: float = Z95) -> tuple[float, fl
     spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 100 / (1 + z * z / total)
     return max(0.0, (centre - spread) * scale), min(100.0, (centre + spread) * scale)
+
+
+ALPHA = 0.001  # error probability of a whole run
+
+
+CONFIDENCE = 0.95  # of the intervals that are shown
+
+
+def evidence_against(
+    total: NDArray[np.int64] | int, right: int, images: int, population: int
+) -> NDArray[np.float64]:
+    """Natural logarithm of the prior-posterior ratio; K is rejected from log(1 / alpha) on.
+
+    Args:
+        total: K, how many of the whole set would be right; a number or an array.
+        right: s, how many of the measured images are.
+        images: t, how many were measured.
+        population: N, images of the whole set.
+
+    Returns:
+        One value for each K; infinite where s of t is impossible.
+    """
+    from scipy.stats import hypergeom
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        likelihood = hypergeom.logpmf(right, population, np.asarray(total), images)
+    # The beta-binomial with the uniform prior Beta(1, 1) gives every s the same probability.
+    result: NDArray[np.float64] = -math.log1p(images) - np.asarray(likelihood)
+    return result
+
+
+def possible_totals(
+    right: int, images: int, population: int, confidence: float = CONFIDENCE
+) -> tuple[int, int]:
+    """How many of the whole set may be right: the least and the greatest K that is not rejected.
+
+    The probability that the true K is ever outside, at any number of images, is at most
+    ``1 - confidence``. The likelihood of K has a single peak, so that what is not rejected is one
+    interval.
+    """
+    totals = np.arange(right, population - images + right + 1)
+    evidence = evidence_against(totals, right, images, population)
+    kept = totals[evidence < -math.log(1 - confidence)]
+    if not len(kept):  # so few images that even the likeliest K has no large likelihood
+        kept = totals[[int(np.argmin(evidence))]]
+    return int(kept[0]), int(kept[-1])
+
+
+def anytime_interval(
+    right: int, images: int, population: int, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Confidence interval of the accuracy on the whole set, in percent, valid at any time.
+
+    Unlike Wilson's interval, it stays valid if the measurement is ended because the figure looks
+    good, and it shrinks to a point once every image has been measured.
+    """
+    lowest, highest = possible_totals(right, images, population, confidence)
+    return 100 * lowest / population, 100 * highest / population
+
+
+def hardest_to_reject(lowest: int, highest: int, right: int, images: int, population: int) -> int:
+    """Of all K in lowest..highest, the likeliest after `right` of `images`.
+
+    The likelihood of K rises up to floor(s (N + 1) / t) and falls from there on (the maximum
+    likelihood estimate of a hypergeometric count), so that the K nearest to it is the likeliest.
+    """
+    peak = right * (population + 1) // images
+    return min(max(peak, lowest), highest, population)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Two-sided p-value of McNemar's exact test.
+
+    Of the images that changed sides, half go each way if neither run is better: a binomial test
+    (McNemar, Psychometrika 12, 1947; exact form by Cochran, 1950). In whole numbers until the
+    last division, so that thousands of changes neither overflow nor round.
+
+    Args:
+        lost: images that only the first run has right.
+        gained: images that only the second run has right.
+    """
+    changed = lost + gained
+    term = tail = 1
+    for i in range(min(lost, gained)):
+        term = term * (changed - i) // (i + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << changed))
+
+
+def largest_number_wrong(
+    population: int, sampled: int, different: int, confidence: float = CONFIDENCE
+) -> int:
+    """Exact upper bound of the number of wrong rows, after a sample of them.
+
+    It is the largest number W of wrong rows for which so few in the sample would still have a
+    probability above ``1 - confidence`` (the hypergeometric distribution, drawing without
+    replacement). With W + 1 wrong rows, more than `different` are found with at least `confidence`.
+
+    Args:
+        population: rows in all.
+        sampled: rows that were measured again.
+        different: those of them that are wrong.
+        confidence: probability that the bound holds.
+    """
+    from scipy.stats import hypergeom
+
+    low, high = different, population - sampled + different  # all that is possible
+    while low < high:  # the probability falls as W grows
+        middle = (low + high + 1) // 2
+        if hypergeom.cdf(different, population, middle, sampled) > 1 - confidence:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from eval.errors import DataError, LogitsError, UsageError
 from eval.images.labels import examples, image_key, shown
 from eval.images.valset import Sample
-from eval.measure.metrics import TOP, Scores, check_logits, padded, rank_of_label, top_classes
+from eval.metrics import TOP, Scores, check_logits, padded, rank_of_label, top_classes
 
 CHUNK = 2048  # images whose logits are sorted at a time
 

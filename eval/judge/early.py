@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from eval.errors import UsageError
 from eval.images.valset import ValSet
 from eval.judge.gate import Asked
+from eval.judge.result import Predictions, Result
 from eval.judge.sequential import BaselineStop, EarlyStop, Exchange, Figure, references
 from eval.measure.journal import Records
-from eval.measure.processes import Group
 from eval.models import Subject
-from eval.results.read import Predictions, Result
+from eval.processes import Group
 
 KS = (1, 5)
 ROUND = 8  # batches that each process measures between two merges

@@ -77,3 +77,11 @@ def read_text(path: Path, what: str, rows: str) -> str:
         raise DataError(
             f"{shown(str(path))} cannot be read: {error.strerror or error}.\nGive a {what}."
         ) from error
+
+
+def printable(text: str) -> str:
+    """`text` fit for a line of a terminal: what moves its cursor or has no sign is escaped."""
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
+    )

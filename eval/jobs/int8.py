@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from eval.backends import child
 from eval.backends.device import int8_note
+from eval.backends.formats import EXPORTS
 from eval.backends.quantize import QUANTISERS, Work
 from eval.errors import ModelError, UsageError
-from eval.export import FORMATS, HELD_OUT, Model, answers, move, read_crops
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from eval.jobs.convert import HELD_OUT, Model, answers, move, read_crops
 
 _SHOWN = 12  # rows of the table of layers
 
@@ -52,8 +52,6 @@ class Calibration:
         Raises:
             UsageError: there are too few of them.
         """
-        import torch
-
         crops, labels = read_crops(args.calibrate, args.calibration_images, model.preprocess)
         count = round(len(crops) * HELD_OUT)
         if count < 1:
@@ -111,14 +109,14 @@ def quantize(kind: str, source: Path, calibration: Calibration) -> Path:
     """The best int8 file of a format, within `max_drop` if that was asked for.
 
     Args:
-        kind: a key of `FORMATS`.
+        kind: a key of `EXPORTS`.
         source: its fp32 file.
         calibration: the images.
 
     Raises:
         ModelError: no file keeps the accuracy.
     """
-    backend, ending = FORMATS[kind]
+    backend, ending = EXPORTS[kind]
     tool = QUANTISERS[backend]
     methods = tool.methods
     if calibration.method:
@@ -152,7 +150,7 @@ def _attempt(
     options: dict[str, Any] | None = None,
 ) -> Result:
     """Quantise in one way, and measure the file."""
-    backend, ending = FORMATS[kind]
+    backend, ending = EXPORTS[kind]
     options = options or {}
     name = "-".join([kind, method, *(f"{key}{len(str(v))}" for key, v in options.items())])
     folder = calibration.folder / name

@@ -1,0 +1,120 @@
+"""A torch model as a file of another format, and how near its logits are to torch's."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from eval.backends import BACKENDS, child, create_predictor
+from eval.backends.formats import EXPORTS, companions, size_of
+from eval.errors import ModelError
+from eval.images.preprocess import Crop, Preprocess
+from eval.images.valset import open_valset
+
+WITHIN = 1e-3  # of the largest logit
+
+
+HELD_OUT = 0.25  # share of the calibration images that is kept for choosing
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is exported, and the images that it is compared on.
+
+    Attributes:
+        model: the torch model.
+        preprocess: its own.
+        crops: uint8 (B, size, size, 3).
+        shown: what the images are, for messages.
+        expected: torch's logits of them.
+    """
+
+    model: nn.Module
+    preprocess: Preprocess
+    crops: Crop
+    shown: str
+    expected: NDArray[np.float32]
+
+
+def read_crops(path: Path, count: int, preprocess: Preprocess) -> tuple[Crop, list[int]]:
+    """Crops and labels of the first images of a validation set's fixed shuffled order."""
+    valset = open_valset(path)
+    if count < len(valset.samples):
+        valset = valset.limited(count)
+    crops = np.stack([preprocess.crop(valset.read(sample.path)) for sample in valset.samples])
+    return crops, [sample.label for sample in valset.samples]
+
+
+def answers(
+    backend: str, model: nn.Module | Path, preprocess: Preprocess, crops: Crop
+) -> NDArray[np.float32]:
+    """Logits of a model or of a file."""
+    cpu, size = torch.device("cpu"), 8
+    predictor = create_predictor(
+        backend, {"": model}, preprocess, cpu, "fp32", batch_size=size, workers=1
+    )
+    parts = [predictor(crops[start : start + size])[""] for start in range(0, len(crops), size)]
+    return np.concatenate(parts)
+
+
+def make(kind: str, model: Model, folder: Path) -> Path:
+    """Write the fp32 file of a format: ``model`` and its ending, in `folder`."""
+    backend, ending = EXPORTS[kind]
+    graph, path = folder / "graph.onnx", folder / f"model{ending}"
+    if kind == "onnx":
+        shutil.copy(graph, path)
+    elif kind == "openvino":
+        import openvino
+
+        openvino.save_model(openvino.Core().read_model(graph), path, compress_to_fp16=False)
+    elif kind == "mnn":
+        child.call(
+            "MNN's converter",
+            "eval.backends.mnn:convert_file",
+            source=str(graph),
+            target=str(path),
+        )
+    else:
+        module = importlib.import_module(BACKENDS[backend].module)
+        work = folder / f"{kind}-parts"
+        work.mkdir()
+        (made,) = module.sources(model.model, work, [1], model.preprocess.size).values()
+        move(made, path)
+    return path
+
+
+def compare(kind: str, path: Path, model: Model) -> None:
+    """Print how near a file's answers are to torch's.
+
+    Raises:
+        ModelError: they differ by more than rounding.
+    """
+    backend, _ = EXPORTS[kind]
+    found = answers(backend, path, model.preprocess, model.crops)
+    largest = float(np.abs(model.expected).max())
+    difference = float(np.abs(found - model.expected).max()) / largest
+    other = int((found.argmax(1) != model.expected.argmax(1)).sum())
+    if not difference < WITHIN or other:
+        raise ModelError(
+            f"{path.name}: its answers in {backend} are not torch's: {other} of {len(found)} "
+            f"{model.shown} get another class, logits differ by {difference:.2g} of the largest.\n"
+            "Nothing was written; try another format."
+        )
+    print(
+        f"{path.name}: {size_of(path):,} bytes; {len(found)} {model.shown}: the same classes in "
+        f"{backend}, logits within {difference:.1e} of the largest"
+    )
+
+
+def move(path: Path, target: Path) -> None:
+    """A model's files to their place; the one that names the others last."""
+    for beside in companions(path):
+        beside.replace(target.with_suffix(beside.suffix))
+    path.replace(target)

@@ -1,0 +1,217 @@
+"""Why is an accuracy wrong? The known mistakes, tried on a sample of the images."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from eval.backends.device import choose_device
+from eval.diagnosis import IMAGES
+from eval.diagnosis.bench import AnswersBench, Machine, ModelBench, in_order
+from eval.diagnosis.edits import suspicious
+from eval.diagnosis.hypotheses import TABLE
+from eval.diagnosis.page import html_page
+from eval.diagnosis.report import Diagnosis, Expected
+from eval.diagnosis.search import search
+from eval.errors import EvalError, ModelError, UsageError
+from eval.files import write_atomically
+from eval.images.classes import read_classes
+from eval.images.valset import ValSet, open_valset
+from eval.judge.verdict import Verdict
+from eval.measure.engine import choose_batch_size, choose_workers
+from eval.measure.given import match, read_answers
+from eval.measure.settings import exact_settings
+from eval.models import Source, Subject, open_source
+from eval.progress import Event, Observer, ignore
+from eval.request import Request
+from eval.results.evaluation import Evaluation
+
+POINTS = 2.0  # percentage points below the reference that suggest a diagnosis
+
+
+LOWEST = 1.0  # percent
+
+
+def diagnose(request: Request, images: int = IMAGES, progress: Observer = ignore) -> Diagnosis:
+    """Try the known mistakes on a sample, and name the one that explains the accuracy.
+
+    Nothing is printed, and every global setting is put back.
+
+    Args:
+        request: what is to be diagnosed, as it was evaluated; its `limit` and its reports are
+            ignored.
+        images: size of the sample, the first images of the fixed shuffled order.
+        progress: called with every `eval.progress.Event`.
+
+    Raises:
+        UsageError: options that do not go together.
+        DataError: the validation set is missing, mislabelled or unreadable.
+        ModelError: the checkpoint is missing, damaged, refused or of another model.
+    """
+    source = open_source(request)
+    with TemporaryDirectory(prefix="pplcnet-eval-") as workspace:
+        root = source.images(Path(workspace), progress)
+        classes = read_classes(Path(request.classes)) if request.classes else None
+        valset = open_valset(root, Path(request.labels) if request.labels else None, classes)
+        with exact_settings():
+            subject = _load(source, len(valset.classes), progress)
+            return diagnose_subject(subject, valset, source, images, progress)
+
+
+def diagnose_subject(
+    subject: Subject, valset: ValSet, source: Source, images: int, progress: Observer = ignore
+) -> Diagnosis:
+    """Diagnose a model that has been loaded; see `diagnose`.
+
+    Args:
+        subject: the model, as configured.
+        valset: the whole validation set.
+        source: where the model is from; its request says how to compute.
+        images: size of the sample.
+        progress: see `diagnose`.
+    """
+    request = source.request
+    device: torch.device = choose_device(request.device)
+    machine = Machine(
+        backend=request.backend or source.backend,
+        precision=subject.precision or request.precision,
+        device=device,
+        batch_size=min(request.batch_size or choose_batch_size(device), len(valset.samples)),
+        workers=request.workers or choose_workers(),
+        own_table=source.own_preprocess().table,
+    )
+    bench = ModelBench(subject, valset, machine, images, progress)
+    findings = search(bench)
+    return Diagnosis(
+        subject=subject.title,
+        data=f"{valset.root} ({valset.layout})",
+        findings=findings,
+        expected=_expected(subject, valset),
+        notes=_notes(subject, findings.as_is.form),
+        caution=subject.caution,
+    )
+
+
+def diagnose_predictions(
+    request: Request, predictions: Path, names: Path | None = None, array: str | None = None
+) -> Diagnosis:
+    """Try the possible orders of the classes on predictions that were made elsewhere.
+
+    Args:
+        request: the images that they belong to.
+        predictions: logits or ranked classes, see `eval.score`.
+        names: see `eval.measure.given.read_answers`.
+        array: the same.
+
+    Raises:
+        UsageError: there is no such file, or options do not fit it.
+        DataError: the validation set or the predictions cannot be used.
+        LogitsError: predictions that are not finite.
+    """
+    if request.data is None:
+        raise UsageError("--predictions needs the validation set: name it with --data.")
+    classes = read_classes(Path(request.classes)) if request.classes else None
+    labels = Path(request.labels) if request.labels else None
+    valset = open_valset(Path(request.data), labels, classes)
+    outputs = len(valset.classes)
+    try:
+        answers = read_answers(predictions, outputs, names, array)
+    except EvalError:  # with one class more, the first may be the background
+        answers = read_answers(predictions, outputs + 1, names, array)
+        outputs += 1
+    row_of = match(answers.names, valset.samples)
+    bench = AnswersBench(
+        in_order(answers, np.array([row_of[i] for i in sorted(row_of)])),
+        valset,
+        sorted(row_of),
+        outputs,
+    )
+    return Diagnosis(
+        subject=str(predictions),
+        data=f"{valset.root} ({valset.layout})",
+        findings=search(bench, [row for row in TABLE if row.is_about_labels]),
+    )
+
+
+def _load(source: Source, classes: int, progress: Observer) -> Subject:
+    """The model, even if it has one output more than there are classes.
+
+    Raises:
+        ModelError: see `eval.models.Source.load`.
+    """
+    try:
+        return source.load(classes, progress)
+    except ModelError:
+        with suppress(EvalError):
+            subject = source.load(classes + 1, progress)
+            progress(Event(message=f"{subject.weights} has {classes + 1} outputs"))
+            return subject
+        raise
+
+
+def _expected(subject: Subject, valset: ValSet) -> Expected | None:
+    """The reported accuracy, where a run is compared with it."""
+    reference = subject.published.reference_for(subject.preprocess.name)
+    if reference is None or reference.top1 is None or not reference.gated:
+        return None
+    return Expected(reference.top1, reference.source) if valset.image_set.is_judged else None
+
+
+def _notes(subject: Subject, form: str) -> tuple[str, ...]:
+    """Signs that the model was never trained."""
+    found = suspicious(subject.forms[form])
+    return tuple(f"{what}. Was the checkpoint saved before it was trained?" for what in found)
+
+
+def suggests_diagnosis(evaluation: Evaluation) -> bool:
+    """Whether an accuracy is so low that a known mistake is likely.
+
+    That is a FAIL whose top-1 is more than 2 points below the reference, or below 1 %.
+    """
+    for result in evaluation.judgement.forms:
+        delta = result.delta(1)
+        is_low = result.accuracy(1) < LOWEST or (delta is not None and delta < -POINTS)
+        if result.verdict is Verdict.FAIL and is_low:
+            return True
+    return False
+
+
+def save(diagnosis: Diagnosis, json_file: Path | None, html_file: Path | None) -> None:
+    """Write a diagnosis to the files that were named.
+
+    Raises:
+        UsageError: a file cannot be written.
+    """
+    if json_file:
+        write_atomically(json_file, json.dumps(diagnosis.as_json(), indent=1) + "\n")
+    if html_file:
+        write_atomically(html_file, html_page(diagnosis))
+
+
+def diagnose_command(request: Request) -> str:
+    """The command line that diagnoses what a request evaluates."""
+    words = ["python", "-m", "eval.diagnose"]
+    for name in _COMMAND:
+        value = getattr(request, name)
+        if value is True:
+            words.append(_option(name))
+        elif value != Request.__dataclass_fields__[name].default:
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            words += [_option(name), text]
+    return shlex.join(words)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+_COMMAND = (
+    *("data", "demo", "variant", "config", "model", "weights", "forms", "preprocess"),
+    *("classes", "labels", "backend", "device", "precision", "batch_size", "workers"),
+)

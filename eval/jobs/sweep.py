@@ -1,0 +1,294 @@
+"""Models, forms, backends, precisions and preprocessings: one evaluation each, and a table."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from eval.backends import BACKENDS
+from eval.backends.formats import RUNTIMES, is_exported, precision_of
+from eval.cli import CRASHED
+from eval.config import VariantConfig
+from eval.errors import EvalError, UsageError
+from eval.files import write_atomically
+from eval.images.cache import CropCache
+from eval.images.sets import VAL, ImageSet
+from eval.images.valset import open_valset
+from eval.jobs.evaluate import evaluate
+from eval.measure.engine import choose_workers
+from eval.measure.settings import exact_settings
+from eval.models import choose_preprocess, open_source
+from eval.models.exported import FORM
+from eval.progress import Event, ProgressBar
+from eval.request import OWN, Request
+from eval.results.console import format_evaluation
+from eval.results.evaluation import Evaluation
+
+COLUMNS = (
+    *("name", "variant", "weights", "form", "backend", "precision", "preprocess", "images"),
+    *("top1_correct", "top5_correct", "top1", "top5", "flips", "images_per_second", "megabytes"),
+    *("latency_ms", "verdict", "exit_code", "output"),
+)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One row: a model, its form, and how it is computed.
+
+    Attributes:
+        model: what to call the weights among those of the sweep.
+        variant: a built-in configuration, or ``LIBRARY:NAME``.
+        weights: a file, or ``auto``.
+        form: "" for an exported file.
+        backend, precision, preprocess: as on the command line.
+    """
+
+    model: str
+    variant: str
+    weights: str
+    form: str
+    backend: str
+    precision: str
+    preprocess: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What tells it from others."""
+        words = (self.model, self.form, self.backend, self.precision, self.preprocess)
+        return tuple(word for word in words if word)
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return "-".join(self.words).replace("/", "_").replace(":", "-")
+
+    def request(self, args: argparse.Namespace, output: Path) -> Request:
+        """The evaluation of this row."""
+        library = ":" in self.variant
+        return Request(
+            data=args.data,
+            variant=None if library else self.variant,
+            model=self.variant if library else None,
+            weights=self.weights,
+            forms=self.form or None,
+            backend=self.backend,
+            precision="fp32" if is_exported(self.weights) else self.precision,
+            preprocess=None if self.preprocess == OWN else self.preprocess,
+            limit=args.limit,
+            labels=args.labels,
+            on_bad_image=args.on_bad_image,
+            cache=args.cache,
+            output=output,
+            latency=args.latency,
+            command=args.command,
+        )
+
+
+def combinations(args: argparse.Namespace) -> Iterator[Combination]:
+    """All that were asked for and exist, in the order of the options."""
+    for preprocess, (owner, weights) in itertools.product(args.preprocess, args.weights):
+        for variant in [owner] if owner else args.variant:
+            model = _model_name(args, variant, weights)
+            if is_exported(weights):
+                for backend in RUNTIMES[Path(weights).suffix.lower()]:
+                    if backend in args.backend:
+                        precision = precision_of(Path(weights))
+                        yield Combination(
+                            model, variant, weights, "", backend, precision, preprocess
+                        )
+                continue
+            for form, backend, precision in itertools.product(
+                args.forms, args.backend, args.precision
+            ):
+                if precision not in BACKENDS[backend].precisions:
+                    print(f"left out: {backend} has no {precision} here", file=sys.stderr)
+                    continue
+                yield Combination(model, variant, weights, form, backend, precision, preprocess)
+
+
+def _model_name(args: argparse.Namespace, variant: str, weights: str) -> str:
+    """As short as it can be without being another's: the variant, the file, or both."""
+    alike = [
+        file
+        for owner, file in args.weights
+        if is_exported(file) == is_exported(weights) and owner in (None, variant)
+    ]
+    if is_exported(weights):
+        names = [variant, Path(weights).name] if len(args.variant) > 1 else [Path(weights).name]
+    else:
+        names = [variant, Path(weights).name] if len(alike) > 1 else [variant]
+    return "-".join(names)
+
+
+def fill_cache(requests: Sequence[Request], quiet: bool) -> ImageSet:
+    """Decode each image once for each preprocessing; what is bad is left to the runs.
+
+    Returns:
+        Which set the images are of.
+    """
+    first = requests[0]
+    assert first.data is not None
+    valset = open_valset(Path(first.data), Path(first.labels) if first.labels else None)
+    if first.limit is not None:
+        valset = valset.limited(first.limit)
+    pipelines = {}
+    for request in requests:
+        preprocess = choose_preprocess(open_source(request))
+        pipelines[preprocess.name, preprocess.description] = preprocess
+    total = len(valset.samples)
+    with exact_settings(), ProgressBar(quiet) as bar:
+        for preprocess in pipelines.values():
+            done = itertools.count(1)
+            stage = f"decoding, {preprocess.name}"
+            with CropCache(Path(str(first.cache)), valset, preprocess) as cache:
+                cache.fill(
+                    choose_workers(),
+                    lambda stage=stage, done=done: bar(Event(stage, next(done), total)),  # type: ignore[misc]
+                )
+    return valset.image_set
+
+
+def row_of(combination: Combination, output: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """A row of the table."""
+    (result,) = evaluation.judgement.forms
+    return {
+        **_asked(combination, output),
+        "images": result.images,
+        "top1_correct": result.correct[1],
+        "top5_correct": result.correct[5],
+        "top1": result.accuracy(1),
+        "top5": result.accuracy(5),
+        "images_per_second": evaluation.measured.images_per_second,
+        "megabytes": sum(file.size for file in evaluation.subject.files) / 1e6,
+        "latency_ms": _latency(evaluation),
+        "verdict": result.verdict.value,
+        "exit_code": evaluation.exit_code,
+    }
+
+
+def _latency(evaluation: Evaluation) -> float | None:
+    """Median milliseconds of one image, the model alone on one thread; None if not measured."""
+    rows = [r for r in evaluation.latency if r.threads == 1 and r.stage == "model"]
+    return rows[0].median_ms if rows else None
+
+
+def _asked(combination: Combination, output: Path) -> dict[str, Any]:
+    return {
+        "name": combination.name,
+        "variant": combination.variant,
+        "weights": combination.weights,
+        "form": combination.form or FORM,
+        "backend": combination.backend,
+        "precision": combination.precision,
+        "preprocess": combination.preprocess,
+        "output": str(output),
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """What a person reads; `names` are short ones, for each row."""
+    width = max(len(name) for name in names)
+    header = f"{'':{width}} {'top-1':>7} {'right':>6} {'top-5':>7} {'right':>6} {'flips':>5} "
+    lines = [f"{header}{'img/s':>6} {'ms':>6} {'MB':>5} verdict"]
+    for name, row in zip(names, rows, strict=True):
+        if "top1" not in row:
+            lines.append(f"{name:{width}} failed with exit code {row['exit_code']}")
+            continue
+        rate = "" if row["images_per_second"] is None else f"{row['images_per_second']:.1f}"
+        latency = "" if row["latency_ms"] is None else f"{row['latency_ms']:.2f}"
+        lines.append(
+            f"{name:{width}} {row['top1']:7.3f} {row['top1_correct']:6,} {row['top5']:7.3f} "
+            f"{row['top5_correct']:6,} {row['flips']:5,} {rate:>6} {latency:>6} "
+            f"{row['megabytes']:5.1f} {row['verdict']}"
+        )
+    return "\n".join(lines)
+
+
+def short_names(planned: Sequence[Combination]) -> list[str]:
+    """The words in which the rows of a table differ."""
+    columns = [
+        [getattr(row, field) for row in planned]
+        for field in ("model", "form", "backend", "precision", "preprocess")
+    ]
+    differing = [column for column in columns if len(set(column)) > 1] or columns[:1]
+    return [" ".join(word for word in words if word) for words in zip(*differing, strict=True)]
+
+
+def reported(variant: VariantConfig, image_set: ImageSet) -> Iterator[str]:
+    """What was reported of a variant on a set, and third-party results."""
+    reference = variant.reference_for("") if image_set is VAL else None
+    rows = [(row.name, row.top1, row.top5, row.source) for row in variant.others_on(image_set.name)]
+    if reference and reference.top1 is not None:
+        rows.insert(0, ("reported", reference.top1, reference.top5, reference.source))
+    for name, top1, top5, source in rows:
+        yield f"{variant.name}, {name}: {top1} / {'-' if top5 is None else top5} ({source})"
+
+
+MARKERS = "osD^v<>PX*ph"
+
+
+def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
+    """Draw accuracy against latency, a point for each row that has both.
+
+    Raises:
+        UsageError: no row has a latency, or the file cannot be written.
+    """
+    points = [(n, r) for n, r in zip(names, rows, strict=True) if r.get("latency_ms") is not None]
+    if not points:
+        raise UsageError("--plot: there is nothing to draw, as no row was measured.")
+    figure = Figure(figsize=(8, 4.5 + 0.12 * len(points)), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, row) in enumerate(points):  # names stand below: points lie close together
+        axes.plot(
+            row["latency_ms"],
+            row["top1"],
+            linestyle="",
+            marker=MARKERS[number % len(MARKERS)],
+            color=f"C{number % 10}",
+            alpha=0.8,
+            label=name.replace("$", r"\$"),
+        )
+    axes.set_xlim(left=0)
+    axes.margins(y=0.15)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    axes.set(xlabel="median latency of one image on one thread, ms", ylabel="top-1 accuracy, %")
+    axes.grid(alpha=0.3)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def run_rows(
+    planned: Sequence[Combination], requests: Sequence[Request], quiet: bool
+) -> Iterator[dict[str, Any]]:
+    """Evaluate each combination; one that fails does not end the others."""
+    first: dict[tuple[str, str], Any] = {}
+    for number, (combination, request) in enumerate(zip(planned, requests, strict=True), 1):
+        output = Path(str(request.output))
+        if not quiet:
+            print(f"{number} of {len(planned)}: {combination.name}", file=sys.stderr)
+        try:
+            evaluation = evaluate(request)
+        except EvalError as error:
+            print(f"{combination.name}: {error}", file=sys.stderr)
+            yield {**_asked(combination, output), "exit_code": error.exit_code}
+            continue
+        except Exception as error:  # a runtime that crashes must not take the other rows along
+            print(f"{combination.name}: {type(error).__name__}: {error}", file=sys.stderr)
+            yield {**_asked(combination, output), "exit_code": CRASHED}
+            continue
+        write_atomically(output / "console.txt", format_evaluation(evaluation) + "\n")
+        (scores,) = evaluation.measured.scores.values()
+        best = scores.top[:, 0]
+        pixels = combination.variant, evaluation.subject.preprocess.description
+        flips = int((best != first.setdefault(pixels, best)).sum())
+        yield {**row_of(combination, output, evaluation), "flips": flips}

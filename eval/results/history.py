@@ -1,0 +1,303 @@
+"""A history: a CSV file with the rows of many ``summary.csv``, and its trend.
+
+A lock file beside it makes writers take turns; the lock ends with the process that holds it. Each
+writer adds all its rows or none, so no row is lost, mixed or cut off; the next writer removes what
+a killed one left unfinished.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from eval.errors import UsageError
+
+if TYPE_CHECKING:  # neither is needed for --help
+    from matplotlib.axes import Axes
+
+    from eval.judge.result import Row
+
+
+Series = dict[tuple[str, str], list["Row"]]  # (variant, form) to its rows, oldest first
+
+
+MOST_PANELS = 40  # variants in one plot
+
+
+def check_history(path: Path) -> None:
+    """Check, before a run is measured, that its rows can be added to a history.
+
+    This makes the folder and the lock file if they are missing, but not the history itself.
+
+    Raises:
+        UsageError: it is a folder, has other columns, is damaged, or cannot be written to.
+    """
+    from eval.results.schema import SUMMARY_COLUMNS
+
+    try:
+        _refuse_folder(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Path(f"{path}.lock").open("ab"):
+            pass
+        if path.exists():
+            with path.open("r+b") as file:
+                _end_of_rows(path, file.read(), _csv([SUMMARY_COLUMNS]))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "not a regular file"
+        raise UsageError(f"{path} cannot be written: it is {what}. Name a file for the history.")
+
+
+def append_history(path: Path, result: Path) -> None:
+    """Add the rows of a result to a history, which is made if it is missing.
+
+    Any number of processes may do so at once. If this fails or is interrupted, the
+    history has none of the rows, and stderr shows how to add them later.
+
+    Args:
+        path: the history.
+        result: a result folder, or its ``summary.csv``.
+
+    Raises:
+        UsageError: the file has other columns, is damaged, cannot be written to, or stays
+            locked by another process.
+    """
+    from eval.files import locked
+    from eval.results.read import SUMMARY, read_rows
+    from eval.results.schema import SUMMARY_COLUMNS
+
+    added = read_rows(result / SUMMARY if result.is_dir() else result)
+    header = _csv([SUMMARY_COLUMNS])
+    rows = _csv([row.cells[name] for name in SUMMARY_COLUMNS] for row in added)
+    later = f"python -m eval.history {path} --add {result}"
+    try:
+        _refuse_folder(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path, f"Nothing was added. Later: {later}"):
+            _append(path, header, rows)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror or error}.\nAdd the result later: {later}"
+        ) from error
+    except KeyboardInterrupt:
+        print(f"The result was not added to {path}. Later: {later}", file=sys.stderr)
+        raise
+
+
+def _append(path: Path, header: bytes, rows: bytes) -> None:
+    """Add whole rows, under the lock: all of them, or none."""
+    from eval.files import sync_folder
+
+    new = not path.exists()
+    try:
+        with path.open("a+b", buffering=0) as file:  # nothing is left to be written at the end
+            file.seek(0)
+            end = _end_of_rows(path, file.read(), header)
+            try:
+                file.truncate(end)
+                _write_all(file, rows if end else header + rows)
+                os.fsync(file.fileno())
+                if new:
+                    sync_folder(path.parent)
+            except BaseException:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """An unbuffered write may stop anywhere, as on a disk that fills up."""
+    while data:
+        data = data[file.write(data) :]
+
+
+def _end_of_rows(path: Path, data: bytes, header: bytes) -> int:
+    """Where the next row belongs: behind the last complete one.
+
+    Only what a killed writer can have left is cut off, never other data.
+    """
+    from eval.results.read import finished_length
+
+    end = finished_length(data)
+    rest = data[end:]
+    first = data[: data.find(b"\n") + 1].replace(b"\r\n", b"\n").removeprefix(codecs.BOM_UTF8)
+    if first != header if end else not header.startswith(rest):
+        raise UsageError(
+            f"{path} has other columns than a history of eval.imagenet. Name another file."
+        )
+    if b"\n" in rest:
+        raise UsageError(f"{path} is damaged: from byte {end} on, a quotation mark is not closed.")
+    return end
+
+
+def _csv(rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def read_history(path: Path, variant: str | None = None, form: str | None = None) -> Series:
+    """Rows of a history by variant and form, oldest first.
+
+    Args:
+        path: the history; a row that is being written is left out.
+        variant: only this one.
+        form: only this one.
+
+    Raises:
+        UsageError: it cannot be read, or has no such rows.
+    """
+    from eval.results.read import read_rows
+    from eval.text import printable
+
+    rows = read_rows(path, drop_unfinished=True)
+    series: Series = {}
+    for row in sorted(rows, key=lambda row: row.started_at):
+        if variant in (None, row.variant) and form in (None, row.form):
+            series.setdefault((row.variant, row.form), []).append(row)
+    if not series:
+        known = ", ".join(dict.fromkeys(f"{row.variant} {row.form}" for row in rows))
+        raise UsageError(f"{path} has no such runs. It has: {printable(known)}.")
+    return series
+
+
+def trend(series: Series) -> str:
+    """The runs as tables, without a trailing newline: one for each form and preprocessing.
+
+    The change is in images, from the previous run on the same images; a star marks other weights.
+    """
+    from eval.text import printable
+
+    tables = []
+    for (variant, form), rows in series.items():
+        for preprocess in dict.fromkeys(row.preprocess for row in rows):
+            chosen = [row for row in rows if row.preprocess == preprocess]
+            runs = f"{len(chosen)} runs" if len(chosen) > 1 else "1 run"
+            heading = printable(f"{variant}, {form}, {preprocess}: {runs}")
+            tables.append("\n".join([heading, *_table(variant, chosen)]))
+    return "\n\n".join(tables)
+
+
+_HEADER = (
+    f"{'images':>7}{'top-1':>8}{'change':>8}{'top-5':>8}{'change':>8}{'img/s':>8}  {'verdict':<12}"
+)
+
+
+def _table(variant: str, rows: Sequence[Row]) -> Iterator[str]:
+    """The lines of a table; 80 columns wide where the runs have the ids that we give them."""
+    header, *names = _names(variant, rows)
+    width = max(map(len, (header, *names)))
+    yield f"{header:<{width}}{_HEADER}".rstrip()
+    last: dict[str, Row] = {}
+    for name, row in zip(names, rows, strict=True):
+        figures = _figures(row, last.get(row.dataset_sha256))
+        yield f"{name:<{width}}{figures}  {row.verdict}"
+        last[row.dataset_sha256] = row
+
+
+def _names(variant: str, rows: Sequence[Row]) -> list[str]:
+    """A column with its header: run ids without the variant, or times and ids of another form."""
+    from datetime import UTC
+
+    from eval.text import printable
+
+    names, others = [f"{variant}-..."], ["started (UTC)    run"]
+    for row in rows:
+        time = row.started_at.astimezone(UTC)
+        names.append(f"{time:%Y%m%dT%H%M%SZ}")
+        others.append(f"{time:%Y-%m-%d %H:%M} {row.run_id}")
+    usual = all(
+        row.run_id == f"{variant}-{name}" for row, name in zip(rows, names[1:], strict=True)
+    )
+    return [printable(name) for name in (names if usual else others)]
+
+
+def _figures(row: Row, before: Row | None) -> str:
+    from eval.metrics import percent
+
+    figures = f"{row.images:>7,}"
+    for k in (1, 5):
+        change = ""
+        if before:
+            star = " " if row.weights_sha256 == before.weights_sha256 else "*"
+            change = f"{row.correct(k) - before.correct(k):+,}{star}"
+        figures += f"{percent(row.correct(k), row.images):>8.3f}{change:>8}"
+    rate = row.cells["images_per_second"]
+    return f"{figures}{f'{float(rate):.1f}' if rate else '':>8}"
+
+
+def plot(series: Series, path: Path) -> None:
+    """Draw top-1 over time: a panel per variant, a line per form, preprocessing and images.
+
+    Args:
+        series: what `read_history` gives.
+        path: the image to write, ``.png`` or ``.svg``.
+
+    Raises:
+        UsageError: the format is unknown, there are too many variants, or it cannot be written.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise UsageError(f"--plot {path}: name a .png or .svg file.")
+    variants = list(dict.fromkeys(variant for variant, _ in series))
+    if len(variants) > MOST_PANELS:
+        raise UsageError(
+            f"--plot draws at most {MOST_PANELS} variants, and there are {len(variants)}. "
+            "Choose one with --variant."
+        )
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # Text stays text, also if it holds a $ or a sign that the font does not have.
+    with rc_context({"svg.fonttype": "none", "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(9, 0.5 + 2.8 * len(variants)), layout="constrained")
+        panels = figure.subplots(len(variants), squeeze=False, sharex=True)[:, 0]
+        for variant, panel in zip(variants, panels, strict=True):
+            _draw(panel, variant, [row for (name, _), rows in series.items() for row in rows
+                                   if name == variant])  # fmt: skip
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=120)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _draw(panel: Axes, variant: str, rows: Sequence[Row]) -> None:
+    """Draw the runs of a variant, oldest first; those on other images are another line."""
+    from eval.metrics import percent
+    from eval.text import printable
+
+    lines: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        lines.setdefault((row.form, row.preprocess, row.dataset_sha256), []).append(row)
+    for number, ((form, preprocess, _), line) in enumerate(lines.items()):
+        panel.plot(
+            [row.started_at.timestamp() / 86400 for row in line],  # matplotlib's dates
+            [percent(row.top1_correct, row.images) for row in line],
+            marker="o",
+            markersize=max(3, 8 - 2 * number),  # forms mostly agree: let each be seen
+            label=printable(f"{form}, {preprocess}, {line[0].images:,} images"),
+        )
+    for reference in sorted({row.cells["reference_top1"] for row in rows} - {""}):
+        panel.axhline(float(reference), linestyle="--", color="grey", label=f"reported {reference}")
+    panel.xaxis_date()
+    panel.set(title=printable(variant), ylabel="top-1, %")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize="small")

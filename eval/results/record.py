@@ -1,0 +1,89 @@
+"""What a run found: facts, without the files that show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eval.errors import EvalError
+from eval.images.labelset import LabelScore
+from eval.judge.gate import Comparison
+from eval.judge.verdict import Judgement, Verdict
+from eval.models import Subject
+from eval.provenance import Provenance
+
+if TYPE_CHECKING:
+    from eval.measure.engine import Measurement
+    from eval.measure.latency import LatencyRow
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How the logits were computed; None where unknown, as on another device.
+
+    Attributes:
+        backend: what computed them.
+        device: where.
+        precision: in what.
+        batch_size: images in a batch.
+        workers: threads of a process.
+        processes: of the run.
+        settings: switches that results may depend on.
+    """
+
+    backend: str
+    device: str
+    precision: str
+    batch_size: int | None = None
+    workers: int | None = None
+    processes: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class LabelResult(NamedTuple):
+    """The accuracy of one form by another set of labels, such as ReaL."""
+
+    form: str
+    score: LabelScore
+
+
+@dataclass(frozen=True)
+class Record:
+    """An evaluation, as the reports show it.
+
+    Attributes:
+        subject: what was evaluated.
+        data: where the images were.
+        setup: how it was computed.
+        provenance: when, where and by what code.
+        measured: the predictions.
+        judgement: what they say about the reported accuracy.
+        by_other_labels: accuracies by other sets of labels, if requested.
+        latency: the time per image, if requested.
+        comparisons: with the baseline, if there is one.
+        problems: failures after the judgement: of the comparison, the history or the model card.
+    """
+
+    subject: Subject
+    data: str
+    setup: Computation
+    provenance: Provenance
+    measured: Measurement
+    judgement: Judgement
+    by_other_labels: tuple[LabelResult, ...] = ()
+    latency: tuple[LatencyRow, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    problems: tuple[EvalError, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict of the whole run; a `str`, such as ``"PASS"``."""
+        return self.judgement.verdict
+
+    @property
+    def exit_code(self) -> int:
+        """The command's exit code: the verdict's, or else that of a later failure."""
+        follow_up = [1] if any(row.regressed for row in self.comparisons) else []
+        follow_up += [problem.exit_code for problem in self.problems]
+        return self.judgement.exit_code or max(follow_up, default=0)
