@@ -2,7 +2,7 @@
 
     EvalError               2
     ├── UsageError          2   options or configuration
-    ├── DataError           3   validation set missing, mislabelled or unreadable
+    ├── DataError           3   validation set missing, mislabeled or unreadable
     │   └── UnreadableImage 3   one image of it, which --on-bad-image record may record
     ├── ModelError          4   weights missing, damaged, refused or of another model
     └── LogitsError         5   non-finite or constant predictions, or forms that disagree
@@ -24,7 +24,7 @@ class UsageError(EvalError):
 
 
 class DataError(EvalError):
-    """A validation set that is missing, mislabelled or unreadable."""
+    """A validation set that is missing, mislabeled or unreadable."""
 
     exit_code = 3
 

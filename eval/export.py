@@ -70,15 +70,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_method(method: str, formats: Sequence[str]) -> None:
-    """Refuse, before anything is converted, a method that a quantiser does not have.
+    """Refuse, before anything is converted, a method that a quantizer does not have.
 
     Raises:
         UsageError: there is one of these formats for which int8 can be made, but not so.
     """
-    from eval.backends.quantize import QUANTISERS
+    from eval.backends.quantize import QUANTIZERS
 
     for kind in formats:
-        methods = QUANTISERS[EXPORTS[kind][0]].methods
+        methods = QUANTIZERS[EXPORTS[kind][0]].methods
         if methods and method not in methods:
             raise UsageError(f"--method {method}: {kind} has {', '.join(methods)}.")
 

@@ -63,8 +63,8 @@ def _main(arguments: Sequence[str], kept: list[Path]) -> int:
         print(f"\n{text(evaluation.comparisons, (str(request.baseline), str(request.output)))}")
     for problem in evaluation.problems:
         print(f"error: {problem}", file=sys.stderr)
-    if evaluation.judgement.disagreement:
-        print(f"error: {evaluation.judgement.disagreement}", file=sys.stderr)
+    if evaluation.judgment.disagreement:
+        print(f"error: {evaluation.judgment.disagreement}", file=sys.stderr)
     _explain(evaluation, request, args)
     return evaluation.exit_code
 
@@ -74,7 +74,7 @@ def _explain(evaluation: Evaluation, request: Request, args: argparse.Namespace)
     from eval.diagnosis.report import text
     from eval.jobs.diagnose import diagnose, diagnose_command, save, suggests_diagnosis
 
-    if not suggests_diagnosis(evaluation) and not evaluation.judgement.warnings:
+    if not suggests_diagnosis(evaluation) and not evaluation.judgment.warnings:
         return
     if not args.diagnose:
         print(f"To find out why: {diagnose_command(request)}")

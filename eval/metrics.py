@@ -189,10 +189,10 @@ def wilson_interval(correct: int, total: int, z: float = Z95) -> tuple[float, fl
         ValueError: `total` is not positive.
     """
     share = percent(correct, total) / 100
-    centre = share + z * z / (2 * total)
+    center = share + z * z / (2 * total)
     spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 100 / (1 + z * z / total)
-    return max(0.0, (centre - spread) * scale), min(100.0, (centre + spread) * scale)
+    return max(0.0, (center - spread) * scale), min(100.0, (center + spread) * scale)
 
 
 ALPHA = 0.001  # error probability of a whole run

@@ -2,7 +2,7 @@
 
 Source: PaddleClas ``ppcls/arch/backbone/legendary_models/pp_lcnet_v2.py`` and ``PP-LCNetV2.md``.
 All convolutions except those in the squeeze-excite gate are bias-free; all of these except the last
-one are followed by batch normalisation. `pplcnet.reparameterize` makes the deploy form.
+one are followed by batch normalization. `pplcnet.reparameterize` makes the deploy form.
 """
 
 # No `from __future__ import annotations`: torch.fx evaluates annotations that are strings.
@@ -50,7 +50,7 @@ def scaled_width(width: int, scale: float, divisor: int = 8) -> int:
 
 
 class ConvBN(nn.Module):
-    """Bias-free convolution, "same" padding for stride 1, then batch normalisation."""
+    """Bias-free convolution, "same" padding for stride 1, then batch normalization."""
 
     def __init__(
         self, in_chans: int, out_chans: int, kernel: int, stride: int = 1, groups: int = 1
@@ -260,7 +260,7 @@ def create_model(variant: str = "base", *, num_classes: int = 1000, in_chans: in
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of learned values, without the running statistics of batch normalisation."""
+    """Number of learned values, without the running statistics of batch normalization."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -268,11 +268,11 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224
     """Count the multiply-accumulates (MACs) of the convolutions and the classifier for one image.
 
     Each use of a weight counts as one, and so does each bias added to an output value. Batch
-    normalisation, activations, pooling and the multiplication by the gate are not counted. The
+    normalization, activations, pooling and the multiplication by the gate are not counted. The
     model is run once on zeros.
 
     The published figures (base: 603.4 M in timm's table, 604 M in Paddle's) are for a third form:
-    branches merged, but batch normalisation kept and counted as two MACs per value.
+    branches merged, but batch normalization kept and counted as two MACs per value.
 
     Args:
         model: any module; its ``Conv2d`` and ``Linear`` layers are counted.

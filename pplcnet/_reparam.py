@@ -20,7 +20,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def reparameterize(model: Model) -> Model:
     """Make the deploy form of a model.
 
-    Depthwise branches are merged into one convolution, batch normalisation is folded into each
+    Depthwise branches are merged into one convolution, batch normalization is folded into each
     convolution, and the dropout factor of 0.8 before the classifier is folded into the convolution
     before it.
 
@@ -52,7 +52,7 @@ def _fuse_children(module: nn.Module) -> None:
 
 
 def fold_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Fold batch normalisation into a convolution.
+    """Fold batch normalization into a convolution.
 
     Args:
         conv: without a bias.

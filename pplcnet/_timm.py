@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pplcnet._model import HEAD_WIDTH, STAGES, PPLCNetV2, scaled_width
 from pplcnet._variants import VARIANTS
-from pplcnet._weights import own_state, recognise
+from pplcnet._weights import own_state, recognize
 
 
 class TimmPPLCNetV2(PPLCNetV2):
@@ -95,7 +95,7 @@ class TimmPPLCNetV2(PPLCNetV2):
 
 def _own_names(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
     """Convert pretrained weights from the layout of timm's own lcnetv2."""
-    return own_state(recognise(state, "the pretrained weights"), model.state_dict())
+    return own_state(recognize(state, "the pretrained weights"), model.state_dict())
 
 
 def _cfg(hub: str) -> dict[str, Any]:

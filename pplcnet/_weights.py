@@ -1,13 +1,13 @@
 """Load weights of any known layout into a model, strictly: no tensor is silently ignored.
 
-Three layouts are recognised by their keys:
+Three layouts are recognized by their keys:
 
 - ``paddle``: PaddleClas ``pp_lcnet_v2.py`` (``_mean``, ``fc.weight`` as (in, out));
 - ``timm``: ``timm/models/lcnetv2.py`` (``conv_head``, with the dropout factor of 0.8 folded in);
 - ``pplcnet``: this package, unfused or reparameterized.
 
 In the first two layouts, "reparameterized" only means that the depthwise branches are merged; batch
-normalisation is still separate.
+normalization is still separate.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ def read_weights(path: Path | str) -> Weights:
         WeightsError: the file is missing, damaged or refused, or its layout is unknown.
     """
     path = Path(path)
-    return recognise(read_checkpoint(path), str(path))
+    return recognize(read_checkpoint(path), str(path))
 
 
-def recognise(tensors: Mapping[str, Tensor], source: str) -> Weights:
-    """Recognise the layout of tensors by their names.
+def recognize(tensors: Mapping[str, Tensor], source: str) -> Weights:
+    """Recognize the layout of tensors by their names.
 
     Args:
         tensors: tensors by name.
@@ -149,7 +149,7 @@ def _twin(
     """A model of the same size, folded as far as the file is.
 
     It is made on the CPU although its values do not matter: torch takes a second to set up its meta
-    device, and a tenth of that to initialise the largest variant.
+    device, and a tenth of that to initialize the largest variant.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         twin = PPLCNetV2(scale, depths, num_classes, in_chans).eval()

@@ -264,10 +264,10 @@ def draw(table: Table, path: Path) -> None:
     middle = [statistics.median(table.rates[name]) for name in names]
     low = [m - min(table.rates[name]) for m, name in zip(middle, names, strict=True)]
     high = [max(table.rates[name]) - m for m, name in zip(middle, names, strict=True)]
-    colours = {"timm": "#9aa5b1", "ours": "#2f6f8f", "part": "#d9c58b"}
-    kinds = [next(kind for kind in colours if kind in name) for name in names]
+    colors = {"timm": "#9aa5b1", "ours": "#2f6f8f", "part": "#d9c58b"}
+    kinds = [next(kind for kind in colors if kind in name) for name in names]
     figure, axes = plt.subplots(figsize=(9, 0.36 * len(names) + 1))
-    axes.barh(names, middle, xerr=[low, high], color=[colours[kind] for kind in kinds])
+    axes.barh(names, middle, xerr=[low, high], color=[colors[kind] for kind in kinds])
     axes.set_xlabel("images/s (median; whiskers: smallest and largest turn)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

@@ -24,16 +24,16 @@ HEADER = """\
 
 
 def names() -> list[str]:
-    """What the package and its extras for users depend on, by normalised name."""
+    """What the package and its extras for users depend on, by normalized name."""
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     rows = list(project["dependencies"])
     for extra, more in project["optional-dependencies"].items():
         rows += more if extra not in NOT_FOR_USERS else []
-    found = {normalised(re.split(r"[^A-Za-z0-9._-]", row, maxsplit=1)[0]) for row in rows}
-    return sorted(found - {normalised(project["name"])})
+    found = {normalized(re.split(r"[^A-Za-z0-9._-]", row, maxsplit=1)[0]) for row in rows}
+    return sorted(found - {normalized(project["name"])})
 
 
-def normalised(name: str) -> str:
+def normalized(name: str) -> str:
     """A distribution's name as PyPI compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 

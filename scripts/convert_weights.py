@@ -1,7 +1,7 @@
 """Convert PP-LCNetV2 weights to safetensors: ``convert_weights.py IN OUT.safetensors``.
 
 IN is a ``.pdparams``, ``.pth``, ``.pt`` or ``.safetensors`` file in Paddle's, timm's or this
-package's layout; its variant and form are recognised. OUT has this package's names and float32
+package's layout; its variant and form are recognized. OUT has this package's names and float32
 tensors. It is written to a temporary file, read back and compared, and only then renamed to OUT.
 """
 
@@ -34,7 +34,7 @@ def _run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--reparameterize",
         action="store_true",
-        help="write the deploy form: branches merged, batch normalisation folded",
+        help="write the deploy form: branches merged, batch normalization folded",
     )
     args = parser.parse_args(arguments)
     if args.target.suffix != ".safetensors":

@@ -1,6 +1,6 @@
 """Fault injection: make every file operation of a run fail once (open, write, sync, ...).
 
-Modelled on SQLite's fault tests. A short run (both forms, cache, history, baseline) is repeated.
+Modeled on SQLite's fault tests. A short run (both forms, cache, history, baseline) is repeated.
 For every k, the k-th operation on its files raises ENOSPC, then EIO, then KeyboardInterrupt. Each
 time, the exit code must be a documented one, ``summary.csv`` may only exist together with all other
 files of its run, and running the same command again must give the files of an undisturbed run.

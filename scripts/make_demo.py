@@ -369,7 +369,7 @@ def _placeholders_used(model: Model) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _merged_off_centre(model: Model) -> None:
+def _merged_off_center(model: Model) -> None:
     for block in _blocks(model):
         for branch in block.dw_conv_list or ():
             if branch.conv.kernel_size == (3, 3):
@@ -396,7 +396,7 @@ MODEL_MISTAKES: dict[str, Callable[[Model], None]] = {
     "no BN bias": _no_bn_bias,
     "no 1x1 branch": _no_branch(1),
     "no 3x3 branch": _no_branch(3),
-    "3x3 merged off centre": _merged_off_centre,
+    "3x3 merged off center": _merged_off_center,
     "placeholders loaded": _placeholders_used,
     "no SE": _no_squeeze,
     "hard sigmoid in SE": _hard_sigmoid,
@@ -433,7 +433,7 @@ TRAPS = (
 
 @torch.no_grad()
 def calibrate(weights: dict[str, NDArray[np.float32]], inputs: Tensor) -> NDArray[np.float16]:
-    """Calibrate batch normalisation on a batch, so that no channel dies or repeats another one.
+    """Calibrate batch normalization on a batch, so that no channel dies or repeats another one.
 
     Layers are calibrated from front to back: each one sees the outputs of calibrated layers.
 
@@ -511,7 +511,7 @@ def fit_head(
 ) -> tuple[Floats, Floats]:
     """Fit `fc` (1280, 1000) and its bias (1000,) to the target orders, with a margin of 1.
 
-    The loss is a squared hinge loss, minimised by Adam on whitened features.
+    The loss is a squared hinge loss, minimized by Adam on whitened features.
 
     Args:
         rows: features (N, 1280).
@@ -521,10 +521,10 @@ def fit_head(
         steps: of Adam.
     """
     usual = rows[weight == weight.max()]
-    centre = usual.mean(0)
-    _, scale, axes = np.linalg.svd(usual - centre, full_matrices=False)
+    center = usual.mean(0)
+    _, scale, axes = np.linalg.svd(usual - center, full_matrices=False)
     whiten = axes.T / np.sqrt((scale**2 + 1e-4 * (scale**2).sum()) / len(usual))
-    x = torch.tensor((rows - centre) @ whiten, dtype=torch.float32)
+    x = torch.tensor((rows - center) @ whiten, dtype=torch.float32)
     sign = torch.tensor(orders, dtype=torch.float32)
     row_weight = torch.tensor(weight / len(rows), dtype=torch.float32)[:, None]
     own = torch.tensor(labels)[:, None]
@@ -544,7 +544,7 @@ def fit_head(
             broken = int((missing > 1).any(1).sum())
             print(f"step {step}: loss {loss.item():.4f}, rows off target: {broken}", flush=True)
     fc = whiten @ head.detach().double().numpy()
-    return fc, bias.detach().double().numpy() - centre @ fc
+    return fc, bias.detach().double().numpy() - center @ fc
 
 
 def round_to_int8(fc: Floats, rows: Floats) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -81,7 +81,7 @@ def _fixed_seed() -> None:
 
 
 def randomize_bn(model: nn.Module) -> None:
-    """Give batch normalisation statistics that a wrong fold cannot survive."""
+    """Give batch normalization statistics that a wrong fold cannot survive."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

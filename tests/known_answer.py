@@ -37,7 +37,7 @@ TURNED = 16  # of the images have an EXIF tag that turns them
 
 
 class TinyNet(nn.Module):
-    """Convolution, batch normalisation, Paddle's dropout, and a square classifier."""
+    """Convolution, batch normalization, Paddle's dropout, and a square classifier."""
 
     def __init__(self, outputs: int = 1000, norm: bool = True) -> None:
         super().__init__()
@@ -158,12 +158,12 @@ class KnownAnswers:
         x = np.concatenate(rows).astype(np.float64)
         target = np.full((len(x), 1000), -1.0)
         target[np.arange(len(x)), np.concatenate(wanted)] = 1.0
-        centre = x.mean(0)
-        inverse = np.linalg.solve((x - centre) @ (x - centre).T + 1e-6 * np.eye(len(x)), target)
-        weight = (x - centre).T @ inverse
+        center = x.mean(0)
+        inverse = np.linalg.solve((x - center) @ (x - center).T + 1e-6 * np.eye(len(x)), target)
+        weight = (x - center).T @ inverse
         return (
             torch.tensor(weight.T, dtype=torch.float32),
-            torch.tensor(-centre @ weight, dtype=torch.float32),
+            torch.tensor(-center @ weight, dtype=torch.float32),
         )
 
     def fitted(self, right: Setup) -> TinyNet:

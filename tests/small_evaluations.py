@@ -157,7 +157,7 @@ def evaluation_of(
             "setup": how,
             "provenance": Provenance(**provenance),  # type: ignore[arg-type]
             "measured": measured,
-            "judgement": judge(measured, published, made.preprocess.name, how.precision),
+            "judgment": judge(measured, published, made.preprocess.name, how.precision),
         }
         | evaluation
     )

@@ -143,7 +143,7 @@ def test_any_bytes_are_a_list_or_our_error(tmp_path_factory, data: bytes):
 # Validation sets of them
 
 
-def test_folders_are_labelled_by_the_list(tmp_path: Path, pets: Path):
+def test_folders_are_labeled_by_the_list(tmp_path: Path, pets: Path):
     """Not by their order on disk, and a class without a folder keeps its index."""
     root = folders(tmp_path / "val", "2/a.jpg", "10/b.jpg", "10/c.PNG", "dog/1.jpg", "notes.txt")
     valset = open_valset(root, classes=read_classes(pets))

@@ -112,7 +112,7 @@ def test_shared_images(capsys, shared: Path):
     code, document = run_json(capsys, shared / "imagenet-val-4")
     assert code == 0
     assert (document["images"], document["classes"], document["oddities"]) == (4, 4, {})
-    assert "without the unlabelled whl_demo.jpg" in document["layout"]
+    assert "without the unlabeled whl_demo.jpg" in document["layout"]
 
 
 def test_labels_option(tmp_path: Path, capsys):
@@ -158,7 +158,7 @@ def test_unreadable_image(tmp_path: Path, capsys, content: bytes, reason: str):
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_truncated_anywhere_is_found(mode: str, progressive: bool):
-    """No decoder may fill the rest with grey."""
+    """No decoder may fill the rest with gray."""
     whole = picture(mode=mode, progressive=progressive)
     assert look_at(whole).problem == ""
     for size in range(0, len(whole) - 2, 61):
@@ -241,7 +241,7 @@ def rotated(orientation: int) -> bytes:
     ("content", "oddities"),
     [
         (picture(), ()),
-        (picture(mode="L"), ("greyscale",)),
+        (picture(mode="L"), ("grayscale",)),
         (picture(mode="CMYK"), ("CMYK",)),
         (picture("PNG"), ("PNG format",)),
         (picture("PNG", "P"), ("mode P", "PNG format")),

@@ -179,9 +179,9 @@ def test_two_at_a_time_do_not_disturb_each_other(quick: list[bytes], tmp_path: P
 
 def test_other_pixels_are_noticed(quick: list[bytes], tmp_path: Path) -> None:
     other = image(quick[7]).convert("RGB")
-    colour = other.getpixel((3, 3))
-    assert isinstance(colour, tuple)
-    other.putpixel((3, 3), (colour[0] ^ 1, *colour[1:]))
+    color = other.getpixel((3, 3))
+    assert isinstance(color, tuple)
+    other.putpixel((3, 3), (color[0] ^ 1, *color[1:]))
     lossless = io.BytesIO()
     other.save(lossless, "PNG")
     quick[7] = lossless.getvalue()

@@ -35,7 +35,7 @@ from eval.diagnosis.edits import possible_edits, suspicious
 from eval.diagnosis.hypotheses import TABLE, table
 from eval.diagnosis.orders import ilsvrc_ids, orders, position_of
 from eval.diagnosis.page import html_page
-from eval.diagnosis.pixels import OPENCV, SQUASH, TORCHVISION, Kitchen, Recipe, recognise
+from eval.diagnosis.pixels import OPENCV, SQUASH, TORCHVISION, Kitchen, Recipe, recognize
 from eval.diagnosis.report import Diagnosis, Expected, text
 from eval.diagnosis.search import Findings, Trial, images_to_decide, search, single_trials
 from eval.diagnosis.setups import TABLES, Facts, Setup, as_table
@@ -141,7 +141,7 @@ def test_a_random_model_is_unexplained(valset: ValSet) -> None:
 
 PIPELINES: list[tuple[Recipe, dict[str, str]]] = [
     (replace(TORCHVISION, short=257), {"resize": "256"}),
-    (replace(TORCHVISION, shift=(1, 0)), {"crop": "centred"}),
+    (replace(TORCHVISION, shift=(1, 0)), {"crop": "centered"}),
     (replace(TORCHVISION, offset="floored"), {"crop": "rounded"}),
     (replace(TORCHVISION, long_side="rounded"), {"long_side": "truncated"}),
     (replace(TORCHVISION, exif=True), {"exif": "ignored"}),
@@ -165,14 +165,14 @@ def test_a_pipeline_with_a_mistake(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("table", ["half", "bgr-means"])
-def test_a_wrong_normalisation(table: str, answers: KnownAnswers, valset: ValSet) -> None:
+def test_a_wrong_normalization(table: str, answers: KnownAnswers, valset: ValSet) -> None:
     preprocess = spoiled_pipeline(TORCHVISION, table)
     findings = diagnosed(answers.fitted(answers.as_is), valset, preprocess)
     assert named(findings) == {"normalization": "imagenet"}
 
 
 @pytest.mark.slow
-def test_the_models_own_normalisation(answers: KnownAnswers, valset: ValSet) -> None:
+def test_the_models_own_normalization(answers: KnownAnswers, valset: ValSet) -> None:
     own = replace(PLAIN, table=PLAIN.table * np.float32(1.3))
     net = answers.fitted(answers.as_is)
     with torch.no_grad():
@@ -182,10 +182,10 @@ def test_the_models_own_normalisation(answers: KnownAnswers, valset: ValSet) -> 
     assert named(findings) == {"normalization": "model"}
 
 
-def test_inverted_cmyk_images_are_recognised() -> None:
+def test_inverted_cmyk_images_are_recognized() -> None:
     files = [demo_image(i) for i in (0, 11, 51, 91)]
     recipe = replace(TORCHVISION, ink="inverted")
-    assert recognise(lambda data: Kitchen(data).crop(recipe), files) == recipe
+    assert recognize(lambda data: Kitchen(data).crop(recipe), files) == recipe
 
 
 @pytest.mark.slow
@@ -307,14 +307,14 @@ def test_recipes_are_the_pipelines_bit_for_bit(name: str, recipe: Recipe) -> Non
     files = [demo_image(i) for i in (0, 3, 11, 17, 23, 29, 31, 37, 77, 117)]
     for data in files:
         assert np.array_equal(Kitchen(data).crop(recipe), PREPROCESS[name].crop(data))
-    assert recognise(PREPROCESS[name].crop, files) == recipe
+    assert recognize(PREPROCESS[name].crop, files) == recipe
 
 
 def test_an_unknown_pipeline_is_called_close_to_a_known_one() -> None:
     def crop(data: bytes) -> Crop:
         return np.minimum(PLAIN.crop(data), 250)
 
-    found = recognise(crop, [demo_image(i) for i in (0, 1, 2)])
+    found = recognize(crop, [demo_image(i) for i in (0, 1, 2)])
     assert found == replace(TORCHVISION, is_exact=False)
     assert found.words.startswith("close to: ")
 

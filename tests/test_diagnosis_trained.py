@@ -77,7 +77,7 @@ def test_trained_network_is_healthy(trained: ModelBench, sound: Setup) -> None:
 
 
 @pytest.mark.parametrize(("table", "correct"), [("imagenet", 315), ("unit", 332), ("levels", 17)])
-def test_trained_network_normalised_wrongly(
+def test_trained_network_normalized_wrongly(
     table: str, correct: int, trained: ModelBench, sound: Setup
 ) -> None:
     findings = explained(trained, replace(sound, table=TABLES[table]))
@@ -185,8 +185,8 @@ PIXELS: dict[str, tuple[str, Recipe, str, str]] = {
     name: ("torchvision", replace(TORCHVISION, **changes), kind, found)
     for name, changes, kind, found in (
         ("BGR instead of RGB", {"is_reversed": True}, "plain", "channels: bgr"),
-        ("crop 1 px to the right", {"shift": (1, 0)}, "plain", "crop: centred"),
-        ("crop 1 px down", {"shift": (0, 1)}, "plain", "crop: centred"),
+        ("crop 1 px to the right", {"shift": (1, 0)}, "plain", "crop: centered"),
+        ("crop 1 px down", {"shift": (0, 1)}, "plain", "crop: centered"),
         ("crop offset floored", {"offset": "floored"}, "plain", "crop: rounded"),
         ("crop offset ceiled", {"offset": "ceiled"}, "plain", "crop: rounded"),
         ("long side rounded", {"long_side": "rounded"}, "plain", "long_side: truncated"),
@@ -215,11 +215,11 @@ PIXELS: dict[str, tuple[str, Recipe, str, str]] = {
 # this mistake gains images, and undoing it explains nothing.
 NOT_A_LOSS = {"not turned by EXIF"}
 WITHIN_CHANCE = {"INTER_AREA"}  # 2 of 106 images
-NORMALISED = {"mean and std in BGR order": "bgr-means", "mean and std 0.5": "half"}
+NORMALIZED = {"mean and std in BGR order": "bgr-means", "mean and std 0.5": "half"}
 
 
 def test_every_pixel_mistake_of_the_demo_is_here() -> None:
-    assert set(PIXELS) | set(NORMALISED) | NOT_A_LOSS == set(load_script().PIXEL_MISTAKES)
+    assert set(PIXELS) | set(NORMALIZED) | NOT_A_LOSS == set(load_script().PIXEL_MISTAKES)
 
 
 @pytest.mark.parametrize("mistake", PIXELS)
@@ -236,9 +236,9 @@ def test_demo_with_a_pixel_mistake(mistake: str, demo: Demo) -> None:
     assert not findings.alternatives
 
 
-@pytest.mark.parametrize("mistake", NORMALISED)
-def test_demo_with_another_normalisation(mistake: str, demo: Demo) -> None:
-    setup = demo.as_is(TORCHVISION, NORMALISED[mistake])
+@pytest.mark.parametrize("mistake", NORMALIZED)
+def test_demo_with_another_normalization(mistake: str, demo: Demo) -> None:
+    setup = demo.as_is(TORCHVISION, NORMALIZED[mistake])
     findings = explained(demo.bench("torchvision"), setup)
     assert findings.best.as_json == {"normalization": "imagenet"}
     assert not findings.alternatives

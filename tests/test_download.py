@@ -34,7 +34,7 @@ def weights(seed: int = 0, size: int = 700_000) -> bytes:
 
 
 class Server:
-    """An HTTP server of one body at every path; its attributes are its misbehaviour."""
+    """An HTTP server of one body at every path; its attributes are its misbehavior."""
 
     def __init__(self) -> None:
         self.body = weights()

@@ -1,4 +1,4 @@
-"""Exported files: made, checked, quantised, evaluated, refused, and compared in one table."""
+"""Exported files: made, checked, quantized, evaluated, refused, and compared in one table."""
 
 from __future__ import annotations
 

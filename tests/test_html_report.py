@@ -338,7 +338,7 @@ def test_everything_that_is_needed_to_repeat_it() -> None:
 # ---- plots
 
 
-def test_plots_take_colours_fonts_and_size_from_the_page() -> None:
+def test_plots_take_colors_fonts_and_size_from_the_page() -> None:
     bins = reliability(np.array([0.1, 0.5, 0.9]), np.array([False, True, True]))
     svg = str(reliability_plot(bins))
     assert svg.startswith('<svg role="img" aria-label="Reliability diagram: ')
@@ -581,7 +581,7 @@ def test_browser_has_no_sideways_scrolling(loaded: Any, width: int) -> None:
 
 
 def test_browser_dark_and_print(loaded: Any) -> None:
-    colours = """const style = getComputedStyle(document.body);
+    colors = """const style = getComputedStyle(document.body);
         return [style.backgroundColor, style.color]"""
     seen = {}
     for name, media in {
@@ -590,7 +590,7 @@ def test_browser_dark_and_print(loaded: Any) -> None:
         "print": {"media": "print"},
     }.items():
         loaded.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        seen[name] = loaded.execute_script(colours)
+        seen[name] = loaded.execute_script(colors)
         if name == "print":
             assert len(column(loaded, 0)) == 60
     loaded.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -1,4 +1,4 @@
-"""ImageNetV2, -A, -R and -Sketch: recognised, labelled, scored among their classes, never gated."""
+"""ImageNetV2, -A, -R and -Sketch: recognized, labeled, scored among their classes, never gated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from eval.errors import DataError, UsageError
 from eval.imagenet import main
 from eval.images import sets as image_sets
 from eval.images.classes import imagenet_classes
-from eval.images.sets import VAL, recognise
+from eval.images.sets import VAL, recognize
 from eval.images.valset import Sample, ValSet, open_valset
 from eval.judge.verdict import Verdict, judge
 from eval.measure.engine import Measurement
@@ -51,7 +51,7 @@ def classes_of(root: Path, labels: list[int], name: str = "art_0.jpg") -> Path:
     return root
 
 
-# Recognised
+# Recognized
 
 
 def test_folders_of_imagenet_v2_are_numbers(tmp_path: Path) -> None:
@@ -92,10 +92,10 @@ def test_subsets_are_known_by_their_classes(tmp_path: Path, letter: str, name: s
 def test_the_same_classes_of_the_val_set_are_the_val_set() -> None:
     labels = timm_indices("a")
     official = [f"{SYNSETS[label]}/ILSVRC2012_val_{label + 1:08d}.JPEG" for label in labels]
-    assert recognise(official, labels, numbered=False) is VAL
+    assert recognize(official, labels, numbered=False) is VAL
     others = [f"{SYNSETS[label]}/x.jpg" for label in labels]
-    assert recognise(others, labels, numbered=False) is image_sets.A
-    assert recognise([*others, "n01440764/x.jpg"], [*labels, 0], numbered=False) is VAL
+    assert recognize(others, labels, numbered=False) is image_sets.A
+    assert recognize([*others, "n01440764/x.jpg"], [*labels, 0], numbered=False) is VAL
 
 
 @pytest.mark.parametrize(("letter", "name"), [("a", "ImageNet-A"), ("r", "ImageNet-R")])
@@ -114,7 +114,7 @@ def test_some_folders_of_a_subset_are_missing(
 
 def test_few_classes_may_be_anything() -> None:
     labels = timm_indices("a")[:99]
-    assert recognise([f"{SYNSETS[label]}/x.jpg" for label in labels], labels) is VAL
+    assert recognize([f"{SYNSETS[label]}/x.jpg" for label in labels], labels) is VAL
     assert len(set(timm_indices("a")) & set(timm_indices("r"))) == 86  # never both at once
 
 

@@ -292,7 +292,7 @@ def test_labels_and_classes_fit():
     assert label_of_synset()["n01751748"] == 65
 
 
-# Whole messages, and the edges of what is recognised
+# Whole messages, and the edges of what is recognized
 
 
 INDEX = (

@@ -144,9 +144,9 @@ def test_wilson_interval_holds_the_share(counts: tuple[int, int]) -> None:
 
 
 def test_wilson_interval_with_other_quantiles() -> None:
-    # z = 1, 1 of 1: centre 1 + 1/2, spread sqrt(1/4), scale 100 / 2
+    # z = 1, 1 of 1: center 1 + 1/2, spread sqrt(1/4), scale 100 / 2
     assert wilson_interval(1, 1, 1.0) == (50.0, 100.0)
-    # z = 3, 3 of 4: centre 3/4 + 9/8, spread 3 * sqrt(3/64 + 9/64), scale 100 / (13/4)
+    # z = 3, 3 of 4: center 3/4 + 9/8, spread 3 * sqrt(3/64 + 9/64), scale 100 / (13/4)
     spread = 3 * math.sqrt(12 / 64)
     low, high = wilson_interval(3, 4, 3.0)
     assert low == pytest.approx(100 * (15 / 8 - spread) / (13 / 4), abs=1e-12)

@@ -44,7 +44,7 @@ def test_parameters_are_the_published_ones(
     ("variant", "published"), [("small", 287.0), ("base", 603.4), ("large", 1094.7)]
 )
 def test_macs_explain_the_published_ones(variant: str, published: float) -> None:
-    """timm's table: branches merged, batch normalisation counted twice per value, and the pool."""
+    """timm's table: branches merged, batch normalization counted twice per value, and the pool."""
     model = pplcnet.create_model(variant).eval()
     for module in list(model.modules()):
         if isinstance(module, DepthwiseSeparable) and isinstance(module.dw_conv, RepDepthwise):

@@ -116,12 +116,12 @@ def rotated_by_exif() -> bytes:
 
 
 ODD = {
-    "greyscale": lambda: encoded(Image.fromarray(noise(90, 120)).convert("L")),
+    "grayscale": lambda: encoded(Image.fromarray(noise(90, 120)).convert("L")),
     "cmyk": lambda: encoded(Image.fromarray(noise(90, 120)).convert("CMYK")),
     "progressive": lambda: jpeg(noise(90, 120), progressive=True),
     "no subsampling": lambda: jpeg(noise(90, 120), subsampling=0),
     "png": lambda: encoded(Image.fromarray(noise(90, 120)), "PNG"),
-    "grey png": lambda: encoded(Image.fromarray(noise(90, 120)).convert("L"), "PNG"),
+    "gray png": lambda: encoded(Image.fromarray(noise(90, 120)).convert("L"), "PNG"),
     "exif": rotated_by_exif,
 }
 
@@ -141,7 +141,7 @@ def test_exif_rotation_is_paddles_alone() -> None:
 
 
 @pytest.mark.parametrize("name", REFERENCE)
-def test_every_level_is_normalised_with_the_same_bits(name: str) -> None:
+def test_every_level_is_normalized_with_the_same_bits(name: str) -> None:
     levels = np.arange(256, dtype=np.uint8)
     crops = np.zeros((1, 224, 224, 3), np.uint8)
     crops[0, :, :, :] = np.resize(levels, (224, 224))[..., np.newaxis]
@@ -160,7 +160,7 @@ def test_the_two_arithmetics_do_differ() -> None:
     assert not np.array_equal(PREPROCESS["torchvision"].table, PREPROCESS["paddle"].table)
 
 
-def test_normalising_a_batch_is_normalising_its_images() -> None:
+def test_normalizing_a_batch_is_normalizing_its_images() -> None:
     crops = np.stack([noise(224, 224) for _ in range(3)])
     crops[1:] = crops[1:] // 2
     preprocess = PREPROCESS["torchvision"]
@@ -172,7 +172,7 @@ def test_normalising_a_batch_is_normalising_its_images() -> None:
 @pytest.mark.parametrize("cut", [1, 2, 50, 1000, 3000])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
 def test_truncated_files_are_bad(name: str, cut: int, options: dict[str, object]) -> None:
-    """Never a half-grey image: OpenCV 4 gave one, which is why 5 is required."""
+    """Never a half-gray image: OpenCV 4 gave one, which is why 5 is required."""
     data = jpeg(noise(120, 90), **options)
     with pytest.raises(BadImage):
         PREPROCESS[name].crop(data[:-cut])

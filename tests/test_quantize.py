@@ -1,4 +1,4 @@
-"""Every quantiser on a network whose answers are known, and on one that was really trained."""
+"""Every quantizer on a network whose answers are known, and on one that was really trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eval import evaluate
 from eval.backends import child
 from eval.backends.formats import EXPORTS, precision_of
 from eval.backends.onnx import export_onnx
-from eval.backends.quantize import QUANTISERS
+from eval.backends.quantize import QUANTIZERS
 from eval.export import main as export
 from eval.request import Request
 
@@ -46,10 +46,10 @@ class Clamped(nn.Module):
 
 
 def images(count: int, seed: int) -> np.ndarray:
-    """A colour for each image, and coarse noise."""
+    """A color for each image, and coarse noise."""
     rng = np.random.default_rng(seed)
-    colour = rng.integers(0, 200, (count, 1, 1, 3))
-    small = colour + rng.integers(0, 56, (count, 7, 7, 3))
+    color = rng.integers(0, 200, (count, 1, 1, 3))
+    small = color + rng.integers(0, 56, (count, 7, 7, 3))
     return small.astype(np.uint8).repeat(32, axis=1).repeat(32, axis=2)
 
 
@@ -59,7 +59,7 @@ def images(count: int, seed: int) -> np.ndarray:
         pytest.param(
             name, method, marks=[pytest.mark.slow] if name in SLOW or method != "minmax" else []
         )
-        for name, row in QUANTISERS.items()
+        for name, row in QUANTIZERS.items()
         for method in row.methods
     ],
 )
@@ -80,7 +80,7 @@ def test_int8_is_near(backend: str, method: str, tmp_path: Path) -> None:
     child.call(
         "it",
         "eval.backends.quantize:quantize_here",
-        name=QUANTISERS[backend].function,
+        name=QUANTIZERS[backend].function,
         work={
             "onnx": str(tmp_path / "graph.onnx"),
             "source": str(source),
@@ -98,7 +98,7 @@ def test_int8_is_near(backend: str, method: str, tmp_path: Path) -> None:
 
 
 def source_of(backend: str, model: nn.Module, folder: Path) -> Path:
-    """The fp32 file that a quantiser starts from."""
+    """The fp32 file that a quantizer starts from."""
     import importlib
 
     from eval.backends import BACKENDS
@@ -131,5 +131,5 @@ def test_a_trained_network_keeps_its_accuracy(kind: str, shared: Path, tmp_path:
         return int(evaluate(request).summary["top1_correct"].item())
 
     assert right("model") == 358
-    if QUANTISERS[backend].function:
+    if QUANTIZERS[backend].function:
         assert right("model-int8") >= 358 - 4

@@ -65,10 +65,10 @@ def test_labels_are_those_of_the_file_names(valset: ValSet) -> None:
 def test_scores_are_timms(valset: ValSet) -> None:
     rng = np.random.default_rng(0)
     tops = np.array([rng.permutation(1000)[:5] for _ in NUMBERS])
-    labelled = [row for row, number in enumerate(NUMBERS) if real_labels()[number - 1]]
-    assert 2 < len(labelled) < len(NUMBERS)
-    tops[labelled[0], 3] = min(real_labels()[NUMBERS[labelled[0]] - 1])  # among the five only
-    for row in labelled[1:3]:
+    labeled = [row for row, number in enumerate(NUMBERS) if real_labels()[number - 1]]
+    assert 2 < len(labeled) < len(NUMBERS)
+    tops[labeled[0], 3] = min(real_labels()[NUMBERS[labeled[0]] - 1])  # among the five only
+    for row in labeled[1:3]:
         tops[row, 0] = max(real_labels()[NUMBERS[row] - 1])
 
     names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in NUMBERS]

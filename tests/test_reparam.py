@@ -1,4 +1,4 @@
-"""The deploy form gives the same answers, whatever batch normalisation has learned."""
+"""The deploy form gives the same answers, whatever batch normalization has learned."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_fold_by_hand() -> None:
     assert bias.item() == 2.0
 
 
-def test_kernels_are_centred() -> None:
+def test_kernels_are_centered() -> None:
     total = sum_kernels([torch.zeros(1, 1, 5, 5), torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1)])
     assert total[0, 0].tolist() == [
         [0, 0, 0, 0, 0],

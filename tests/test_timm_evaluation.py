@@ -35,16 +35,16 @@ def made(name: str) -> nn.Module:
     torch.manual_seed(4)
     model = timm.create_model(name)
     size = model.pretrained_cfg["input_size"][-1]
-    colours = nn.functional.interpolate(torch.randn(16, 3, 9, 7), (size, size))
+    colors = nn.functional.interpolate(torch.randn(16, 3, 9, 7), (size, size))
     head = model.get_classifier()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0  # statistics of one batch, without which signals vanish
-        model(colours)
+        model(colors)
         model.eval()
         if isinstance(head, nn.Linear):  # no class is the answer to everything
-            head.bias -= model(colours).mean(0)
+            head.bias -= model(colors).mean(0)
     return model
 
 

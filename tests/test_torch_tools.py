@@ -40,7 +40,7 @@ def same_answers(
     *,
     equal: bool = True,
     batch: int = 2,
-    times: int = 3,  # a script is optimised after it has seen its input
+    times: int = 3,  # a script is optimized after it has seen its input
 ) -> None:
     with torch.inference_mode():
         for _ in range(times):

@@ -30,7 +30,7 @@ ENTRIES = [
 
 
 def synthetic() -> list[bytes]:
-    """Photos are not part of the project: wide, tall, tiny, grey, CMYK and rotated images."""
+    """Photos are not part of the project: wide, tall, tiny, gray, CMYK and rotated images."""
     rng = np.random.RandomState(5)
     shapes = ((300, 500), (500, 300), (40, 60), (256, 256), (257, 511), (1000, 260))
     files = [jpeg(rng.randint(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]

@@ -132,7 +132,7 @@ def test_row_groups_are_dropped_for_others(tmp_path: Path, monkeypatch):
 
 def test_shared_images_in_the_flat_layout(shared: Path):
     valset = open_valset(shared / "imagenet-val-4")
-    assert valset.layout == "flat files, official labels, without the unlabelled whl_demo.jpg"
+    assert valset.layout == "flat files, official labels, without the unlabeled whl_demo.jpg"
     assert [(sample.path, sample.name, sample.label) for sample in valset.samples] == [
         (f"ILSVRC2012_val_{n:08d}.jpeg", name(n), official_labels()[n - 1])
         for n in (10, 10010, 20010, 30010)
@@ -143,7 +143,7 @@ def test_shared_images_with_the_shared_list(shared: Path):
     valset = open_valset(shared / "imagenet-val-4", shared / "ILSVRC2012_val_labels.txt")
     assert valset.layout == (
         "flat files, labels of ILSVRC2012_val_labels.txt (sorted positions), checked with the "
-        "official labels, without the unlabelled whl_demo.jpg"
+        "official labels, without the unlabeled whl_demo.jpg"
     )
     assert len(valset.samples) == 4
 

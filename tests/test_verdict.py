@@ -13,7 +13,7 @@ from small_evaluations import counted
 
 from eval.config import Reference, Tolerance, VariantConfig, load_variant
 from eval.images.sets import ImageSet
-from eval.judge.verdict import FormResult, Judgement, Verdict, expected_correct, gravest, judge
+from eval.judge.verdict import FormResult, Judgment, Verdict, expected_correct, gravest, judge
 from eval.measure.engine import Measurement
 from eval.metrics import Scores
 
@@ -89,8 +89,8 @@ def test_reference_per_preprocessing() -> None:
 
 
 def test_figures_are_unrounded() -> None:
-    judgement = judge(counted(40_001, 47_001), load_variant("base"), "paddle", "fp32")
-    (result,) = judgement.forms
+    judgment = judge(counted(40_001, 47_001), load_variant("base"), "paddle", "fp32")
+    (result,) = judgment.forms
     assert result.accuracy(1) == 80.002
     assert result.accuracy(5) == 94.002
     assert result.delta(1) == pytest.approx(2.962)
@@ -106,7 +106,7 @@ def test_figures_are_unrounded() -> None:
         (77.04, 50_000, 38_520), (80.07, 50_000, 40_035), (94.87, 50_000, 47_435),
         (50.0, 9, 5), (50.0, 10, 5), (43.7, 1000, 437), (0.0, 7, 0), (100.0, 7, 7),
         (66.67, 3, 2), (33.33, 3, 1), (16.6, 3, 0), (16.7, 3, 1),
-        # Halves are rounded up, where `round` would give the even neighbour: 762 and 320.
+        # Halves are rounded up, where `round` would give the even neighbor: 762 and 320.
         (76.25, 1000, 763), (32.05, 1000, 321),
         # The float product is below the half: 32.05 * 1000 / 100 is 320.49999999999994.
         (16.15, 1000, 162), (57.485, 100_000, 57_485),
@@ -142,12 +142,12 @@ def of_nine(reported: float) -> VariantConfig:
 
 def test_forms_that_disagree_never_pass() -> None:
     """A full set, with exactly the reported counts: still no verdict that can be relied on."""
-    judgement = judge(two_forms(), of_nine(100.0), "paddle", "fp32")
-    assert judgement.verdict == Verdict.DISAGREE
-    assert [result.verdict for result in judgement.forms] == [Verdict.DISAGREE] * 2
-    assert judgement.exit_code == 5
-    assert "a logit differs by 0.011 (limit 0.01)" in judgement.disagreement
-    assert "n01440764/x.JPEG" in judgement.disagreement
+    judgment = judge(two_forms(), of_nine(100.0), "paddle", "fp32")
+    assert judgment.verdict == Verdict.DISAGREE
+    assert [result.verdict for result in judgment.forms] == [Verdict.DISAGREE] * 2
+    assert judgment.exit_code == 5
+    assert "a logit differs by 0.011 (limit 0.01)" in judgment.disagreement
+    assert "n01440764/x.JPEG" in judgment.disagreement
     fits = judge(two_forms(difference=0.01), of_nine(100.0), "paddle", "fp32")
     assert (fits.verdict, fits.disagreement) == (Verdict.PASS, "")
     fits = judge(two_forms(difference=0.009), of_nine(100.0), "paddle", "fp32")
@@ -166,16 +166,16 @@ def test_a_disagreement_outweighs_all_else() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_lower_precisions_round_the_forms_differently(precision: str) -> None:
-    judgement = judge(two_forms(), of_nine(100.0), "paddle", precision)
-    assert (judgement.verdict, judgement.disagreement) == (Verdict.NO_REFERENCE, "")
+    judgment = judge(two_forms(), of_nine(100.0), "paddle", precision)
+    assert (judgment.verdict, judgment.disagreement) == (Verdict.NO_REFERENCE, "")
 
 
 def test_small_logits_have_an_absolute_limit() -> None:
     measured = two_forms(difference=0.0011)
     measured.largest_logit = 0.1
-    judgement = judge(measured, of_nine(100.0), "paddle", "fp32")
-    assert judgement.verdict == Verdict.DISAGREE
-    assert "limit 0.001" in judgement.disagreement
+    judgment = judge(measured, of_nine(100.0), "paddle", "fp32")
+    assert judgment.verdict == Verdict.DISAGREE
+    assert "limit 0.001" in judgment.disagreement
     measured.logit_diff[4] = 0.0009
     assert judge(measured, of_nine(100.0), "paddle", "fp32").verdict == Verdict.PASS
 
@@ -183,21 +183,21 @@ def test_small_logits_have_an_absolute_limit() -> None:
 def test_a_disagreement_in_words() -> None:
     measured = two_forms(difference=0.01234)
     measured.scores["unfused"].top[2:5, 0] = 7
-    judgement = judge(measured, of_nine(100.0), "paddle", "fp32")
-    assert judgement.disagreement == (
+    judgment = judge(measured, of_nine(100.0), "paddle", "fp32")
+    assert judgment.disagreement == (
         "The unfused and the reparameterized form disagree: a logit differs by 0.0123 (limit 0.01)"
         " on n01440764/x.JPEG, 3 predictions flip.\n"
         "The reparameterization does not preserve these weights: do not deploy it."
     )
-    assert {result.reason for result in judgement.forms} == {
+    assert {result.reason for result in judgment.forms} == {
         "the two forms give different predictions"
     }
 
 
 def test_one_form_cannot_disagree() -> None:
     measured = counted(9, 9, images=9, logit_diff=np.full(9, np.nan), largest_logit=None)
-    judgement = judge(measured, of_nine(100.0), "paddle", "fp32")
-    assert (judgement.verdict, judgement.disagreement) == (Verdict.PASS, "")
+    judgment = judge(measured, of_nine(100.0), "paddle", "fp32")
+    assert (judgment.verdict, judgment.disagreement) == (Verdict.PASS, "")
 
 
 def test_without_a_largest_logit_the_limit_is_absolute() -> None:
@@ -286,18 +286,18 @@ def test_another_set_than_the_validation_set_is_not_compared() -> None:
 
 
 def test_more_images_than_the_reference_is_of_are_not_compared() -> None:
-    judgement = judge(counted(10, 10, images=10), of_nine(100.0), "paddle", "fp32")
-    assert judgement.verdict == Verdict.NO_REFERENCE
-    assert "10 images, but the reference is for 9" in judgement.forms[0].reason
+    judgment = judge(counted(10, 10, images=10), of_nine(100.0), "paddle", "fp32")
+    assert judgment.verdict == Verdict.NO_REFERENCE
+    assert "10 images, but the reference is for 9" in judgment.forms[0].reason
 
 
 def test_a_reference_without_figures_is_none() -> None:
     config = VariantConfig("own", "base", 9, {"": Reference("a paper")},
                            {"paddle": Tolerance(9, "wide")})  # fmt: skip
-    judgement = judge(counted(9, 9, images=9), config, "paddle", "fp32")
-    assert judgement.verdict == Verdict.NO_REFERENCE
-    assert judgement.forms[0].tolerance is None
-    assert "no reported figure" in judgement.forms[0].reason
+    judgment = judge(counted(9, 9, images=9), config, "paddle", "fp32")
+    assert judgment.verdict == Verdict.NO_REFERENCE
+    assert judgment.forms[0].tolerance is None
+    assert "no reported figure" in judgment.forms[0].reason
 
 
 def test_a_figure_for_information_is_not_compared() -> None:
@@ -320,17 +320,17 @@ def test_a_top5_alone_is_compared() -> None:
 
 def test_an_early_end_is_a_fail() -> None:
     measured = counted(3, 3, images=5, stopped="certain after 5 images")
-    judgement = judge(measured, of_nine(100.0), "paddle", "fp32")
-    assert (judgement.verdict, judgement.exit_code) == (Verdict.FAIL, 1)
-    assert judgement.forms[0].reason == "ended early: certain after 5 images"
+    judgment = judge(measured, of_nine(100.0), "paddle", "fp32")
+    assert (judgment.verdict, judgment.exit_code) == (Verdict.FAIL, 1)
+    assert judgment.forms[0].reason == "ended early: certain after 5 images"
 
 
 def test_one_form_that_fails_fails_the_run() -> None:
     measured = two_forms(difference=0.0)
     measured.scores["reparameterized"].rank[0] = 10
-    judgement = judge(measured, of_nine(100.0), "paddle", "fp32")
-    assert [result.verdict for result in judgement.forms] == [Verdict.PASS, Verdict.FAIL]
-    assert (judgement.verdict, judgement.exit_code) == (Verdict.FAIL, 1)
+    judgment = judge(measured, of_nine(100.0), "paddle", "fp32")
+    assert [result.verdict for result in judgment.forms] == [Verdict.PASS, Verdict.FAIL]
+    assert (judgment.verdict, judgment.exit_code) == (Verdict.FAIL, 1)
 
 
 def test_the_gravest_verdict_stands_for_all() -> None:
@@ -343,14 +343,14 @@ def test_the_gravest_verdict_stands_for_all() -> None:
 
 def test_labels_in_another_order_are_suspected() -> None:
     def warned(right: int, images: int) -> bool:
-        judgement: Judgement = judge(counted(right, right, images), of_nine(1.0), "paddle", "fp32")
-        return any("labels" in warning for warning in judgement.warnings)
+        judgment: Judgment = judge(counted(right, right, images), of_nine(1.0), "paddle", "fp32")
+        return any("labels" in warning for warning in judgment.warnings)
 
     assert warned(1, 200)
     assert not warned(2, 200)
     assert not warned(0, 199), "a few images say nothing"
-    judgement = judge(counted(1, 1, 200), of_nine(1.0), "paddle", "fp32")
-    assert judgement.warnings == (
+    judgment = judge(counted(1, 1, 200), of_nine(1.0), "paddle", "fp32")
+    assert judgment.warnings == (
         "Below 1 %: are the labels in another order, or the weights for other classes?",
     )
 

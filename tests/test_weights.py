@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pplcnet
 from pplcnet import WeightsError
-from pplcnet._weights import _names, model_for, recognise
+from pplcnet._weights import _names, model_for, recognize
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_paddle_reparameterized_layout(model: pplcnet.PPLCNetV2) -> None:
             fused = module.fuse()
             state[f"{name}.weight"], state[f"{name}.bias"] = fused.weight.data, fused.bias.data
     state = {name: value for name, value in state.items() if ".dw_conv_list." not in name}
-    weights = recognise(state, "merged")
+    weights = recognize(state, "merged")
     assert (weights.layout, weights.reparameterized) == ("paddle", True)
     loaded = pplcnet.reparameterize(pplcnet.create_model("small", num_classes=10))
     pplcnet.load_weights(loaded, weights)
@@ -123,12 +123,12 @@ def test_own_layouts(model: pplcnet.PPLCNetV2, tmp_path: Path) -> None:
 def test_half_and_double_precision_files(model: pplcnet.PPLCNetV2) -> None:
     state = {name: value.double() for name, value in paddle_state(model).items()}
     loaded = pplcnet.create_model("small", num_classes=10)
-    pplcnet.load_weights(loaded, recognise(state, "double"))
+    pplcnet.load_weights(loaded, recognize(state, "double"))
     assert torch.equal(answers(loaded), answers(model))
 
 
 def test_reparameterized_file_cannot_fill_the_trained_form(model: pplcnet.PPLCNetV2) -> None:
-    weights = recognise(pplcnet.reparameterize(model).state_dict(), "deploy.safetensors")
+    weights = recognize(pplcnet.reparameterize(model).state_dict(), "deploy.safetensors")
     with pytest.raises(WeightsError, match="--forms reparameterized"):
         pplcnet.load_weights(pplcnet.create_model("small", num_classes=10), weights)
 
@@ -141,7 +141,7 @@ def test_all_differences_in_one_error(model: pplcnet.PPLCNetV2) -> None:
     loaded = pplcnet.create_model("small", num_classes=10)
     before = answers(loaded)
     with pytest.raises(WeightsError) as caught:
-        pplcnet.load_weights(loaded, recognise(state, "broken.pdparams"))
+        pplcnet.load_weights(loaded, recognize(state, "broken.pdparams"))
     message = str(caught.value)
     assert "1 missing (stem.0.conv.weight)" in message
     assert "1 unexpected (surprise)" in message
@@ -152,7 +152,7 @@ def test_all_differences_in_one_error(model: pplcnet.PPLCNetV2) -> None:
 
 
 def test_wrong_variant_is_named(model: pplcnet.PPLCNetV2) -> None:
-    weights = recognise(paddle_state(model), "small.pdparams")
+    weights = recognize(paddle_state(model), "small.pdparams")
     with pytest.raises(WeightsError, match="It fits small, with 10 classes and 3 channels"):
         pplcnet.load_weights(pplcnet.create_model("base"), weights)
 
@@ -162,7 +162,7 @@ def test_untransposed_classifier_is_refused() -> None:
     state = paddle_state(model)
     state["fc.weight"] = state["fc.weight"].T
     with pytest.raises(WeightsError, match=r"fc.weight \[10, 1280\] instead of \[1280, 10\]"):
-        pplcnet.load_weights(model, recognise(state, "torch-like"))
+        pplcnet.load_weights(model, recognize(state, "torch-like"))
 
 
 def test_placeholders_are_explained_only_beside_branches(model: pplcnet.PPLCNetV2) -> None:
@@ -170,7 +170,7 @@ def test_placeholders_are_explained_only_beside_branches(model: pplcnet.PPLCNetV
     state["stages.0.0.dw_conv.weight"] = torch.zeros(1)
     with pytest.raises(WeightsError, match=r"unexpected \(stages.0.0.dw_conv.weight\)"):
         pplcnet.load_weights(
-            pplcnet.create_model("small", num_classes=10), recognise(state, "stray")
+            pplcnet.create_model("small", num_classes=10), recognize(state, "stray")
         )
 
 
@@ -178,18 +178,18 @@ def test_nan_is_refused(model: pplcnet.PPLCNetV2) -> None:
     state = paddle_state(model)
     state["fc.bias"][3] = float("nan")
     with pytest.raises(WeightsError, match="NaN"):
-        pplcnet.load_weights(pplcnet.create_model("small", num_classes=10), recognise(state, "nan"))
+        pplcnet.load_weights(pplcnet.create_model("small", num_classes=10), recognize(state, "nan"))
 
 
 def test_another_network_is_refused() -> None:
     with pytest.raises(WeightsError, match="is not a PP-LCNetV2 checkpoint"):
-        recognise({"layer1.0.conv1.weight": torch.zeros(1)}, "resnet.pth")
+        recognize({"layer1.0.conv1.weight": torch.zeros(1)}, "resnet.pth")
 
 
 @pytest.mark.parametrize("deploy", [False, True])
 def test_model_for_finds_the_variant(model: pplcnet.PPLCNetV2, deploy: bool) -> None:
     source = pplcnet.reparameterize(model) if deploy else model
-    found = model_for(recognise(source.state_dict(), "x"))
+    found = model_for(recognize(source.state_dict(), "x"))
     assert (found.scale, found.depths, found.num_classes) == (0.75, (2, 2, 4, 2), 10)
     assert pplcnet.is_reparameterized(found) == deploy
     assert torch.equal(answers(found), answers(source))
@@ -197,6 +197,6 @@ def test_model_for_finds_the_variant(model: pplcnet.PPLCNetV2, deploy: bool) -> 
 
 def test_loads_into_another_dtype(model: pplcnet.PPLCNetV2) -> None:
     loaded = pplcnet.create_model("small", num_classes=10).double()
-    pplcnet.load_weights(loaded, recognise(paddle_state(model), "x"))
+    pplcnet.load_weights(loaded, recognize(paddle_state(model), "x"))
     assert loaded.fc.weight.dtype == torch.float64
     assert torch.equal(loaded.fc.weight.float(), model.fc.weight)

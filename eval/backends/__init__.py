@@ -215,7 +215,7 @@ def create_predictor(
     Args:
         backend: a key of `BACKENDS`.
         models: form name to model, or to an exported file.
-        preprocess: whose normalised input the models take.
+        preprocess: whose normalized input the models take.
         device: where to compute.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: images in a batch.

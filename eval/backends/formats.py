@@ -191,9 +191,9 @@ def size_of(path: Path) -> int:
 
 
 def precision_of(path: Path) -> str:
-    """``int8`` for a quantised model, ``fp16`` for one whose weights are halves, else ``fp32``.
+    """``int8`` for a quantized model, ``fp16`` for one whose weights are halves, else ``fp32``.
 
-    Found in the file: the operators, the types or the marks that quantisers leave. `UNKNOWN` where
+    Found in the file: the operators, the types or the marks that quantizers leave. `UNKNOWN` where
     a format does not show it; such a file is measured, but not judged.
 
     Raises:

@@ -85,7 +85,7 @@ def _port(entry: dict[str, Any]) -> Port:
 
 
 def _quantized(images: NDArray[Any], entry: dict[str, Any]) -> NDArray[Any]:
-    """What an integer input wants of a normalised image; everything else as it is."""
+    """What an integer input wants of a normalized image; everything else as it is."""
     scale, zero = entry["quantization"]
     if images.dtype.kind != "f" or np.dtype(entry["dtype"]).kind == "f" or not scale:
         return images

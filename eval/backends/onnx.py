@@ -1,6 +1,6 @@
 """ONNX: the exported graph, and ONNX Runtime.
 
-The input is ``input``, float32 (batch, 3, size, size), normalised; the output ``logits``, float32
+The input is ``input``, float32 (batch, 3, size, size), normalized; the output ``logits``, float32
 (batch, classes). The batch is dynamic.
 """
 
@@ -42,7 +42,7 @@ def export_onnx(model: nn.Module, opset: int = OPSET, size: int = CROP) -> bytes
         size: of a side of its images.
 
     Returns:
-        The serialised ``ModelProto``, its weights included.
+        The serialized ``ModelProto``, its weights included.
 
     Raises:
         UsageError: onnx or onnxscript is missing, or the exporter does not support this opset.

@@ -28,7 +28,7 @@ class OpenVinoGraph:
     """A graph in OpenVINO.
 
     Args:
-        source: a serialised ONNX model, or an ``.onnx`` or ``.xml`` file.
+        source: a serialized ONNX model, or an ``.onnx`` or ``.xml`` file.
         how: precision, callers, and threads of each.
 
     Raises:

@@ -1,6 +1,6 @@
 """Torch: lowered for a CPU, eager mode, and ``torch.compile``.
 
-Every form sees the same normalised batch, so that any difference between their answers is the
+Every form sees the same normalized batch, so that any difference between their answers is the
 model's.
 """
 
@@ -105,7 +105,7 @@ class TorchPredictor:
         return {form: np.concatenate(parts) for form, parts in answers.items()}
 
     def _batch(self, crops: Crop) -> Tensor:
-        """uint8 (B, size, size, 3) to normalised (B, 3, size, size), channels last, on the device.
+        """uint8 (B, size, size, 3) to normalized (B, 3, size, size), channels last, on the device.
 
         The channels lie next to each other for a batch of one, too: its strides are given by
         `permute`, not guessed from its shape.
@@ -167,7 +167,7 @@ class CompilePredictor(TorchPredictor):
     """The forms through ``torch.compile``, for batches of one size.
 
     Constants are folded for the deploy form only: in the unfused one that would fold its batch
-    normalisation, and it is to be measured as trained.
+    normalization, and it is to be measured as trained.
 
     Raises:
         UsageError: the compiler does not work here.

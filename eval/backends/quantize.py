@@ -1,7 +1,7 @@
-"""Post-training int8, with the quantisers of the runtimes themselves.
+"""Post-training int8, with the quantizers of the runtimes themselves.
 
 Weights per channel, activations per tensor, both calibrated on images that the user names. Every
-function here runs in a child process, see `eval.backends.child`; `QUANTISERS` is the table of them.
+function here runs in a child process, see `eval.backends.child`; `QUANTIZERS` is the table of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Batch = NDArray[np.float32]
 _MNN_BATCH = 4  # images that a moving average takes together
 
 
-class Quantiser(NamedTuple):
+class Quantizer(NamedTuple):
     """How int8 is made for a backend.
 
     Attributes:
@@ -36,23 +36,23 @@ class Quantiser(NamedTuple):
     tool: str
 
 
-QUANTISERS = {
-    "onnxruntime": Quantiser(
+QUANTIZERS = {
+    "onnxruntime": Quantizer(
         "quantize_onnx", ("minmax", "percentile", "entropy"), "onnxruntime.quantization, QDQ"
     ),
-    "openvino": Quantiser("quantize_openvino", ("default", "minmax", "percentile", "mse"), "NNCF"),
-    "litert": Quantiser("quantize_litert", ("average", "minmax", "mse"), "ai-edge-quantizer"),
-    "mnn": Quantiser("quantize_mnn", ("average", "minmax"), "MNN.nn.compress"),
-    "executorch": Quantiser(
+    "openvino": Quantizer("quantize_openvino", ("default", "minmax", "percentile", "mse"), "NNCF"),
+    "litert": Quantizer("quantize_litert", ("average", "minmax", "mse"), "ai-edge-quantizer"),
+    "mnn": Quantizer("quantize_mnn", ("average", "minmax"), "MNN.nn.compress"),
+    "executorch": Quantizer(
         "quantize_executorch", ("mse", "minmax"), "torchao PT2E with XNNPACKQuantizer"
     ),
-    "ncnn": Quantiser("", (), "its int8 tools, ncnn2table and ncnn2int8, are not in the wheels"),
+    "ncnn": Quantizer("", (), "its int8 tools, ncnn2table and ncnn2int8, are not in the wheels"),
 }
 
 
 @dataclass(frozen=True)
 class Work:
-    """One quantisation.
+    """One quantization.
 
     Attributes:
         onnx: the fp32 model as ONNX.
@@ -60,8 +60,8 @@ class Work:
         pickled: the torch model.
         target: the file to write.
         data: an ``.npz`` with uint8 ``calibration`` (N, size, size, 3), ``held_out`` (M, ...), its
-            ``labels`` (M,) and the float32 ``table`` (256, 3) that normalises the levels.
-        method: one of the quantiser's own.
+            ``labels`` (M,) and the float32 ``table`` (256, 3) that normalizes the levels.
+        method: one of the quantizer's own.
         max_drop: allowed loss of top-1 on the held-out images, as a share; None: any.
         exclude: names of ONNX nodes that stay fp32.
     """
@@ -76,7 +76,7 @@ class Work:
     exclude: tuple[str, ...] = ()
 
     def images(self, kind: str = "calibration") -> Iterator[Batch]:
-        """Normalised inputs, float32 (1, 3, size, size) each."""
+        """Normalized inputs, float32 (1, 3, size, size) each."""
         with np.load(self.data) as arrays:
             crops, table = arrays[kind], arrays["table"]
         for crop in crops:
@@ -92,7 +92,7 @@ class Work:
 
 
 def quantize_here(name: str, work: Mapping[str, Any]) -> Any:
-    """Run a quantiser; what `eval.backends.child` is asked for."""
+    """Run a quantizer; what `eval.backends.child` is asked for."""
     return globals()[name](Work(**{**work, "exclude": tuple(work.get("exclude", ()))}))
 
 
@@ -134,7 +134,7 @@ def quantize_onnx(work: Work) -> None:
 
 
 def layer_errors(onnx_file: str, int8: str, data: str, images: int = 16) -> list[list[Any]]:
-    """How much each layer loses by quantisation: [node, error], the largest first.
+    """How much each layer loses by quantization: [node, error], the largest first.
 
     The error is the noise of the layer's output relative to its signal, both as energies, with the
     errors of the layers before it: what ONNX Runtime's debugger compares tensor by tensor.
@@ -270,8 +270,8 @@ def quantize_executorch(work: Work) -> None:
     class Quantizer(XNNPACKQuantizer):  # type: ignore[misc]
         """Takes ReLU6 as it takes ReLU: as a part of the convolution before it.
 
-        XNNPACK's kernels clamp as they write, but the quantiser knows only ReLU. The output before
-        the clamp would be quantised, whose range can be ten times as wide.
+        XNNPACK's kernels clamp as they write, but the quantizer knows only ReLU. The output before
+        the clamp would be quantized, whose range can be ten times as wide.
         """
 
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -305,7 +305,7 @@ def quantize_executorch(work: Work) -> None:
 def quantize_mnn(work: Work) -> None:
     """An int8 MNN file, for a batch of one; the classifier keeps float activations.
 
-    By MNN's training of quantised networks, where nothing is trained: forward passes alone set the
+    By MNN's training of quantized networks, where nothing is trained: forward passes alone set the
     ranges, as in MNN's ``tools/MNNPythonOfflineQuant``. Its other tool, ``mnnquant``, aborts with
     ``std::length_error`` in the wheel 3.6.1 (alibaba/MNN issue 2849). That wheel's kernels leave
     some outputs of an int8 classifier of 1000 classes unset (seen on x86 with AVX-512): its

@@ -352,7 +352,7 @@ def probe_here(backend: str, path: str, name: str, options: Sequence[Any]) -> di
     count = feed.batch or batch
     shape = (3, size, size) if (loaded.layout or feed.layout) == "NCHW" else (size, size, 3)
     kept = np.float32 if feed.type == "int8" else DTYPES[feed.type]
-    levels = 255 if feed.type == "uint8" else 1  # pixels as they are, or as a model normalises them
+    levels = 255 if feed.type == "uint8" else 1  # pixels as they are, or as a model normalizes them
     images = (levels * np.random.default_rng(0).random((count, *shape))).astype(kept)
     answer = np.asarray(loaded.session(feed, count)(images))
     if answer.ndim != 2 or len(answer) != count or (classes and answer.shape[1] != classes):

@@ -17,8 +17,8 @@ class Feed(NamedTuple):
 
     Attributes:
         layout: ``NCHW`` or ``NHWC``.
-        type: ``float``, ``float16``, ``uint8`` or ``int8``. Floats are normalised; an integer input
-            takes the pixels as they are, unless the file says how it was quantised.
+        type: ``float``, ``float16``, ``uint8`` or ``int8``. Floats are normalized; an integer input
+            takes the pixels as they are, unless the file says how it was quantized.
         batch: images in a batch; None: any number.
         classes: how many logits it gives; None where the file does not say.
     """

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.diagnosis.orders import orders
-from eval.diagnosis.pixels import Kitchen, Recipe, recognise
+from eval.diagnosis.pixels import Kitchen, Recipe, recognize
 from eval.diagnosis.setups import Facts, Setup, as_bytes, as_table
 from eval.errors import DataError, EvalError
 from eval.images.preprocess import BadImage, Crop, Preprocess
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Ranks = NDArray[np.int64]
 RankOf = Callable[[NDArray[np.int64]], Ranks]
-RECOGNISED_BY = 24  # images that the pipeline is recognised by
+RECOGNIZED_BY = 24  # images that the pipeline is recognized by
 CROP_MEMORY = 768 << 20  # bytes of crops that are kept at a time
 
 
@@ -118,7 +118,7 @@ class Machine:
         device: where.
         batch_size: images in a batch.
         workers: threads.
-        own_table: the normalisation that the model itself asks for.
+        own_table: the normalization that the model itself asks for.
     """
 
     backend: str
@@ -129,8 +129,8 @@ class Machine:
     own_table: NDArray[np.float32]
 
 
-def normalised_by(preprocess: Preprocess, table: bytes) -> Preprocess:
-    """The same crops, normalised otherwise."""
+def normalized_by(preprocess: Preprocess, table: bytes) -> Preprocess:
+    """The same crops, normalized otherwise."""
     return Preprocess(
         preprocess.name,
         preprocess.description,
@@ -141,9 +141,9 @@ def normalised_by(preprocess: Preprocess, table: bytes) -> Preprocess:
 
 
 class Switched(Preprocess):
-    """Normalises by a table that can be changed, so that one prepared model serves all tables.
+    """Normalizes by a table that can be changed, so that one prepared model serves all tables.
 
-    It works where images are normalised before the model is called: on a CPU.
+    It works where images are normalized before the model is called: on a CPU.
     """
 
     def __init__(self, like: Preprocess) -> None:
@@ -152,7 +152,7 @@ class Switched(Preprocess):
 
     def choose(self, table: bytes) -> None:
         """From now on, by this one."""
-        self.chosen[:] = [normalised_by(self, table)]  # type: ignore[attr-defined]
+        self.chosen[:] = [normalized_by(self, table)]  # type: ignore[attr-defined]
 
     def normalize(self, crops: Crop) -> NDArray[np.float32]:
         """As `Preprocess.normalize`, by the chosen table."""
@@ -260,8 +260,8 @@ class ModelBench:
         self._ranked = Ranked(self.images)
         self._last: _Prepared | None = None
         preprocess = subject.preprocess
-        recipe = recognise(
-            preprocess.crop, self._files(range(min(RECOGNISED_BY, self.images))), preprocess.size
+        recipe = recognize(
+            preprocess.crop, self._files(range(min(RECOGNIZED_BY, self.images))), preprocess.size
         )
         table = as_bytes(preprocess.table)
         self.as_is: Mapping[str, Setup] = {
@@ -419,7 +419,7 @@ class ModelBench:
             predictor = create_predictor(
                 setup.backend,
                 {setup.form: self._model(setup)},
-                preprocess if switchable else normalised_by(preprocess, table),
+                preprocess if switchable else normalized_by(preprocess, table),
                 self._machine.device,
                 setup.precision,
                 batch_size=self._machine.batch_size,
@@ -440,5 +440,5 @@ class ModelBench:
         plain = replace(setup, edits=(), labels="")
         crops = self._crops([plain], range(min(CALIBRATION, self.images)))[plain.recipe]
         crops, table = arranged(crops, plain)
-        images = normalised_by(self._subject.preprocess, table).normalize(crops)
+        images = normalized_by(self._subject.preprocess, table).normalize(crops)
         return edited(model, setup.edits, np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

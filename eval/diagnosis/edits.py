@@ -24,7 +24,7 @@ def edited(model: nn.Module, names: tuple[str, ...], images: NDArray[np.float32]
     Args:
         model: in evaluation mode.
         names: of `EDITS`.
-        images: normalised float32 (N, 3, size, size), for what is measured on images.
+        images: normalized float32 (N, 3, size, size), for what is measured on images.
     """
     changed = copy.deepcopy(model)
     for name in names:
@@ -128,7 +128,7 @@ def suspicious(model: nn.Module | Path) -> list[str]:
         tensors = [getattr(norm, name) for norm in norms]
         tensors = [tensor for tensor in tensors if tensor is not None]
         if tensors and all(bool((tensor == value).all()) for tensor in tensors):
-            found.append(f"all {words} of the batch normalisations are {value:g} (`{name}`)")
+            found.append(f"all {words} of the batch normalizations are {value:g} (`{name}`)")
     classifier = [(n, m) for n, m in model.named_modules() if hasattr(m, "out_features")]
     if classifier:
         name, last = classifier[-1]

@@ -1,7 +1,7 @@
 """The known mistakes: what each changes, and what to do about it.
 
 A row is a change to a setup. It may have several readings, such as the channels being reversed
-before or after the normalisation; they share a name. A change that changes nothing in the setup at
+before or after the normalization; they share a name. A change that changes nothing in the setup at
 hand is not tried.
 
 ``python -m eval.diagnosis.hypotheses`` prints the table of docs/diagnosis.md.
@@ -113,11 +113,11 @@ def _long_side(long_side: str) -> Change:
     return _recipe(lambda recipe, _: replace(recipe, long_side=long_side))
 
 
-# --- Normalised values --------------------------------------------------------------------------
+# --- Normalized values --------------------------------------------------------------------------
 
 
 def _reversed_channels(setup: Setup, _: Facts) -> Iterator[Setup]:
-    """Reversed after the normalisation, or before it, so that means and deviations change place."""
+    """Reversed after the normalization, or before it, so that means and deviations change place."""
     yield replace(setup, order={"rgb": "bgr", "bgr": "rgb"}[setup.order])
     recipe = setup.recipe
     yield replace(setup, recipe=replace(recipe, is_reversed=not recipe.is_reversed))
@@ -190,9 +190,9 @@ def _labels(value: str) -> Change:
 
 
 _RESIZE = "Resize as the model was trained and tested: "
-_NORMALIZE = "Normalise as the model was trained: "
+_NORMALIZE = "Normalize as the model was trained: "
 _LABELS = "Map the model's outputs to the sorted synsets: "
-_EPS = "Set the epsilon of batch normalisation that the model was trained with: "
+_EPS = "Set the epsilon of batch normalization that the model was trained with: "
 
 TABLE: tuple[Hypothesis, ...] = (
     Hypothesis(
@@ -258,8 +258,8 @@ TABLE: tuple[Hypothesis, ...] = (
         _recipe(lambda recipe, _: replace(recipe, ink="standard")),
     ),
     Hypothesis(
-        "crop", "centred", "the crop is in the centre, not a pixel off",
-        "Take the crop from the centre of the resized image.",
+        "crop", "centered", "the crop is in the center, not a pixel off",
+        "Take the crop from the center of the resized image.",
         _recipe(lambda recipe, _: replace(recipe, shift=(0, 0))),
     ),
     *(
@@ -362,7 +362,7 @@ TABLE: tuple[Hypothesis, ...] = (
     ),
     *(
         Hypothesis(
-            "bn_eps", eps, f"epsilon of batch normalisation {eps}",
+            "bn_eps", eps, f"epsilon of batch normalization {eps}",
             f"{_EPS}{eps}.",
             _edit(f"bn-eps-{eps}"),
         )
@@ -387,8 +387,8 @@ TABLE: tuple[Hypothesis, ...] = (
         for form in FORMS
     ),
     Hypothesis(
-        "mode", "train", "batch normalisation with the statistics of the images at hand",
-        "The stored statistics of batch normalisation are not those of the weights: save the "
+        "mode", "train", "batch normalization with the statistics of the images at hand",
+        "The stored statistics of batch normalization are not those of the weights: save the "
         "checkpoint after training mode has updated them, or calibrate them again.",
         _edit("batch-statistics"),
     ),

@@ -1,7 +1,7 @@
 """How an image file becomes a crop, as a recipe whose single steps can be changed.
 
 The pipelines of `eval.images.preprocess` are functions; here the same steps are written as data, so
-that a diagnosis can change one of them. `recognise` finds the recipe of a pipeline by what it makes
+that a diagnosis can change one of them. `recognize` finds the recipe of a pipeline by what it makes
 of real images, which works for any pipeline, a library's own included.
 """
 
@@ -59,7 +59,7 @@ class Recipe:
         shift: pixels to the right and down, from there.
         is_reversed: whether the channels come as blue, green, red.
         size: of a side of the crop.
-        is_exact: whether a pipeline does exactly this; a recognised one may be close to it only.
+        is_exact: whether a pipeline does exactly this; a recognized one may be close to it only.
     """
 
     decoder: str = "pillow"
@@ -209,7 +209,7 @@ def _resize(image: Crop, resizer: str, kernel: str, height: int, width: int) -> 
     return pixels
 
 
-def recognise(crop: Callable[[bytes], Crop], images: Sequence[bytes], size: int = CROP) -> Recipe:
+def recognize(crop: Callable[[bytes], Crop], images: Sequence[bytes], size: int = CROP) -> Recipe:
     """The recipe of a pipeline, by what it makes of images.
 
     Args:

@@ -24,8 +24,8 @@ class Setup:
 
     Attributes:
         recipe: from an image file to a crop.
-        table: the normalised value of each level in each channel, float32 (256, 3), as bytes.
-        order: ``rgb``, or ``bgr``: the channels of the normalised image are reversed.
+        table: the normalized value of each level in each channel, float32 (256, 3), as bytes.
+        order: ``rgb``, or ``bgr``: the channels of the normalized image are reversed.
         axes: ``hw``; ``wh``: height and width are swapped; ``flat``: rows of pixels taken for
             planes of channels, a reshape in place of a transpose.
         form: which form of the model.
@@ -57,7 +57,7 @@ class Facts:
 
     Attributes:
         size: of a side of the crop.
-        own_table: the normalisation of the model itself.
+        own_table: the normalization of the model itself.
         forms: those that there are.
         edits: name of each edit that changes something, for each form.
         backends: others that can compute the same.

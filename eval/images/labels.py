@@ -2,7 +2,7 @@
 
 An image is identified by its file name: its folder, the case of its suffix and a synset appended
 to the name do not matter. A label is an index in a list of classes; ImageNet's is sorted by
-synset. Files with another numbering, such as the devkit's ILSVRC ids, are recognised by what they
+synset. Files with another numbering, such as the devkit's ILSVRC ids, are recognized by what they
 say about the official images, never by a fixed offset.
 """
 
@@ -44,7 +44,7 @@ class LabelList:
     """A file of labels.
 
     Attributes:
-        name: what to call it, with the numbering that was recognised in it.
+        name: what to call it, with the numbering that was recognized in it.
         label_of: `image_key` to label.
     """
 
@@ -109,7 +109,7 @@ def official_labels() -> tuple[int, ...]:
 def read_labels(path: Path, classes: ClassList = IMAGENET) -> LabelList:
     """Read a `name index` list, a ground-truth file of the devkit, or Kaggle's solution.
 
-    The kind of file and its numbering are recognised by its content. The name of a class's folder
+    The kind of file and its numbering are recognized by its content. The name of a class's folder
     may stand in place of an index.
 
     Args:

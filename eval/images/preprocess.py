@@ -1,8 +1,8 @@
 """From the bytes of an image file to the model's input, exactly as the named pipeline does it.
 
-Two steps: `Preprocess.crop` gives the uint8 centre crop of one image, `Preprocess.normalize` turns
-a batch of crops into float32. A crop value has 256 possible normalised values per channel, so
-normalisation is a table that is computed once, in the pipeline's own float32 arithmetic: the
+Two steps: `Preprocess.crop` gives the uint8 center crop of one image, `Preprocess.normalize` turns
+a batch of crops into float32. A crop value has 256 possible normalized values per channel, so
+normalization is a table that is computed once, in the pipeline's own float32 arithmetic: the
 result has the bits of the original on every device.
 
 Code that decodes many images runs inside `exact_opencv`.
@@ -118,7 +118,7 @@ class Preprocess:
         name: as on the command line.
         description: the whole protocol in one line, for reports.
         crop: bytes of an image file to its uint8 RGB crop (size, size, 3); raises `BadImage`.
-        table: float32 (256, 3), the normalised value of each level in each channel.
+        table: float32 (256, 3), the normalized value of each level in each channel.
         size: of a side of the crop, in pixels.
     """
 
@@ -145,7 +145,7 @@ def open_rgb(data: bytes) -> Image.Image:
 
 
 def _decode_bgr(data: bytes) -> Crop:
-    """Decode with OpenCV, as PaddleClas does: EXIF rotation applied, grey and CMYK made colour."""
+    """Decode with OpenCV, as PaddleClas does: EXIF rotation applied, gray and CMYK made color."""
     with bad_image_errors():
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
@@ -189,14 +189,14 @@ def crop_paddle(data: bytes) -> Crop:
 
 
 def crop_squash(data: bytes) -> Crop:
-    """256x256 whatever the aspect, then the centre: what the Vast build of this model does."""
+    """256x256 whatever the aspect, then the center: what the Vast build of this model does."""
     image = _decode_bgr(data)
     with bad_image_errors():
         return _crop_to_rgb(cv2.resize(image, (RESIZE, RESIZE), interpolation=cv2.INTER_LINEAR))
 
 
 def _crop_to_rgb(image: cv2.typing.MatLike) -> Crop:
-    """The floored centre of a BGR image, as RGB."""
+    """The floored center of a BGR image, as RGB."""
     top, left = ((side - CROP) // 2 for side in image.shape[:2])
     return image[top : top + CROP, left : left + CROP, ::-1]  # type: ignore[return-value]
 

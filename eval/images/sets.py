@@ -23,7 +23,7 @@ from eval.images.labels import official_number
 from eval.text import timm_info
 
 _SKETCH = re.compile(r"sketch_[0-9]+\.JPEG")
-# A and R are recognised by their classes. More than they share, and more than chance would give:
+# A and R are recognized by their classes. More than they share, and more than chance would give:
 # 100 classes picked at random are all among 200 of the 1000 with a probability below 1e-80.
 _ENOUGH_CLASSES = range(100, 200 + 1)
 
@@ -71,16 +71,16 @@ SKETCH = ImageSet("ImageNet-Sketch", 50_889)
 IMAGE_SETS = (VAL, V2, A, R, SKETCH)
 
 
-def recognise(
+def recognize(
     paths: Iterable[str],
     labels: Collection[int],
     *,
     numbered: bool = False,
     classes: ClassList = IMAGENET,
 ) -> ImageSet:
-    """Recognise the set that the images are, or are part of.
+    """Recognize the set that the images are, or are part of.
 
-    Images of other classes than ImageNet's are a set of their own. ImageNetV2 is recognised by
+    Images of other classes than ImageNet's are a set of their own. ImageNetV2 is recognized by
     its folders, Sketch by its file names, A and R by their classes: all or most of them and no
     others, without a single official file name. Everything else is the validation set, or part
     of it.

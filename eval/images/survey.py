@@ -163,7 +163,7 @@ def _oddities(data: bytes) -> list[str]:
     found = []
     with Image.open(io.BytesIO(data)) as image:
         if image.mode != "RGB":
-            names = {"L": "greyscale", "CMYK": "CMYK"}
+            names = {"L": "grayscale", "CMYK": "CMYK"}
             found.append(names.get(image.mode, f"mode {image.mode}"))
         if image.format not in ("JPEG", "MPO"):  # MPO is a JPEG with a second picture
             found.append(f"{image.format} format")

@@ -1,6 +1,6 @@
 """A validation set: its images, their labels, and how to read them.
 
-`open_valset` recognises the layout (layouts/), then compares everything that gives an image a
+`open_valset` recognizes the layout (layouts/), then compares everything that gives an image a
 label: its folder, a list, its official name. Any disagreement is an error, so that a label never
 comes from a misplaced file or another numbering.
 """
@@ -32,7 +32,7 @@ from eval.images.layouts import Listing, check_regular, unreadable
 from eval.images.layouts.folders import is_val_folder, list_folder
 from eval.images.layouts.parquet import find_shards, list_parquet
 from eval.images.layouts.tar import list_tar
-from eval.images.sets import VAL, ImageSet, recognise
+from eval.images.sets import VAL, ImageSet, recognize
 from eval.text import check_path, is_utf8
 
 _OFFICIAL_TAR = "ILSVRC2012_img_val.tar"
@@ -156,7 +156,7 @@ def open_valset(root: Path, labels: Path | None = None, classes: ClassList | Non
 
 
 def _find(root: Path, classes: ClassList) -> Listing:
-    """Recognise the layout."""
+    """Recognize the layout."""
     if not root.exists():
         raise DataError(f"--data {root}: there is no such file or folder.")
     if not root.is_dir():
@@ -209,7 +209,7 @@ def _assemble(listing: Listing, labels: LabelList | None, classes: ClassList) ->
     nameless: list[str] = []
     disputed: list[tuple[str, Mapping[str, int]]] = []
     for path, own in sorted(listing.label_of.items()):
-        claims = _claims(path, own, listing.labelled_by, labels, classes)
+        claims = _claims(path, own, listing.labeled_by, labels, classes)
         if not claims:
             nameless.append(path)
             continue
@@ -218,12 +218,12 @@ def _assemble(listing: Listing, labels: LabelList | None, classes: ClassList) ->
             disputed.append((path, claims))
     root = listing.root
     _check_names(root, listing.label_of)
-    _check_unlabelled(root, samples, nameless, labels, classes)
+    _check_unlabeled(root, samples, nameless, labels, classes)
     if disputed:
         raise _disagreement(root, disputed, len(samples), classes)
     if labels:
         _check_listed(root, samples, labels)
-    image_set = recognise(
+    image_set = recognize(
         (s.path for s in samples),
         {s.label for s in samples},
         numbered=listing.numbered,
@@ -278,7 +278,7 @@ def _check_names(root: Path, paths: Iterable[str]) -> None:
             )
 
 
-def _check_unlabelled(
+def _check_unlabeled(
     root: Path,
     samples: Sequence[Sample],
     nameless: Sequence[str],
@@ -388,5 +388,5 @@ def _layout(
     if checks:
         parts.append(f"checked with {' and '.join(checks)}")
     if nameless:
-        parts.append(f"without the unlabelled {examples(nameless)}")
+        parts.append(f"without the unlabeled {examples(nameless)}")
     return ", ".join(parts)

@@ -186,7 +186,7 @@ def audit(
 
     Raises:
         UsageError: the result is missing or damaged, or options do not fit it.
-        DataError: the validation set is missing, mislabelled or unreadable.
+        DataError: the validation set is missing, mislabeled or unreadable.
         ModelError: the checkpoint is missing, damaged, refused or of another model.
     """
     if request.data is None and not request.demo:
@@ -302,7 +302,7 @@ def _check_rows(found: Audit, written: Written, valset: ValSet) -> dict[int, int
     names = {image_key(sample.path): i for i, sample in enumerate(valset.samples)}
     paths = {sample.path: i for i, sample in enumerate(valset.samples)}
     place: dict[int, int] = {}
-    absent, relabelled = [], []
+    absent, relabeled = [], []
     for row, path in enumerate(written.predictions.paths):
         index = paths.get(path, names.get(image_key(path)))
         if index is None:
@@ -310,11 +310,11 @@ def _check_rows(found: Audit, written: Written, valset: ValSet) -> dict[int, int
             continue
         place[row] = index
         if valset.samples[index].label != written.predictions.labels[row]:
-            relabelled.append(path)
+            relabeled.append(path)
     if absent:
         found.contradictions.append(f"not among your images: {examples(absent)}")
-    if relabelled:
-        found.contradictions.append(f"other labels than yours: {examples(relabelled)}")
+    if relabeled:
+        found.contradictions.append(f"other labels than yours: {examples(relabeled)}")
     return place
 
 

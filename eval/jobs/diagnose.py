@@ -51,7 +51,7 @@ def diagnose(request: Request, images: int = IMAGES, progress: Observer = ignore
 
     Raises:
         UsageError: options that do not go together.
-        DataError: the validation set is missing, mislabelled or unreadable.
+        DataError: the validation set is missing, mislabeled or unreadable.
         ModelError: the checkpoint is missing, damaged, refused or of another model.
     """
     source = open_source(request)
@@ -174,7 +174,7 @@ def suggests_diagnosis(evaluation: Evaluation) -> bool:
 
     That is a FAIL whose top-1 is more than 2 points below the reference, or below 1 %.
     """
-    for result in evaluation.judgement.forms:
+    for result in evaluation.judgment.forms:
         delta = result.delta(1)
         is_low = result.accuracy(1) < LOWEST or (delta is not None and delta < -POINTS)
         if result.verdict is Verdict.FAIL and is_low:

@@ -67,7 +67,7 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
 
     Raises:
         UsageError: options that do not go together, or a folder that cannot be written to.
-        DataError: the validation set is missing, mislabelled or unreadable.
+        DataError: the validation set is missing, mislabeled or unreadable.
         ModelError: the checkpoint is missing, damaged, refused or of another model.
         LogitsError: a prediction is not finite, or the same for every class.
     """
@@ -96,7 +96,7 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
                     setup=setup,
                     provenance=_provenance(request, subject, started),
                     measured=measured,
-                    judgement=judge(
+                    judgment=judge(
                         measured, subject.published, subject.preprocess.name, setup.precision
                     ),
                     by_other_labels=_by_other_labels(request, measured),

@@ -12,7 +12,7 @@ import numpy as np
 from eval.backends import check_installed
 from eval.backends.formats import EXPORTS
 from eval.backends.onnx import export_onnx
-from eval.backends.quantize import QUANTISERS
+from eval.backends.quantize import QUANTIZERS
 from eval.errors import UsageError
 from eval.images.classes import read_classes
 from eval.jobs.convert import Model, answers, compare, make, move, read_crops
@@ -47,7 +47,7 @@ def export(args: argparse.Namespace) -> None:
         if args.int8:
             calibration = Calibration.read(args, model, folder)
             for kind, path in files.items():
-                tool = QUANTISERS[EXPORTS[kind][0]]
+                tool = QUANTIZERS[EXPORTS[kind][0]]
                 if not tool.function:
                     print(f"{kind}: no int8 file: {tool.tool}")
                     continue

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from eval.backends import child
 from eval.backends.device import int8_note
 from eval.backends.formats import EXPORTS
-from eval.backends.quantize import QUANTISERS, Work
+from eval.backends.quantize import QUANTIZERS, Work
 from eval.errors import ModelError, UsageError
 from eval.jobs.convert import HELD_OUT, Model, answers, move, read_crops
 
@@ -26,10 +26,10 @@ class Calibration:
     """The images that int8 is made with, and judged on.
 
     Attributes:
-        model: what is quantised.
+        model: what is quantized.
         folder: where files are made.
         data: see `eval.backends.quantize.Work`.
-        held_out: uint8 crops that no quantiser calibrates on.
+        held_out: uint8 crops that no quantizer calibrates on.
         labels: theirs.
         expected: torch's logits of them.
         method: the one that was asked for; None: the best.
@@ -117,7 +117,7 @@ def quantize(kind: str, source: Path, calibration: Calibration) -> Path:
         ModelError: no file keeps the accuracy.
     """
     backend, ending = EXPORTS[kind]
-    tool = QUANTISERS[backend]
+    tool = QUANTIZERS[backend]
     methods = tool.methods
     if calibration.method:
         methods = (calibration.method,)
@@ -128,7 +128,7 @@ def quantize(kind: str, source: Path, calibration: Calibration) -> Path:
         except ModelError as error:  # one method that fails is no reason not to try the others
             print(f"{kind} int8, {method}: {str(error).splitlines()[0]}")
     if not results:
-        raise ModelError(f"{kind}: {tool.tool} cannot quantise this model; see above.")
+        raise ModelError(f"{kind}: {tool.tool} cannot quantize this model; see above.")
     best = min(results, key=lambda result: result.divergence)
     if calibration.max_drop is not None:
         best = _within(kind, source, calibration, best)
@@ -149,7 +149,7 @@ def _attempt(
     method: str,
     options: dict[str, Any] | None = None,
 ) -> Result:
-    """Quantise in one way, and measure the file."""
+    """Quantize in one way, and measure the file."""
     backend, ending = EXPORTS[kind]
     options = options or {}
     name = "-".join([kind, method, *(f"{key}{len(str(v))}" for key, v in options.items())])
@@ -166,9 +166,9 @@ def _attempt(
         **options,
     )
     child.call(
-        f"{kind} int8, {QUANTISERS[backend].tool}",
+        f"{kind} int8, {QUANTIZERS[backend].tool}",
         "eval.backends.quantize:quantize_here",
-        name=QUANTISERS[backend].function,
+        name=QUANTIZERS[backend].function,
         work=asdict(work),
     )
     found = answers(backend, target, calibration.model.preprocess, calibration.held_out)

@@ -26,7 +26,7 @@ from eval.images.labels import examples
 from eval.images.preprocess import PREPROCESS, BadImage, Crop, Preprocess
 from eval.images.sets import VAL
 from eval.images.valset import ValSet, open_valset
-from eval.judge.verdict import Judgement, judge
+from eval.judge.verdict import Judgment, judge
 from eval.measure.engine import Measurement
 from eval.measure.given import Answers, match, read_answers
 from eval.models import ModelFile, Subject, identify
@@ -76,7 +76,7 @@ def score(args: argparse.Namespace, command: str) -> Evaluation:
             f"{config.name}-{FORM}", started, command, {k: str(v) for k, v in vars(args).items()}
         ),
         measured=measured,
-        judgement=_explain(args, judge(measured, config, args.preprocess, precision)),
+        judgment=_explain(args, judge(measured, config, args.preprocess, precision)),
     )
 
 
@@ -195,16 +195,16 @@ def _digests(valset: ValSet, *, quiet: bool) -> list[str]:
         return list(tqdm(found, "hashing images", len(paths), unit="img", disable=quiet))
 
 
-def _explain(args: argparse.Namespace, judgement: Judgement) -> Judgement:
+def _explain(args: argparse.Namespace, judgment: Judgment) -> Judgment:
     """Say what is missing for a comparison."""
     unknown = [
         f"--{name}" for name in ("preprocess", "precision") if getattr(args, name) == UNKNOWN
     ]
     if not unknown or args.tolerance is not None:
-        return judgement
+        return judgment
     reason = f"shown, not compared: {' and '.join(unknown)} not stated, and no --tolerance given"
     forms = tuple(
         replace(form, reason=reason) if form.verdict == "NO_REFERENCE" else form
-        for form in judgement.forms
+        for form in judgment.forms
     )
-    return replace(judgement, forms=forms)
+    return replace(judgment, forms=forms)

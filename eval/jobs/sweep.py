@@ -157,7 +157,7 @@ def fill_cache(requests: Sequence[Request], quiet: bool) -> ImageSet:
 
 def row_of(combination: Combination, output: Path, evaluation: Evaluation) -> dict[str, Any]:
     """A row of the table."""
-    (result,) = evaluation.judgement.forms
+    (result,) = evaluation.judgment.forms
     return {
         **_asked(combination, output),
         "images": result.images,

@@ -411,7 +411,7 @@ def _class_differences(before: ClassList | None, after: ClassList | None) -> lis
 
 
 def _image_differences(before: Predictions, after: Predictions) -> list[str]:
-    """What makes two sets of labelled images different, in words; nothing if they are the same."""
+    """What makes two sets of labeled images different, in words; nothing if they are the same."""
     first = dict(zip(before.keys(), before.labels.tolist(), strict=True))
     second = dict(zip(after.keys(), after.labels.tolist(), strict=True))
     problems = []

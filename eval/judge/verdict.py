@@ -97,7 +97,7 @@ class FormResult:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """The answer of a run.
 
     Attributes:
@@ -126,7 +126,7 @@ def judge(
     published: VariantConfig,
     preprocess: str,
     precision: str,
-) -> Judgement:
+) -> Judgment:
     """Compare a measurement with what was reported.
 
     Args:
@@ -138,7 +138,7 @@ def judge(
     disagreement = forms_disagree(measured, precision)
     case = _Case(measured, published, preprocess, precision, disagreement)
     forms = tuple(_judge_form(case, form) for form in measured.scores)
-    return Judgement(forms, disagreement, tuple(_warnings(forms)))
+    return Judgment(forms, disagreement, tuple(_warnings(forms)))
 
 
 @dataclass(frozen=True)

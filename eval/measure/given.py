@@ -122,7 +122,7 @@ def _score_probabilities(values: NDArray[np.float64], labels: NDArray[np.int64])
 def read_answers(
     path: Path, classes: int, names: Path | None = None, array: str | None = None
 ) -> Answers:
-    """Read predictions; their kind is recognised by the suffix and the first line.
+    """Read predictions; their kind is recognized by the suffix and the first line.
 
     Args:
         path: ``.npy`` or ``.npz`` arrays, or text: a CSV with a header, or VastModelZOO's.

@@ -33,7 +33,7 @@ class LatencyRow:
         form: which form of the model.
         threads: that the runtime may use for one image.
         batch: images in a call; always 1.
-        stage: ``model``: from the uint8 crop to the logits, normalisation included;
+        stage: ``model``: from the uint8 crop to the logits, normalization included;
             ``model+preprocess``: from the bytes of the image file to the logits.
         median_ms, p90_ms, p99_ms: percentiles over the images, in milliseconds.
         images: how many were timed.

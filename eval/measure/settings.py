@@ -13,7 +13,7 @@ import torch
 
 from eval.images.preprocess import exact_opencv
 
-_CHATTY = ("torch.onnx", "nncf", "onnxscript")  # loggers of exporters and quantisers
+_CHATTY = ("torch.onnx", "nncf", "onnxscript")  # loggers of exporters and quantizers
 
 
 @contextmanager

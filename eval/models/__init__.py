@@ -257,7 +257,7 @@ def counts(forms: Mapping[str, nn.Module], size: int) -> dict[str, Any]:
     """Count the parameters and multiply-accumulates (MACs) of a library's model.
 
     MACs are half the operations that torch's own counter finds in convolutions, matrix products
-    and attention for one image; normalisation and activations are not counted.
+    and attention for one image; normalization and activations are not counted.
 
     Args:
         forms: the model of each form, on the CPU.

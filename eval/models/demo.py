@@ -1,10 +1,10 @@
 """The embedded demo: a small 1000-class validation set, and weights with known counts for it.
 
 The images are drawn in integer arithmetic from a frozen random generator and have the same kinds of
-unusual files as ImageNet. The weights are a random backbone with calibrated batch normalisation
+unusual files as ImageNet. The weights are a random backbone with calibrated batch normalization
 statistics, and a head that `scripts/make_demo.py` fitted once, with timm's model and torchvision's
 transforms and none of our code, so that 437 of the 1000 predictions are correct. A pipeline with
-another channel order, crop, resize, batch normalisation, branch or dropout factor gets different
+another channel order, crop, resize, batch normalization, branch or dropout factor gets different
 counts.
 
 Only numpy and Pillow are needed here. The counts say nothing about accuracy on ImageNet.
@@ -68,7 +68,7 @@ _WEIGHT_SEED = 1
 
 # Kinds of the unusual images among every 40; the others are plain baseline RGB.
 _KINDS = {
-    3: "grey",
+    3: "gray",
     11: "cmyk",
     17: "rotated",
     23: "tiny",
@@ -104,7 +104,7 @@ def demo_image(index: int) -> bytes:
         image = Image.fromarray(_draw(random, width // 4, height // 4).repeat(4, 0).repeat(4, 1))
     else:
         image = Image.fromarray(_draw(random, *_size(random, odd)))
-    if odd == "grey":
+    if odd == "gray":
         image = image.convert("L")
     elif odd == "cmyk":
         # Not convert(): its K is always 0, so a reader that ignores K would go unnoticed.
@@ -145,7 +145,7 @@ def _size(random: np.random.RandomState, odd: str) -> tuple[int, int]:
 
 
 def _draw(random: np.random.RandomState, width: int, height: int) -> NDArray[np.uint8]:
-    """Draw a (height, width, 3) image: coloured cells of five sizes under a few shapes.
+    """Draw a (height, width, 3) image: colored cells of five sizes under a few shapes.
 
     Cells and stripes give every image its own texture, with edges at all phases, so that a shifted
     crop or another resize changes the predictions.
@@ -163,17 +163,17 @@ def _draw(random: np.random.RandomState, width: int, height: int) -> NDArray[np.
         image += rows.repeat(cell, 1)[:, left : left + width]
     for _ in range(_integer(random, 3, 8)):
         shape_kind = _integer(random, 0, 3)
-        centre_x, centre_y = _integer(random, 0, width), _integer(random, 0, height)
+        center_x, center_y = _integer(random, 0, width), _integer(random, 0, height)
         radius, period = _integer(random, 12, 110), _integer(random, 4, 40)
         slope_x, slope_y = _integer(random, -3, 3), _integer(random, -3, 3)
         if shape_kind == 0:
-            mask = (abs(x - centre_x) < radius) & (abs(y - centre_y) < radius * 2 // 3)
+            mask = (abs(x - center_x) < radius) & (abs(y - center_y) < radius * 2 // 3)
         elif shape_kind == 1:
-            mask = (x - centre_x) ** 2 + (y - centre_y) ** 2 < radius**2
+            mask = (x - center_x) ** 2 + (y - center_y) ** 2 < radius**2
         elif shape_kind == 2:
             mask = (slope_x * x + slope_y * y) // period % 2 == 0
         else:
-            mask = ((x // period + y // period) % 2 == 0) & (abs(x - centre_x) < radius)
+            mask = ((x // period + y // period) % 2 == 0) & (abs(x - center_x) < radius)
         image += mask[:, :, None] * random.randint(-120, 121, 3, dtype=np.int16)
     return image.clip(0, 255).astype(np.uint8)
 
@@ -182,7 +182,7 @@ def backbone_weights(statistics: NDArray[np.float16] | None) -> dict[str, NDArra
     """Draw all weights except `fc`.
 
     Args:
-        statistics: (2, channels), the means and variances of batch normalisation, in the order of
+        statistics: (2, channels), the means and variances of batch normalization, in the order of
             the weights; None for 0 and 1.
 
     Returns:
@@ -267,7 +267,7 @@ def fitted() -> dict[str, NDArray[np.generic]]:
 
     Returns:
         ``fc`` int8 (1280, 1000), with ``scale`` and ``bias`` float32 (1000,);
-        ``statistics`` float16 (2, channels), the means and variances of batch normalisation, in the
+        ``statistics`` float16 (2, channels), the means and variances of batch normalization, in the
         order of the weights;
         ``pixels`` uint8 (1000, 8), the digests of the images;
         ``outcome`` uint8 (preprocessings, 1000): 0 for an image that is correct, 1 for one that is

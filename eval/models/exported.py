@@ -1,6 +1,6 @@
 """Exported files as subjects, whichever tool made them.
 
-A file is a form of its own, ``exported``: it does not show whether batch normalisation was folded
+A file is a form of its own, ``exported``: it does not show whether batch normalization was folded
 before the export or by the exporter. `FORMATS` is the table of the kinds of file;
 `eval.backends.BACKENDS` says which runtimes run which.
 """

@@ -181,7 +181,7 @@ def preprocess_of(entry: Any) -> Preprocess:
     """The preprocessing that belongs to an entry of the weights enum.
 
     Raises:
-        UsageError: its transform is not a resize, a centre crop and a normalisation.
+        UsageError: its transform is not a resize, a center crop and a normalization.
     """
     from eval.images.preprocess import Preprocess, torchvision_table
 

@@ -24,7 +24,7 @@ def format_evaluation(evaluation: Record) -> str:
     How the forms disagree, where they do, is an error message and not part of it.
     """
     subject, measured = evaluation.subject, evaluation.measured
-    first = evaluation.judgement.forms[0]
+    first = evaluation.judgment.forms[0]
     lines = [subject.caution] if subject.caution else []
     lines += [
         f"{subject.name}: {first.images:,} images of {evaluation.data} ({measured.valset.layout})",
@@ -34,8 +34,8 @@ def format_evaluation(evaluation: Record) -> str:
         *_sources(evaluation, first),
         "",
         *_remarks(evaluation, first),
-        *(f"{r.verdict}  {r.form}: {r.reason}" for r in evaluation.judgement.forms),
-        *evaluation.judgement.warnings,
+        *(f"{r.verdict}  {r.form}: {r.reason}" for r in evaluation.judgment.forms),
+        *evaluation.judgment.warnings,
     ]
     return "\n".join(lines)
 
@@ -47,7 +47,7 @@ def _table(rows: list[Cells]) -> Iterator[str]:
 
 
 def _measured(evaluation: Record) -> Iterator[Cells]:
-    for result in evaluation.judgement.forms:
+    for result in evaluation.judgment.forms:
         nll = evaluation.measured.scores[result.form].mean_nll
         yield (
             result.form,

@@ -296,7 +296,7 @@ def _draw(panel: Axes, variant: str, rows: Sequence[Row]) -> None:
             label=printable(f"{form}, {preprocess}, {line[0].images:,} images"),
         )
     for reference in sorted({row.cells["reference_top1"] for row in rows} - {""}):
-        panel.axhline(float(reference), linestyle="--", color="grey", label=f"reported {reference}")
+        panel.axhline(float(reference), linestyle="--", color="gray", label=f"reported {reference}")
     panel.xaxis_date()
     panel.set(title=printable(variant), ylabel="top-1, %")
     panel.grid(alpha=0.3)

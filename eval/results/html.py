@@ -75,8 +75,8 @@ def html_report(evaluation: Record) -> str:
     Returns:
         The HTML, which can be encoded as UTF-8.
     """
-    measured, judgement = evaluation.measured, evaluation.judgement
-    shown = judgement.forms[-1].form
+    measured, judgment = evaluation.measured, evaluation.judgment
+    shown = judgment.forms[-1].form
     script = _resource("report.js")
     page = _environment(measured.valset.classes).get_template("report.html.jinja")
     preprocess = evaluation.subject.preprocess.name
@@ -91,7 +91,7 @@ def html_report(evaluation: Record) -> str:
         setup=evaluation.setup,
         preprocess=preprocess,
         shown=shown,
-        results=judgement.forms,
+        results=judgment.forms,
         reference_word=evaluation.subject.published.reference_word,
         verdict=_verdict(evaluation),
         figures=_figures(evaluation),
@@ -187,26 +187,26 @@ class _VerdictText:
 
 
 def _verdict(evaluation: Record) -> _VerdictText:
-    judgement = evaluation.judgement
+    judgment = evaluation.judgment
     reference = evaluation.subject.published.reference_word
     groups: dict[tuple[tuple[str, float, str], ...], list[str]] = {}
-    for result in judgement.forms:
+    for result in judgment.forms:
         lines = tuple(
             (f"Top-{k}", result.accuracy(k), count_in_words(result, k, reference)) for k in (1, TOP)
         )
         groups.setdefault(lines, []).append(result.form)
     words = {"reported": "reported accuracy"}.get(reference, reference)
-    disagreement = [judgement.disagreement] if judgement.disagreement else []
-    reasons = [r.reason for r in judgement.forms if r.verdict not in _COMPARED]
+    disagreement = [judgment.disagreement] if judgment.disagreement else []
+    reasons = [r.reason for r in judgment.forms if r.verdict not in _COMPARED]
     return _VerdictText(
-        judgement.verdict.value,
-        _HEADLINES[judgement.verdict].format(reference=words),
+        judgment.verdict.value,
+        _HEADLINES[judgment.verdict].format(reference=words),
         [
             ("Both forms" if len(forms) > 1 else forms[0].capitalize(), list(lines))
             for lines, forms in groups.items()
         ],
         list(dict.fromkeys(reasons)),
-        [*disagreement, *judgement.warnings],
+        [*disagreement, *judgment.warnings],
     )
 
 
@@ -214,7 +214,7 @@ def count_in_words(result: FormResult, k: int, reference: str = "reported") -> s
     """Describe a count and its difference from the reference, in images.
 
     Args:
-        result: the judgement of a form.
+        result: the judgment of a form.
         k: 1 or 5.
         reference: the name of the reference.
 
@@ -273,7 +273,7 @@ def _figures(evaluation: Record) -> list[_Figures]:
             params=subject.params.get(result.form),
             macs=subject.macs.get(result.form),
         )
-        for result in evaluation.judgement.forms
+        for result in evaluation.judgment.forms
     ]
     rows += [
         _Figures(
@@ -286,7 +286,7 @@ def _figures(evaluation: Record) -> list[_Figures]:
         )
         for form, score in evaluation.by_other_labels
     ]
-    first = evaluation.judgement.forms[0]
+    first = evaluation.judgment.forms[0]
     if first.reference[1] is not None:
         rows.append(
             _Figures(
@@ -306,7 +306,7 @@ def _figures(evaluation: Record) -> list[_Figures]:
 
 
 def _accuracy_plot(evaluation: Record) -> Markup:
-    results = evaluation.judgement.forms
+    results = evaluation.judgment.forms
     rows = [Accuracy(result.form, result.accuracy(1), result.interval()) for result in results]
     image_set = evaluation.measured.valset.image_set
     rows += [

@@ -1,6 +1,6 @@
 """The plots of the report, as SVG elements for the page.
 
-Text stays text and colours are the page's CSS variables, so that one SVG works in light mode, dark
+Text stays text and colors are the page's CSS variables, so that one SVG works in light mode, dark
 mode and print. pyplot is not used, which avoids its global state and its choice of a backend.
 """
 
@@ -22,7 +22,7 @@ from eval.results.calibration import Coverage, Reliability
 
 SIZE = (4.4, 3.3)  # inches; the page scales it
 
-# Placeholder colours, replaced by CSS variables. Not black: matplotlib omits its default colour.
+# Placeholder colors, replaced by CSS variables. Not black: matplotlib omits its default color.
 _TEXT, _MUTED, _LINE, _FIRST, _SECOND = (f"#00000{i}" for i in range(1, 6))
 _VARIABLES = {
     _TEXT: "var(--text)",
@@ -201,7 +201,7 @@ def _render(
 
 
 def _for_page(svg: str, title: str) -> Markup:
-    """Turn an SVG file into an element with the page's fonts and colours and no fixed size."""
+    """Turn an SVG file into an element with the page's fonts and colors and no fixed size."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would apply to the whole page
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eval.errors import EvalError
 from eval.images.labelset import LabelScore
 from eval.judge.gate import Comparison
-from eval.judge.verdict import Judgement, Verdict
+from eval.judge.verdict import Judgment, Verdict
 from eval.models import Subject
 from eval.provenance import Provenance
 
@@ -58,11 +58,11 @@ class Record:
         setup: how it was computed.
         provenance: when, where and by what code.
         measured: the predictions.
-        judgement: what they say about the reported accuracy.
+        judgment: what they say about the reported accuracy.
         by_other_labels: accuracies by other sets of labels, if requested.
         latency: the time per image, if requested.
         comparisons: with the baseline, if there is one.
-        problems: failures after the judgement: of the comparison, the history or the model card.
+        problems: failures after the judgment: of the comparison, the history or the model card.
     """
 
     subject: Subject
@@ -70,7 +70,7 @@ class Record:
     setup: Computation
     provenance: Provenance
     measured: Measurement
-    judgement: Judgement
+    judgment: Judgment
     by_other_labels: tuple[LabelResult, ...] = ()
     latency: tuple[LatencyRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
@@ -79,11 +79,11 @@ class Record:
     @property
     def verdict(self) -> Verdict:
         """The verdict of the whole run; a `str`, such as ``"PASS"``."""
-        return self.judgement.verdict
+        return self.judgment.verdict
 
     @property
     def exit_code(self) -> int:
         """The command's exit code: the verdict's, or else that of a later failure."""
         follow_up = [1] if any(row.regressed for row in self.comparisons) else []
         follow_up += [problem.exit_code for problem in self.problems]
-        return self.judgement.exit_code or max(follow_up, default=0)
+        return self.judgment.exit_code or max(follow_up, default=0)

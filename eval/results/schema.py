@@ -269,9 +269,9 @@ RUN: tuple[Key, ...] = (
     Key("published", "Reference", "the reported figures, tolerances and third-party results",
         lambda e: asdict(e.subject.published), shown=False),
     Key("results", "Reference", "figures, verdict and reason of each form",
-        lambda e: [_result(f) for f in e.judgement.forms], shown=False),
+        lambda e: [_result(f) for f in e.judgment.forms], shown=False),
     Key("disagreement", "Reference", "how the two forms disagree; empty if they do not",
-        lambda e: e.judgement.disagreement, shown=False),
+        lambda e: e.judgment.disagreement, shown=False),
     Key("stopped", "Reference", "why the run ended before its last image; empty if it did not",
         lambda e: e.measured.stopped, shown=False),
     Key("bound", "Reference", "the figures behind that decision", lambda e: e.measured.bound,
@@ -311,7 +311,7 @@ def summary_table(evaluation: Record) -> pd.DataFrame:
 
     rows = [
         {column.name: column.value(evaluation, result) for column in SUMMARY}
-        for result in evaluation.judgement.forms
+        for result in evaluation.judgment.forms
     ]
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS), dtype=object)
 

@@ -36,7 +36,7 @@ class Listing:
         root: what their paths are relative to.
         words: how they are stored.
         label_of: path, with forward slashes, to the label that the layout gives, if any.
-        labelled_by: what gives those labels.
+        labeled_by: what gives those labels.
         read: bytes of an image, from any thread; raises `UnreadableImage`.
         file_of: the file on disk that holds an image.
         numbered: whether its folders are 0 to 999 instead of synsets.
@@ -45,7 +45,7 @@ class Listing:
     root: Path
     words: str
     label_of: Mapping[str, int | None]
-    labelled_by: str
+    labeled_by: str
     read: Callable[[str], bytes]
     file_of: Callable[[str], Path]
     numbered: bool = False
@@ -116,7 +116,7 @@ def unknown_folders(root: Path, folders: Iterable[str], classes: ClassList) -> D
 
 
 def no_images(root: Path, seen: Iterable[str], classes: ClassList) -> DataError:
-    """The error if a folder or tar contains nothing that is recognised."""
+    """The error if a folder or tar contains nothing that is recognized."""
     names = sorted(seen)
     folders = [name for name in names if is_class_folder(name, classes)]
     if folders:

@@ -3,7 +3,7 @@
     data/validation-00000-of-00014.parquet    image: struct<bytes, path>, label: int64
 
 An image can only be read with its whole row group (100 rows there, 11 MB). Groups are therefore
-kept for a while, and samples are named by their place, so that neighbours are measured together.
+kept for a while, and samples are named by their place, so that neighbors are measured together.
 """
 
 from __future__ import annotations
