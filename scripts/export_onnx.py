@@ -16,6 +16,8 @@ from pathlib import Path
 from eval import export
 from eval.cli import run_command
 from eval.errors import UsageError
+from eval.jobs.convert import move
+from eval.jobs.export import export as make
 
 _SAME = ("variant", "weights", "form", "opset", "images", "preprocess")
 _INT8 = {".onnx": ("onnx", "minmax"), ".xml": ("openvino", "default")}  # as it always was
@@ -74,9 +76,9 @@ def _export(words: Sequence[str], targets: Mapping[str, Path | None], stem: str)
         path.parent.mkdir(parents=True, exist_ok=True)
     beside = next(iter(wanted.values())).parent
     with tempfile.TemporaryDirectory(dir=beside, prefix=".export-") as folder:
-        export.export(export.parse([*words, "--output", folder]))
+        make(export.parse([*words, "--output", folder]))
         for suffix, path in wanted.items():
-            export.move(Path(folder) / f"{stem}{suffix}", path)
+            move(Path(folder) / f"{stem}{suffix}", path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

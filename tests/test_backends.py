@@ -80,9 +80,13 @@ def test_compiled_answers_are_those_of_plain_torch(
 
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
 def test_bf16_is_near(backend: str, forms: dict[str, nn.Module], crops: Crop) -> None:
-    predictor = create_predictor(
-        backend, forms, PREPROCESSING, CPU, "bf16", batch_size=BATCH, workers=1
-    )
+    try:
+        predictor = create_predictor(
+            backend, forms, PREPROCESSING, CPU, "bf16", batch_size=BATCH, workers=1
+        )
+    except UsageError as error:
+        assert "OpenVINO does not support it on this processor" in str(error)
+        pytest.skip("this processor has no bf16 for OpenVINO")
     for form, logits in predictor(crops).items():
         expected = plain(forms[form], crops)
         assert logits.dtype == np.float32

@@ -13,6 +13,7 @@ from scipy.special import rel_entr, softmax
 
 from eval import export
 from eval.errors import UsageError
+from eval.jobs import convert
 from eval.jobs.int8 import divergence
 
 
@@ -84,13 +85,13 @@ def test_nothing_gets_its_name_when_an_answer_is_wrong(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    real = export.answers
+    real = convert.answers
 
     def wrong(backend: str, *rest: object) -> np.ndarray:
         logits = real(backend, *rest)  # type: ignore[arg-type]
         return logits if backend == "torch" else np.roll(logits, 1, axis=1)
 
-    monkeypatch.setattr(export, "answers", wrong)
+    monkeypatch.setattr(convert, "answers", wrong)
     words = ["--variant", "small", "--weights", str(weights)]
     assert export.main([*words, "--output", str(tmp_path / "out")]) == 4
     assert "32 of 32 images of noise get another class" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from eval.errors import ModelError, UsageError
 from eval.imagenet import main
 from eval.images.preprocess import PREPROCESS
 from eval.images.sets import V2, VAL
+from eval.jobs.sweep import combinations, reported
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +255,7 @@ def test_every_combination_of_a_sweep_has_a_folder_of_its_own(
     ]
     words += ["--backend", "torch,onnxruntime,openvino", "--precision", "fp32,bf16"]
     words += ["--variant", "base,small", "--preprocess", "torchvision,paddle"]
-    names = [each.name for each in sweep.combinations(sweep.parse(words))]
+    names = [each.name for each in combinations(sweep.parse(words))]
     # Of each: 3 backends in fp32, 2 in bf16, one file in 2, the other in 1.
     assert len(names) == len(set(names)) == 2 * 2 * (3 + 2 + 2 + 1)
     assert "small-model-int8.onnx-openvino-int8-torchvision" in names
@@ -263,8 +264,8 @@ def test_every_combination_of_a_sweep_has_a_folder_of_its_own(
 
 def test_a_sweep_shows_the_figures_of_its_own_set() -> None:
     small = load_variant("small")
-    assert [line[:28] for line in sweep.reported(small, VAL)] == ["small, reported: 73.97 / - ("]
-    (line,) = sweep.reported(small, V2)
+    assert [line[:28] for line in reported(small, VAL)] == ["small, reported: 73.97 / - ("]
+    (line,) = reported(small, V2)
     assert line.startswith("small, timm: 60.98 / 82.54 (")
 
 
@@ -275,7 +276,7 @@ def test_weights_of_a_sweep_may_belong_to_one_variant(tmp_path: Path) -> None:
     words += ["--backend", "torch,openvino"]
     assert sweep.main(words) == 4  # the file is not there
     file.touch()
-    found = [(each.name, each.weights) for each in sweep.combinations(sweep.parse(words))]
+    found = [(each.name, each.weights) for each in combinations(sweep.parse(words))]
     assert found == [
         ("small-reparameterized-torch-fp32-own", "a/x.pdparams"),
         ("small-reparameterized-openvino-fp32-own", "a/x.pdparams"),

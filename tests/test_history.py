@@ -59,7 +59,7 @@ def test_concurrent_writers_lose_and_mix_nothing(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from eval.history import append_history
+from eval.results.history import append_history
 folder, writer = Path(sys.argv[1]), sys.argv[2]
 (folder / f"ready{writer}").touch()
 while not (folder / "go").exists():
@@ -431,7 +431,7 @@ def test_ctrl_c_while_waiting_says_what_was_not_done(tmp_path: Path) -> None:
     path, source = tmp_path / "history.csv", summary(tmp_path, "next")
     code = (  # background jobs of a shell ignore SIGINT, and so would their children
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from eval.results import files; files.NOTICE = 0.1\n"
+        "from eval import files; files.NOTICE = 0.1\n"
         "from eval import history; sys.exit(history.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, str(path), "--add", str(source)]
@@ -573,7 +573,7 @@ def test_crashes_and_interrupts_have_their_codes(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(history, "read_history", fail)
+    monkeypatch.setattr("eval.results.history.read_history", fail)
     assert history.main([str(path)]) == code
 
 

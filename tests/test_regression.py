@@ -34,6 +34,7 @@ from eval import regression, score
 from eval.errors import UsageError
 from eval.images.classes import ClassList, ImageClass, imagenet_classes
 from eval.images.preprocess import crop_torchvision
+from eval.jobs.compare import check_baseline
 from eval.judge import gate
 from eval.judge.gate import Asked, Limit, compare, pair
 from eval.judge.result import Predictions, Result, Row
@@ -472,12 +473,12 @@ def test_a_history_as_baseline(tmp_path: Path, gate_run: Callable[..., tuple[int
 
 def test_a_baseline_is_checked_before_hours_are_spent(tmp_path: Path) -> None:
     folder = write_result(tmp_path / "a", ranks(60))
-    regression.check_baseline(folder, "base", "torchvision")
+    check_baseline(folder, "base", "torchvision")
     for variant, preprocess in (("small", "torchvision"), ("base", "paddle")):
         with pytest.raises(UsageError, match=f"no run of {variant} with --preprocess {preprocess}"):
-            regression.check_baseline(folder, variant, preprocess)
+            check_baseline(folder, variant, preprocess)
     with pytest.raises(UsageError, match="no such result"):
-        regression.check_baseline(tmp_path / "x", "base", "torchvision")
+        check_baseline(tmp_path / "x", "base", "torchvision")
 
 
 # --- What is written
@@ -734,7 +735,7 @@ def test_a_baseline_must_have_earned_its_figures(
     assert ("--allow-failed-baseline" in second) == (word == "FAIL")
     assert _cases(tmp_path / "out" / "junit.xml") == {("comparison", "comparable"): ["error"]}
     with pytest.raises(UsageError, match=f"says {word}"):
-        regression.check_baseline(tmp_path / "a", "base", "torchvision")
+        check_baseline(tmp_path / "a", "base", "torchvision")
     assert gate_run("--allow-failed-baseline")[0] == (0 if word == "FAIL" else 2)
 
 
@@ -749,7 +750,7 @@ def test_a_failed_baseline_can_be_allowed_and_the_report_says_so(
     note = "the verdict of the baseline is FAIL, which --allow-failed-baseline allows"
     assert f"note  {note}" in told
     assert note in (tmp_path / "out" / "regression.md").read_text()
-    regression.check_baseline(tmp_path / "a", "base", "torchvision", allow_failed=True)
+    check_baseline(tmp_path / "a", "base", "torchvision", allow_failed=True)
 
 
 def test_no_form_borrows_the_verdict_of_a_run_that_disagrees(
@@ -1139,7 +1140,7 @@ def test_a_crash_does_not_look_like_a_regression(
     def crash(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("eval.results.read.read_result", crash)
+    monkeypatch.setattr("eval.jobs.compare.read_result", crash)
     code, told = gate_run()
     assert code == 70
     assert "ZeroDivisionError: a bug" in told
@@ -1189,7 +1190,7 @@ def test_an_interrupt_is_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eval.results.read.read_result", interrupt)
+    monkeypatch.setattr("eval.jobs.compare.read_result", interrupt)
     assert gate_run()[0] == 130
 
 

@@ -502,7 +502,7 @@ def test_a_crash_does_not_look_like_a_difference(
     def crash(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("eval.images.valset.open_valset", crash)
+    monkeypatch.setattr("eval.jobs.score.open_valset", crash)
     code, out, err = run(as_csv(tmp_path))
     assert (code, out) == (70, "")
     assert "ZeroDivisionError: a bug" in err
