@@ -8,10 +8,10 @@ batch to warm up, and then times one whole pass over the images, from files to p
 The contenders take turns, so that a slow spell of the machine meets all of them, and every ratio
 is taken within one turn. All contenders of a network must predict the same classes.
 
-The floor is the time that an image would take if nothing but the arithmetic, decoding and cropping
+The lower bound is the time that an image would take if nothing but the arithmetic, decoding and cropping
 took any: the operations of the network's deploy form, for each form, at the rate of oneDNN's best
 1x1 convolution on this machine, and the time of decoding and cropping alone. It is measured in
-every turn. A row's share of it is how near it comes.
+every turn. A row's fraction of it is how near it comes.
 """
 
 from __future__ import annotations
@@ -82,18 +82,20 @@ def networks() -> Iterator[Contender]:
 
 
 def chosen(args: argparse.Namespace) -> list[Contender]:
-    """The contenders of the sections that were asked for; before them the floor of each network."""
+    """The contenders of the sections that were asked for; before them the lower bound of each network."""
     from eval.backends import BACKENDS
 
     backends = [name for name in BACKENDS if args.compile or name != "compile"]
     asked = args.sections
-    contenders = [Contender("floor", "floor")] if {"pipelines", "batches"} & set(asked) else []
+    contenders = (
+        [Contender("lower bound", "lower bound")] if {"pipelines", "batches"} & set(asked) else []
+    )
     if "pipelines" in asked:
         contenders += pipelines(backends)
     if "batches" in asked:
         contenders += batches()
     if "networks" in asked:
-        contenders += [Contender(f"floor: {n}", "floor", network=n) for n in NETWORKS]
+        contenders += [Contender(f"lower bound: {n}", "lower bound", network=n) for n in NETWORKS]
         contenders += networks()
     return contenders
 
@@ -166,8 +168,8 @@ class Table:
 
     Attributes:
         rates: images per second of each contender, turn by turn.
-        shares: of the floor, likewise.
-        floors: what `floor_pass` found for each network, turn by turn.
+        fractions: of the lower bound, likewise.
+        bounds: what `lower_bound_pass` found for each network, turn by turn.
         differing: images whose predicted class is not that of the network's first contender.
         rows: for ``benchmark.csv``.
     """
@@ -175,38 +177,38 @@ class Table:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self.rates: dict[str, list[float]] = {}
-        self.shares: dict[str, list[float]] = {}
-        self.floors: dict[str, list[dict[str, float]]] = {}
+        self.fractions: dict[str, list[float]] = {}
+        self.bounds: dict[str, list[dict[str, float]]] = {}
         self.differing: dict[str, int] = {}
         self.rows: list[list[Any]] = []
         self._truth: dict[str, list[int]] = {}
 
     def add(self, turn: int, contender: Contender, result: dict[str, Any]) -> None:
         """Take in one measurement."""
-        if contender.kind == "floor":
-            self.floors.setdefault(contender.network, []).append(result)
+        if contender.kind == "lower bound":
+            self.bounds.setdefault(contender.network, []).append(result)
             return
         name, rate = contender.name, result["images"] / result["seconds"]
-        share = rate / self.floor_rate(contender)
+        fraction = rate / self.bound_rate(contender)
         self.rates.setdefault(name, []).append(rate)
-        self.shares.setdefault(name, []).append(share)
+        self.fractions.setdefault(name, []).append(fraction)
         wrong = 0
         for classes in result["classes"]:
             truth = self._truth.setdefault(contender.network, classes)
             wrong = max(wrong, sum(a != b for a, b in zip(classes, truth, strict=True)))
         self.differing[name] = max(wrong, self.differing.get(name, 0))
-        self.rows.append([turn, name, result["images"], result["seconds"], rate, share, wrong])
-        print(f"turn {turn + 1}: {name}: {rate:.1f} images/s, {share:.2f}", file=sys.stderr)
+        self.rows.append([turn, name, result["images"], result["seconds"], rate, fraction, wrong])
+        print(f"turn {turn + 1}: {name}: {rate:.1f} images/s, {fraction:.2f}", file=sys.stderr)
 
-    def floor_rate(self, contender: Contender) -> float:
-        """Images per second at the floor of the current turn, on all cores."""
-        floor = self.floors[contender.network][-1]
-        model = len(contender.forms) * floor["gflop"] / floor["gflops"]
+    def bound_rate(self, contender: Contender) -> float:
+        """Images per second at the lower bound of the current turn, on all cores."""
+        bound = self.bounds[contender.network][-1]
+        model = len(contender.forms) * bound["gflop"] / bound["gflops"]
         seconds = {
-            "crop": floor["crop"],
+            "crop": bound["crop"],
             "model": model,
             "cached": model,
-        }.get(contender.kind, model + floor["crop"])
+        }.get(contender.kind, model + bound["crop"])
         return self.workers / seconds
 
     def ratio(self, name: str, other: str) -> list[float]:
@@ -336,7 +338,7 @@ def compare(args: argparse.Namespace, data: Path, weights: Path, cache: Path) ->
     print(f"{name:84}{spread([b / a for a, b in starts]):>22}")
     args.output.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    header = ["turn", "name", "images", "seconds", "images_per_second", "share_of_floor"]
+    header = ["turn", "name", "images", "seconds", "images_per_second", "fraction_of_lower_bound"]
     rows = csv.writer(text, lineterminator="\n")
     rows.writerows([[*header, "differing_images"], *table.rows])
     (args.output / "benchmark.csv").write_text(text.getvalue(), encoding="utf-8")
@@ -346,18 +348,18 @@ def compare(args: argparse.Namespace, data: Path, weights: Path, cache: Path) ->
 
 
 def report(table: Table) -> None:
-    """Print the floors, the rates and the ratios."""
-    for network, floors in table.floors.items():
+    """Print the bounds, the rates and the ratios."""
+    for network, bounds in table.bounds.items():
         print(
-            f"floor, {network}: {spread([f['gflop'] for f in floors])} GFLOP for an image and form;"
-            f" one core: {spread([f['gflops'] for f in floors], 0)} GFLOP/s,"
-            f" decoding {spread([1000 * f['decode'] for f in floors])} ms,"
-            f" with resizing and cropping {spread([1000 * f['crop'] for f in floors])} ms"
+            f"lower bound, {network}: {spread([f['gflop'] for f in bounds])} GFLOP for an image and form;"
+            f" one core: {spread([f['gflops'] for f in bounds], 0)} GFLOP/s,"
+            f" decoding {spread([1000 * f['decode'] for f in bounds])} ms,"
+            f" with resizing and cropping {spread([1000 * f['crop'] for f in bounds])} ms"
         )
-    print(f"\n{'':68}{'images/s':>24}{'share of the floor':>22}  other predictions")
+    print(f"\n{'':68}{'images/s':>24}{'fraction of the bound':>22}  other predictions")
     for name, rates in table.rates.items():
         compared = "" if name.startswith("part") else str(table.differing[name])
-        print(f"{name:68}{spread(rates, 1):>24}{spread(table.shares[name]):>22}  {compared}")
+        print(f"{name:68}{spread(rates, 1):>24}{spread(table.fractions[name]):>22}  {compared}")
     print()
     for name, values in ratios(table).items():
         print(f"{name:84}{spread(values):>22}")

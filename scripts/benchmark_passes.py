@@ -249,7 +249,7 @@ def model_pass(contender: Contender, place: Place) -> dict[str, Any]:
     return {"images": len(parts) * batch, "seconds": seconds, "classes": []}
 
 
-def floor_pass(contender: Contender, place: Place) -> dict[str, Any]:
+def lower_bound_pass(contender: Contender, place: Place) -> dict[str, Any]:
     """What one core can do at best, and what each image asks of it.
 
     Returns:
@@ -312,7 +312,7 @@ PASSES: dict[str, Callable[[Contender, Place], dict[str, Any]]] = {
     "cached": our_pass,
     "crop": crop_pass,
     "model": model_pass,
-    "floor": floor_pass,
+    "lower bound": lower_bound_pass,
 }
 
 

@@ -20,26 +20,26 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(name)
 
 
-def test_shares_of_the_floor_and_ratios(
+def test_fractions_of_the_bound_and_ratios(
     benchmark: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     table = benchmark.Table(workers=2)
-    floor = benchmark.Contender("floor", "floor")
+    bound = benchmark.Contender("lower bound", "lower bound")
     # One form: 1.2 GFLOP at 240 GFLOP/s are 5 ms; with 3 ms of decoding and cropping, 8 ms.
-    table.add(0, floor, {"gflop": 1.2, "gflops": 240.0, "decode": 0.001, "crop": 0.003})
+    table.add(0, bound, {"gflop": 1.2, "gflops": 240.0, "decode": 0.001, "crop": 0.003})
     both = benchmark.Contender("ours, both forms, torch", "ours", benchmark.BOTH)
     one = benchmark.Contender("ours, reparameterized, torch", "ours")
     cached = benchmark.Contender(benchmark.CACHED, "cached")
     crop = benchmark.Contender("part: decode and crop", "crop")
     small = benchmark.Contender(benchmark.SMALL_BATCHES, "timm", benchmark.BOTH[:1])
-    rates = [table.floor_rate(each) for each in (both, one, cached, crop)]
+    rates = [table.bound_rate(each) for each in (both, one, cached, crop)]
     assert rates == pytest.approx([2 / 0.013, 2 / 0.008, 2 / 0.005, 2 / 0.003])
 
     table.add(0, small, {"images": 50, "seconds": 1.0, "classes": [[1, 2]]})
     table.add(0, both, {"images": 100, "seconds": 1.0, "classes": [[1, 2], [1, 3]]})
     table.add(0, one, {"images": 125, "seconds": 1.0, "classes": [[1, 2]]})
-    assert table.shares[both.name] == pytest.approx([100 * 0.013 / 2])
-    assert table.shares[one.name] == pytest.approx([0.5])
+    assert table.fractions[both.name] == pytest.approx([100 * 0.013 / 2])
+    assert table.fractions[one.name] == pytest.approx([0.5])
     assert table.differing == {small.name: 0, both.name: 1, one.name: 0}
     found = benchmark.ratios(table)
     assert found == {f"{both.name} / {small.name} (one form)": [2.0]}
@@ -56,7 +56,7 @@ def test_batch_sizes_and_networks_are_compared(benchmark: Any) -> None:
     ours = benchmark.Contender("", "").network
     for network in (ours, *benchmark.NETWORKS):
         result = {"gflop": 1.0, "gflops": 100.0, "decode": 0.001, "crop": 0.002}
-        table.add(0, benchmark.Contender("floor", "floor", network=network), result)
+        table.add(0, benchmark.Contender("lower bound", "lower bound", network=network), result)
     for contender in benchmark.batches():
         seconds = 2.0 if contender.batch == 1 else 1.0 + (contender.batch != 8)
         table.add(0, contender, {"images": 100, "seconds": seconds, "classes": []})
