@@ -8,10 +8,10 @@ batch to warm up, and then times one whole pass over the images, from files to p
 The contenders take turns, so that a slow spell of the machine meets all of them, and every ratio
 is taken within one turn. All contenders of a network must predict the same classes.
 
-The lower bound is the time that an image would take if nothing but the arithmetic, decoding and cropping
-took any: the operations of the network's deploy form, for each form, at the rate of oneDNN's best
-1x1 convolution on this machine, and the time of decoding and cropping alone. It is measured in
-every turn. A row's fraction of it is how near it comes.
+The lower bound is the time that an image would take if nothing but the arithmetic, decoding and
+cropping took any: the operations of the network's deploy form, for each form, at the rate of
+oneDNN's best 1x1 convolution on this machine, and the time of decoding and cropping alone. It is
+measured in every turn. A row's fraction of it is how near it comes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def networks() -> Iterator[Contender]:
 
 
 def chosen(args: argparse.Namespace) -> list[Contender]:
-    """The contenders of the sections that were asked for; before them the lower bound of each network."""
+    """The contenders of the sections asked for, after the lower bound of each network."""
     from eval.backends import BACKENDS
 
     backends = [name for name in BACKENDS if args.compile or name != "compile"]
@@ -351,7 +351,8 @@ def report(table: Table) -> None:
     """Print the bounds, the rates and the ratios."""
     for network, bounds in table.bounds.items():
         print(
-            f"lower bound, {network}: {spread([f['gflop'] for f in bounds])} GFLOP for an image and form;"
+            f"lower bound, {network}: {spread([f['gflop'] for f in bounds])} GFLOP for an image and"
+            " form;"
             f" one core: {spread([f['gflops'] for f in bounds], 0)} GFLOP/s,"
             f" decoding {spread([1000 * f['decode'] for f in bounds])} ms,"
             f" with resizing and cropping {spread([1000 * f['crop'] for f in bounds])} ms"

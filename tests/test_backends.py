@@ -85,7 +85,8 @@ def test_bf16_is_near(backend: str, forms: dict[str, nn.Module], crops: Crop) ->
             backend, forms, PREPROCESSING, CPU, "bf16", batch_size=BATCH, workers=1
         )
     except UsageError as error:
-        assert "OpenVINO does not support it on this processor" in str(error)
+        if "OpenVINO does not support it on this processor" not in str(error):
+            raise
         pytest.skip("this processor has no bf16 for OpenVINO")
     for form, logits in predictor(crops).items():
         expected = plain(forms[form], crops)
