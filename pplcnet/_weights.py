@@ -23,6 +23,7 @@ from torch import Tensor
 from pplcnet._checkpoint import read_checkpoint
 from pplcnet._errors import WeightsError
 from pplcnet._model import STAGES, PPLCNetV2, RepDepthwise
+from pplcnet._paddle_graph import find_graph
 from pplcnet._reparam import is_reparameterized, reparameterize
 from pplcnet._variants import VARIANTS
 
@@ -76,12 +77,18 @@ def read_weights(path: Path | str) -> Weights:
     """Read a checkpoint without running any code in it.
 
     Args:
-        path: a ``.pdparams``, ``.safetensors``, ``.pth`` or ``.pt`` file; its content decides.
+        path: a ``.pdparams``, ``.safetensors``, ``.pth`` or ``.pt`` file (its content decides), or
+            Paddle's inference model: its folder, ``inference.json`` or ``inference.pdmodel``.
 
     Raises:
         WeightsError: the file is missing, damaged or refused, or its layout is unknown.
     """
     path = Path(path)
+    graph = find_graph(path)
+    if graph is not None:
+        from pplcnet._paddle_inference import read_inference_model  # which imports this module
+
+        return read_inference_model(graph)
     return recognize(read_checkpoint(path), str(path))
 
 
@@ -135,7 +142,7 @@ def load_weights(model: PPLCNetV2, weights: Weights | Path | str) -> None:
             f"{weights.source} is already reparameterized and cannot be turned back into the "
             "unfused form.\nUse --forms reparameterized, or the original, unfused checkpoint."
         )
-    twin = _twin(model.scale, model.depths, model.num_classes, model.in_chans, weights)
+    twin = blank_model(model.scale, model.depths, model.num_classes, model.in_chans, weights)
     state = _matched_state(twin, weights)
     twin.load_state_dict(state)
     if is_reparameterized(model):
@@ -143,10 +150,10 @@ def load_weights(model: PPLCNetV2, weights: Weights | Path | str) -> None:
     model.load_state_dict(twin.state_dict())
 
 
-def _twin(
+def blank_model(
     scale: float, depths: tuple[int, ...], num_classes: int, in_chans: int, weights: Weights
 ) -> PPLCNetV2:
-    """A model of the same size, folded as far as the file is.
+    """A model of the same size with arbitrary weights, folded as far as the file is.
 
     It is made on the CPU although its values do not matter: torch takes a second to set up its meta
     device, and a tenth of that to initialize the largest variant.
@@ -174,12 +181,12 @@ def own_state(weights: Weights, names: Iterable[str]) -> dict[str, Tensor]:
     """
     return {
         ours: _converted(ours, weights.tensors[theirs], weights.layout)
-        for ours, theirs in _names(names, weights.layout).items()
+        for ours, theirs in names_in(names, weights.layout).items()
         if theirs in weights.tensors
     }
 
 
-def _names(names_of_ours: Iterable[str], layout: str) -> dict[str, str]:
+def names_in(names_of_ours: Iterable[str], layout: str) -> dict[str, str]:
     """Map our names to the names in a file, for every tensor that a file must contain."""
     names = {}
     for ours in names_of_ours:
@@ -220,7 +227,7 @@ def _converted(ours: str, value: Tensor, layout: str) -> Tensor:
 
 def _differences(model: PPLCNetV2, weights: Weights) -> list[str]:
     """Missing tensors, unexpected ones and those of another shape; empty if the file fits."""
-    names = _names(model.state_dict(), weights.layout)
+    names = names_in(model.state_dict(), weights.layout)
     missing = [theirs for theirs in names.values() if theirs not in weights.tensors]
     used = set(names.values())
     unexpected = [n for n in weights.tensors if n not in used and not _explained(n, weights)]
@@ -261,7 +268,7 @@ def model_for(weights: Weights) -> PPLCNetV2:
         WeightsError: the checkpoint fits no variant, or holds values that are not finite.
     """
     for variant in VARIANTS.values():
-        twin = _twin(variant.scale, variant.depths, *_classes_and_channels(weights), weights)
+        twin = blank_model(variant.scale, variant.depths, *_classes_and_channels(weights), weights)
         if not _differences(twin, weights):
             model = PPLCNetV2(variant.scale, variant.depths, *_classes_and_channels(weights)).eval()
             if weights.reparameterized:
@@ -281,7 +288,7 @@ def _fitting_variants(weights: Weights) -> str:
         variant.name
         for variant in VARIANTS.values()
         if not _differences(
-            _twin(variant.scale, variant.depths, classes, channels, weights), weights
+            blank_model(variant.scale, variant.depths, classes, channels, weights), weights
         )
     ]
     if not fitting:

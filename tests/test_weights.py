@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pplcnet
 from pplcnet import WeightsError
-from pplcnet._weights import _names, model_for, recognize
+from pplcnet._weights import model_for, names_in, recognize
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def model() -> pplcnet.PPLCNetV2:
 def paddle_state(model: pplcnet.PPLCNetV2) -> dict[str, Tensor]:
     """What PaddleClas would store, placeholders included."""
     state = {}
-    for ours, theirs in _names(model.state_dict(), "paddle").items():
+    for ours, theirs in names_in(model.state_dict(), "paddle").items():
         value = model.state_dict()[ours]
         state[theirs] = value.T.contiguous() if theirs == "fc.weight" else value.clone()
     for name in list(state):
@@ -40,7 +40,7 @@ def paddle_state(model: pplcnet.PPLCNetV2) -> dict[str, Tensor]:
 
 def timm_model(model: pplcnet.PPLCNetV2) -> torch.nn.Module:
     other = timm.create_model("lcnetv2_small", num_classes=10).eval()
-    names = _names(model.state_dict(), "timm")
+    names = names_in(model.state_dict(), "timm")
     state = {theirs: model.state_dict()[ours] for ours, theirs in names.items()}
     state["conv_head.weight"] = state["conv_head.weight"] * 0.8
     other.load_state_dict(state, strict=False)

@@ -63,10 +63,14 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
         ModelError: the checkpoint is missing, damaged, refused, or belongs to another model.
     """
     from pplcnet import count_macs, count_parameters
+    from pplcnet._paddle_graph import files_of, find_graph
 
-    files = identify([path]) if path.is_file() else ()  # if not, the reader reports the problem
-    request = source.request
-    forms, layout = load_forms(source.published.model, path, tuple(request.forms or FORMS), classes)
+    graph = find_graph(path)
+    paths = files_of(graph) if graph else (path,)
+    # If a file is missing, the reader reports the problem.
+    files = identify(paths) if all(each.is_file() for each in paths) else ()
+    wanted = tuple(source.request.forms or ())
+    forms, layout = load_forms(source.published.model, path, wanted, classes)
     subject = Subject(
         name=source.name,
         title=f"PP-LCNetV2 {source.published.model}",
@@ -92,7 +96,8 @@ def load_forms(
     Args:
         model_name: a key of `pplcnet.VARIANTS`.
         path: the checkpoint.
-        wanted: the names of the forms.
+        wanted: the names of the forms; if empty, all of them, or the one that an inference model
+            was exported in.
         classes: number of classes, which is the number of logits.
 
     Returns:
@@ -102,9 +107,16 @@ def load_forms(
         ModelError: the checkpoint is missing, damaged, refused, or belongs to another model.
     """
     import pplcnet
+    from pplcnet._paddle_graph import find_graph
 
     try:
         weights = pplcnet.read_weights(path)
+        layout = f"{weights.layout} layout"
+        if find_graph(path):
+            layout = "Paddle's inference model; softmax, if it ends in it, is left out"
+            if weights.reparameterized:
+                wanted = wanted or ("reparameterized",)
+        wanted = wanted or FORMS
         model = pplcnet.create_model(model_name, num_classes=classes)
         if weights.reparameterized and wanted == ("reparameterized",):
             model = pplcnet.reparameterize(model)
@@ -113,7 +125,7 @@ def load_forms(
         raise ModelError(str(error)) from error
     model.eval()
     make = {"unfused": lambda: model, "reparameterized": lambda: pplcnet.reparameterize(model)}
-    return {form: make[form]() for form in wanted}, f"{weights.layout} layout"
+    return {form: make[form]() for form in wanted}, layout
 
 
 def open_source(request: Request) -> VariantSource:
