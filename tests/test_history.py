@@ -422,11 +422,16 @@ def test_a_lock_that_becomes_free_in_time_is_taken(
     monkeypatch.setattr(files, "PATIENCE", HANG)
     path, source = tmp_path / "history.csv", summary(tmp_path, "next")
     with held(path) as holder:
-        assert holder.stdin is not None
-        end = holder.stdin.close
-        owner = files.lock_owner
-        # Asked for the notice, and so while the lock is held.
-        monkeypatch.setattr(files, "lock_owner", lambda path: (owner(path), end())[0])
+        lock_owner = files.lock_owner
+
+        def asked(path: Path) -> str:
+            """For the notice, and so while the lock is held; then it becomes free."""
+            found = lock_owner(path)
+            assert holder.stdin is not None
+            holder.stdin.close()
+            return found
+
+        monkeypatch.setattr(files, "lock_owner", asked)
         append_history(path, source)
     assert f"process {holder.pid} on {socket.gethostname()}: waiting" in capsys.readouterr().err
     assert run_ids(path) == ["next"]

@@ -462,7 +462,12 @@ def test_an_image_that_cannot_be_shown_ends_nothing() -> None:
 
 def test_50_000_images_are_a_small_page_and_few_are_read(plotted: None) -> None:
     read = []
-    measured = random_measurement(50_000, read=lambda path: (read.append(path), picture(path))[1])
+
+    def counted(path: str) -> bytes:
+        read.append(path)
+        return picture(path)
+
+    measured = random_measurement(50_000, read=counted)
     top = measured.scores["unfused"].top
     top[:20_000, :2] = top[:20_000, 1::-1]
     measured.bad = dict.fromkeys(range(40_000, 45_000), "a reason that is as long as reasons are")
