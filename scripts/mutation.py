@@ -30,7 +30,7 @@ source_paths = ["eval"]
 only_mutate = ["{module}"]
 also_copy = ["eval", "pplcnet", "configs", "docs", "scripts", "tests", "README.md"]
 pytest_add_cli_args_test_selection = {tests}
-pytest_add_cli_args = ["-x", "-q", "--hypothesis-profile=ci"]
+pytest_add_cli_args = ["-x", "-q"]
 timeout_multiplier = 30.0
 timeout_constant = 20.0
 """
@@ -83,7 +83,7 @@ def survivors(folder: Path) -> list[str]:
 
 def noticed(folder: Path, name: str, tests: list[str]) -> bool:
     """Whether a test fails where the mutant is there from the start."""
-    words = [sys.executable, "-m", "pytest", "-x", "-q", "--hypothesis-profile=ci", *tests]
+    words = [sys.executable, "-m", "pytest", "-x", "-q", *tests]
     environment = os.environ | {"MUTANT_UNDER_TEST": name}
     cwd = folder / "mutants"
     return bool(subprocess.run(words, cwd=cwd, env=environment, capture_output=True).returncode)

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis_profiles import pytest_configure as pytest_configure
+from hypothesis_profiles import pytest_report_header as pytest_report_header
 from markupsafe import Markup
 from PIL import Image
 from safetensors.torch import save_file
@@ -26,6 +28,7 @@ import pplcnet
 ROOT = Path(__file__).parents[1]
 MakeVal = Callable[..., Path]  # the fixture `val_folder`
 FILES = {"n01440764": ["a.JPEG", "b.JPEG"], "n01443537": ["c.JPEG"], "n15075141": ["d.JPEG"]}
+HANG = 600  # seconds until a process that a test waits for counts as hanging; never a speed limit
 torch.set_num_threads(1)  # small tensors: threads would only wait for each other
 
 
@@ -126,7 +129,7 @@ def start(module: str, *words: str, **options: Any) -> subprocess.CompletedProce
     """Run one of our modules as a user does: a process of its own."""
     settings: dict[str, Any] = {
         "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
-        "timeout": 120, "check": False,
+        "timeout": HANG, "check": False,
     }  # fmt: skip
     return subprocess.run([sys.executable, "-m", module, *words], **(settings | options))
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FILES, ROOT, MakeVal, jpeg, rows_of, start
+from conftest import FILES, HANG, ROOT, MakeVal, jpeg, rows_of, start
 from safetensors.torch import save_file
 
 import pplcnet
@@ -353,7 +353,7 @@ def test_a_lost_stdout_loses_neither_the_verdict_nor_the_history(
     words += ["--history", tmp_path / "history.csv"]
     line = f"{{ {shlex.join(map(str, words))}; echo $? > {tmp_path / 'code'}; }} {redirection}"
     ran = subprocess.run(
-        ["sh", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        ["sh", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False
     )
     assert (tmp_path / "code").read_text() == f"{code}\n", ran.stderr
     verdict = "FAIL" if code == 1 else "PASS"

@@ -94,20 +94,12 @@ def test_a_module_goes_by_its_own_name() -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["imagenet", "--help"], ["--version"]])
 def test_help_is_quick_and_imports_nothing_heavy(script: Path, words: list[str]) -> None:
-    seconds = []
-    for _ in range(3):  # of the processor: other work on the machine must not fail this test
-        before = os.times()
-        assert run(script, *words).returncode == 0
-        after = os.times()
-        seconds.append(
-            after.children_user + after.children_system
-            - before.children_user - before.children_system
-        )  # fmt: skip
-    assert min(seconds) < 0.5
-
+    """Quick, in what does not depend on the machine: few modules are imported, and all small."""
     found = run("-X", "importtime", script, *words)
+    assert found.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines()}
     assert "eval.cli" in imported
+    assert len(imported) < 300  # Python's own included
     assert not imported & {"torch", "timm", "cv2", "pandas", "matplotlib", "PIL"}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import HANG, ROOT
 
 from eval.cli import run_command
 from eval.errors import DataError, EvalError, LogitsError, ModelError, UsageError
@@ -151,7 +151,9 @@ def child(redirection: str, done: Path, code: int) -> subprocess.CompletedProces
     """A command in a shell, with a redirection; its exit code is the last line of stdout."""
     line = f'{{ "$0" -c "$1" "$2" {code}; echo $? > "$3"; }} {redirection}'
     words = ["sh", "-c", line, sys.executable, SCRIPT, str(done), f"{done}.code"]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

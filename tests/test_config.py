@@ -227,7 +227,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(changes=st.dictionaries(KEYS, VALUES, max_size=4))
 def test_whatever_a_file_says_it_is_refused_or_means_something(changes: dict[str, object]) -> None:
     rows = {"name": "x", "model": "base"} | changes
@@ -249,7 +249,6 @@ def test_whatever_a_file_says_it_is_refused_or_means_something(changes: dict[str
         assert figures
 
 
-@settings(max_examples=100, deadline=None)
 @given(top1=st.floats(0, 100), top5=st.floats(0, 100), images=st.integers(1, 10_000_000))
 def test_figures_that_make_sense_are_taken_as_they_are(
     top1: float, top5: float, images: int

@@ -47,7 +47,8 @@ class Server:
         self.if_range = True  # honour If-Range
         self.shift = 0  # added to the start that Range asks for
         self.always_partial = False  # answer 206 with the end of the file, whatever is asked
-        self.delay = 0.0
+        self.speaks = threading.Event()  # no answer before it is set
+        self.speaks.set()
         self.headers: dict[str, str] = {}
         self.requests: list[tuple[str, str | None]] = []  # method, Range
         self.path = ""  # of the latest request
@@ -87,7 +88,7 @@ class Server:
         self.path = handler.path
         wanted = handler.headers.get("Range")
         self.requests.append((handler.command, wanted))
-        time.sleep(self.delay)
+        self.speaks.wait()
         if self.status != HTTPStatus.OK:
             handler.send_error(self.status)
             return
@@ -117,6 +118,7 @@ class Server:
             handler.wfile.write(self.body[start : start + length])
 
     def close(self) -> None:
+        self.speaks.set()
         self.httpd.shutdown()
         self.httpd.server_close()
         self.thread.join()
@@ -317,7 +319,7 @@ def test_silent_server_is_not_waited_for(
     server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_download, "_TIMEOUT", 0.1)
-    server.delay = 0.5
+    server.speaks.clear()
     assert "timed out" in failure(server, target)
 
 
@@ -328,13 +330,16 @@ def test_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
 
 
 def test_several_at_once_fetch_it_once(server: Server, target: Path) -> None:
-    server.delay = 0.1
+    server.speaks.clear()
     threads = [
         threading.Thread(target=download, args=(server.url, target), kwargs={"progress": False})
         for _ in range(4)
     ]
     for thread in threads:
         thread.start()
+    while not server.requests:  # one of them has the lock, and asks
+        time.sleep(0.01)
+    server.speaks.set()
     for thread in threads:
         thread.join()
     assert target.read_bytes() == server.body
@@ -491,10 +496,11 @@ def test_published_sha256_is_checked(
 
 
 def give_up(name: str) -> str:
-    start = time.perf_counter()
-    with pytest.raises(WeightsError) as caught:
-        fetch_weights(name, progress=False)
-    assert time.perf_counter() - start < 3
+    """The message; nothing is tried again after a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", lambda seconds: pytest.fail(f"it waits for {seconds} s"))
+        with pytest.raises(WeightsError) as caught:
+            fetch_weights(name, progress=False)
     return str(caught.value)
 
 

@@ -21,7 +21,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import FILES, ROOT, MakeVal, rows_of
+from conftest import FILES, HANG, ROOT, MakeVal, rows_of
 from safetensors.torch import save_file
 
 import pplcnet
@@ -300,7 +300,7 @@ def in_thread(action: Callable[[], Any]) -> Any:
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(action()))
     thread.start()
-    thread.join(timeout=100)
+    thread.join(timeout=HANG)
     (result,) = results
     return result
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from conftest import HANG
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_results import HEADER, ranks, sha256, summary_row, write_rows
 
@@ -59,7 +60,9 @@ def test_concurrent_writers_lose_and_mix_nothing(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
+from eval import files
 from eval.results.history import append_history
+files.PATIENCE = 600
 folder, writer = Path(sys.argv[1]), sys.argv[2]
 (folder / f"ready{writer}").touch()
 while not (folder / "go").exists():
@@ -77,7 +80,7 @@ for number in range(25):
     while len(list(tmp_path.glob("ready*"))) < 8:
         assert all(writer.poll() is None for writer in writers)
     (tmp_path / "go").touch()
-    assert [writer.wait(timeout=60) for writer in writers] == [0] * 8
+    assert [writer.wait(timeout=HANG) for writer in writers] == [0] * 8
 
     found = [(row.run_id, row.form) for row in read_rows(tmp_path / "history.csv")]
     assert len(found) == 400
@@ -105,7 +108,7 @@ with FileLock(sys.argv[1] + ".lock"), Path(sys.argv[1]).open("ab") as file:
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    killed = subprocess.run([sys.executable, "-c", code, str(path)], timeout=60, check=False)
+    killed = subprocess.run([sys.executable, "-c", code, str(path)], timeout=HANG, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert b"half" in path.read_bytes()
     assert [row.run_id for row in read_history(path)["base", "unfused"]] == ["first"]
@@ -114,13 +117,16 @@ with FileLock(sys.argv[1] + ".lock"), Path(sys.argv[1]).open("ab") as file:
     assert b"half" not in path.read_bytes()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
-def test_whatever_a_killed_writer_leaves_is_repaired(tmp_path: Path, data: st.DataObject) -> None:
+def test_whatever_a_killed_writer_leaves_is_repaired(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     """A history cut at any byte keeps its whole rows, and takes the next one."""
-    source = summary(tmp_path, "next")
+    folder = tmp_path_factory.mktemp("cut")
+    source = summary(folder, "next")
     rows = [summary_row(ranks(60), run_id=run, command='a "b, c"') for run in ("a", "b")]
-    path = write_rows(tmp_path / "cut.csv", rows)
+    path = write_rows(folder / "cut.csv", rows)
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:cut])
@@ -349,31 +355,32 @@ def test_too_many_variants_are_not_drawn(
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from eval.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 HOLD_UNSIGNED = """
-import sys, time
+import sys
 from filelock import FileLock
 with FileLock(sys.argv[1] + ".lock"):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 @contextmanager
-def held(path: Path, code: str = HOLD) -> Iterator[int]:
-    """Another process has the lock of `path`; gives its number."""
+def held(path: Path, code: str = HOLD) -> Iterator[subprocess.Popen[str]]:
+    """Another process has the lock of `path` until its stdin is closed."""
     command = [sys.executable, "-c", code, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
-            yield holder.pid
+            yield holder
         finally:
             holder.kill()
 
@@ -388,8 +395,10 @@ def test_a_lock_that_somebody_holds_is_named_and_given_up(
     monkeypatch.setattr(files, "NOTICE", 0.1)
     monkeypatch.setattr(files, "PATIENCE", 0.3)
     path, source = tmp_path / "history.csv", summary(tmp_path, "next")
-    with held(path, code) as pid:
-        who = f"process {pid} on {socket.gethostname()}" if code == HOLD else "another process"
+    with held(path, code) as holder:
+        who = (
+            f"process {holder.pid} on {socket.gethostname()}" if code == HOLD else "another process"
+        )
         assert history.main([str(path), "--add", str(source)]) == 2
         told = capsys.readouterr().err.splitlines()
         assert told == [
@@ -409,12 +418,22 @@ def test_the_documented_patience() -> None:
 def test_a_lock_that_becomes_free_in_time_is_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "NOTICE", 0.1)
+    monkeypatch.setattr(files, "NOTICE", 0)
+    monkeypatch.setattr(files, "PATIENCE", HANG)
     path, source = tmp_path / "history.csv", summary(tmp_path, "next")
-    code = HOLD.replace("sleep(60)", "sleep(1)")
-    with held(path, code):
+    with held(path) as holder:
+        lock_owner = files.lock_owner
+
+        def asked(path: Path) -> str:
+            """For the notice, and so while the lock is held; then it becomes free."""
+            found = lock_owner(path)
+            assert holder.stdin is not None
+            holder.stdin.close()
+            return found
+
+        monkeypatch.setattr(files, "lock_owner", asked)
         append_history(path, source)
-    assert "waiting up to 60 s" in capsys.readouterr().err
+    assert f"process {holder.pid} on {socket.gethostname()}: waiting" in capsys.readouterr().err
     assert run_ids(path) == ["next"]
     assert (tmp_path / "history.csv.lock").read_text() == "", "nobody holds it any more"
 
@@ -440,7 +459,7 @@ def test_ctrl_c_while_waiting_says_what_was_not_done(tmp_path: Path) -> None:
         assert "waiting up to 60 s" in waiting.stderr.readline()
         waiting.send_signal(signal.SIGINT)
         told = waiting.stderr.read()
-        assert waiting.wait(timeout=30) == 130
+        assert waiting.wait(timeout=HANG) == 130
     assert told.splitlines() == [
         f"The result was not added to {path}. Later: python -m eval.history {path} --add {source}",
         "interrupted",

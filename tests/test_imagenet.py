@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FILES, ROOT, MakeVal, jpeg, rows_of, start
+from conftest import FILES, HANG, ROOT, MakeVal, jpeg, rows_of, start
 from safetensors.torch import save_file
 
 import pplcnet
@@ -23,6 +23,9 @@ from eval.imagenet import main
 from eval.judge.early import Stopper
 from eval.measure.journal import Records
 from eval.results.schema import SUMMARY_COLUMNS
+
+PAUSED = str(ROOT / "tests" / "paused_run.py")
+OURS = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def arguments(data: Path, weights: Path, output: Path, *more: str) -> list[str]:
@@ -266,10 +269,9 @@ def test_unwritable_output(
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_help_is_fast_and_complete() -> None:
-    started = time.perf_counter()
+def test_help_is_complete() -> None:
+    """That it is quick is tested with the console script."""
     shown = start("eval.imagenet", "--help")
-    assert time.perf_counter() - started < 0.5 * 4, "four times the promise: machines are shared"
     assert shown.returncode == 0
     for option in ("--data", "--variant", "--weights", "--forms", "--preprocess", "--limit"):
         assert option in shown.stdout
@@ -306,8 +308,8 @@ def test_a_killed_run_continues_to_the_same_bytes(
     assert main(whole) == 0
     words = arguments(data, weights, tmp_path / "out", "--batch-size", "2")
     process = subprocess.Popen(
-        [sys.executable, "-m", "eval.imagenet", *words, "--workers", "1"],  # time to be killed in
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, PAUSED, *words],
+        cwd=ROOT, env=OURS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # A shell's background job ignores Ctrl-C, and so would what it starts.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
@@ -315,7 +317,7 @@ def test_a_killed_run_continues_to_the_same_bytes(
     while process.poll() is None and not (journal.exists() and journal.stat().st_size):
         time.sleep(0.01)
     process.send_signal(kind)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=HANG)
     if kind == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:
@@ -374,7 +376,7 @@ def test_torchrun_gives_the_same_rows(
     words = arguments(data, weights, tmp_path / "many", "--batch-size", "4")
     shown = subprocess.run(
         [*torchrun, "-m", "eval.imagenet", *words],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("PARTIAL  unfused") == 1
@@ -436,7 +438,7 @@ def test_processes_stop_together(val_folder: MakeVal, weights: Path, tmp_path: P
     words = early_words(val_folder, weights, tmp_path, "two")
     shown = subprocess.run(
         [*torchrun, "-m", "eval.imagenet", *words],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     assert "exit code 1 (torchrun itself exits with 1)" in shown.stderr
     assert shown.stdout.count("ended early") == 1
@@ -469,15 +471,16 @@ def test_a_rank_that_dies_ends_the_run_and_loses_nothing(
     data = many(val_folder, 200)
     assert main(arguments(data, weights, tmp_path / "whole", "--batch-size", "2")) == 0
     words = arguments(data, weights, tmp_path / "out", "--batch-size", "2")
-    run = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "eval.imagenet", *words]
+    run = ["-m", "torch.distributed.run", "--nproc-per-node", "2", PAUSED, *words]
     process = subprocess.Popen(
-        [sys.executable, *run], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, *run],
+        cwd=ROOT, env=OURS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     journals = [tmp_path / "out" / "journal" / f"{rank}.bin" for rank in (0, 1)]
     while process.poll() is None and not all(j.exists() and j.stat().st_size for j in journals):
         time.sleep(0.01)
     os.kill(rank_processes(tmp_path / "out")[1], signal.SIGKILL)
-    _, error = process.communicate(timeout=100)
+    _, error = process.communicate(timeout=HANG)
     assert process.returncode == 1
     assert "exitcode  : -9" in error.replace("exitcode : -9", "exitcode  : -9")
     assert "rank      : 1" in error

@@ -75,7 +75,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", REFERENCE)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(st.integers(20, 420), st.integers(20, 420))
 def test_any_size(name: str, height: int, width: int) -> None:
     data = jpeg(noise(height, width), quality=90)

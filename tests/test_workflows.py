@@ -48,6 +48,7 @@ def compared(path: Path) -> list[list[str]]:
 
 
 accuracy = load(ROOT / ".github" / "workflows" / "accuracy.yml")
+tests = load(ROOT / ".github" / "workflows" / "tests.yml")
 
 
 def test_there_are_workflows() -> None:
@@ -136,8 +137,17 @@ def test_the_scripts_that_workflows_call_exist() -> None:
         for word in step.get("run", "").split()
         if word.startswith("scripts/")
     ]
-    assert sorted(called) == ["scripts/check", "scripts/test"]
+    assert sorted(called) == ["scripts/check", "scripts/test", "scripts/test"]
     assert all((ROOT / name).is_file() for name in called)
+
+
+def test_fresh_examples_of_the_property_tests_are_a_job_of_their_own() -> None:
+    runs = {
+        name: [step["run"] for step in job["steps"] if "fresh" in step.get("run", "")]
+        for name, job in tests["jobs"].items()
+    }
+    assert {name for name, commands in runs.items() if commands} == {"fresh"}
+    assert runs["fresh"] == ["bash scripts/test -m hypothesis --hypothesis-profile=fresh"]
 
 
 @pytest.mark.parametrize(
