@@ -239,7 +239,7 @@ def resized(picture: Picture, recipe: Recipe) -> Picture:
     Raises:
         BadImage: see `check_resized`; or there is not enough memory.
     """
-    size = _size_of(picture)
+    size = size_of(picture)
     target = target_size(size, recipe)
     if target == size:
         return picture
@@ -286,7 +286,7 @@ def _resized_tensor(image: Crop, target: tuple[int, int], recipe: Recipe) -> Cro
     return pixels
 
 
-def _size_of(picture: Picture) -> tuple[int, int]:
+def size_of(picture: Picture) -> tuple[int, int]:
     """Width and height."""
     if isinstance(picture, Image.Image):
         return picture.size
@@ -313,7 +313,7 @@ def cut(picture: Picture, recipe: Recipe) -> Crop:
     size = recipe.size
     left, top = (
         _OFFSET[recipe.offset](side - size) + shift
-        for side, shift in zip(_size_of(picture), recipe.shift, strict=True)
+        for side, shift in zip(size_of(picture), recipe.shift, strict=True)
     )
     with bad_image_errors():
         if isinstance(picture, Image.Image):
