@@ -297,7 +297,7 @@ def test_a_search_takes_at_most_15_passes(images: int, forms: tuple[str, ...]) -
     assert predicted <= 15 * images * len(forms)
     assert sum(t.images == images for t in findings.trials if "labels" not in t.name) >= 3
     tried = [t for t in findings.trials if len(t.changes) == 1]
-    assert all(t.images >= (5 if t.is_elsewhere else 20) for t in tried), "every change is looked at"
+    assert all(t.images >= (5 if t.is_elsewhere else 20) for t in tried), "each is looked at"
 
 
 # --- Parts --------------------------------------------------------------------------------------

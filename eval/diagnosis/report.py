@@ -203,10 +203,11 @@ def _share(correct: int, images: int) -> str:
 def _table(findings: Findings) -> Iterator[str]:
     """The most promising setups that were tried."""
     tried = [trial for trial in findings.trials if trial.images]
-    yield f"{'tried':<42} {'images':>6} {'correct':>7} {'gained':>6} {'lost':>4} {'corrected p':>11}"
+    header = f"{'tried':<40} {'images':>6} {'correct':>7} {'gained':>6} {'lost':>4}"
+    yield f"{header} {'corrected p':>11}"
     for trial in tried[:SHOWN]:
         yield (
-            f"{trial.name:<42} {trial.images:6,} {trial.correct:7,} {trial.gained:6,} "
+            f"{trial.name:<40} {trial.images:6,} {trial.correct:7,} {trial.gained:6,} "
             f"{trial.lost:4,} {trial.p_corrected:11.2g}"
         )
     if len(tried) > SHOWN:
@@ -229,7 +230,8 @@ def _conclusion(diagnosis: Diagnosis) -> Iterator[str]:
                 f"tell the two apart. {_more_images(row.images)}"
             )
         if diagnosis.is_too_low(best.correct):
-            yield f"That is still {diagnosis.why_too_low(best.correct)}: something else is wrong, too."
+            why = diagnosis.why_too_low(best.correct)
+            yield f"That is still {why}: something else is wrong, too."
         return
     if diagnosis.outcome == "unexplained":
         tried = {change.name for t in findings.trials if t.images for change in t.changes}

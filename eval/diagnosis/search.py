@@ -2,10 +2,10 @@
 
 Every single change is tried on a few images, the promising ones on more and the best on the whole
 sample; then pairs of the promising ones. What libraries do differently is tried in the configured
-library and, on fewer images, in the other one. What counts in the end is paired: the images that a change
-gains against those that it loses, by McNemar's exact test, corrected for the number of setups that
-were tried (Bonferroni-Holm; half of the error for single changes, half for pairs). Dropping a setup
-early can only cost power: it stays in the number that is corrected for.
+library and, on fewer images, in the other one. What counts in the end is paired: the images that a
+change gains against those that it loses, by McNemar's exact test, corrected for the number of
+setups that were tried (Bonferroni-Holm; half of the error for single changes, half for pairs).
+Dropping a setup early can only cost power: it stays in the number that is corrected for.
 
 The work is limited, so that a search takes no more than 15 times one pass over the sample: where a
 stage would make more predictions than it may, its least promising setups are left out.
@@ -322,7 +322,8 @@ def _pair_trials(bench: Bench, singles: Sequence[Trial]) -> Iterator[Trial]:
     costly = [t for t in singles if not (t.changes[0].is_about_labels or t.is_elsewhere)]
     labels = [trial for trial in singles if trial.changes[0].is_about_labels]
     looked = [t for t in singles if t.is_elsewhere and t.images > ELSEWHERE_LOOK]
-    promising = sorted((t for t in [*costly, *looked] if t.images), key=_promise, reverse=True)[:PAIRED]
+    tried = [trial for trial in [*costly, *looked] if trial.images]
+    promising = sorted(tried, key=_promise, reverse=True)[:PAIRED]
     chosen = [*itertools.combinations(promising, 2), *itertools.product(costly, labels)]
     seen = {trial.setup for trial in singles} | set(bench.as_is.values())
     for first, second in chosen:

@@ -25,7 +25,7 @@ from eval.config import IMAGENET_VAL_IMAGES, OtherResult, VariantConfig
 from eval.errors import ModelError, UsageError
 from eval.images.labels import examples, shown
 from eval.images.preprocess import Crop, Preprocess, bad_image_errors, open_rgb, table_of
-from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify
+from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify, published_of
 from eval.progress import Event, Observer
 from eval.recipe import INTERPOLATIONS, OWN, Recipe
 from eval.request import Request
@@ -42,8 +42,6 @@ _COLUMNS = ("model", "img_size", "top1", "top5", "crop_pct", "interpolation")
 
 class TimmSource(RequestedImages):
     """A timm model."""
-
-    preprocess = OWN
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
@@ -76,7 +74,7 @@ class TimmSource(RequestedImages):
             files=files,
             forms=forms,
             preprocess=preprocess,
-            published=self.published,
+            published=published_of(self),
             **counts(forms, preprocess.size),
         )
         subject.check_unchanged()  # the hash must be that of the bytes that were read

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.config import IMAGENET_VAL_IMAGES, Reference, VariantConfig
 from eval.errors import ModelError, UsageError
-from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify
+from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify, published_of
 from eval.progress import Event, Observer
 from eval.recipe import OWN, Recipe
 from eval.request import Request
@@ -31,8 +31,6 @@ SET = "ImageNet-1K"  # torchvision's name of the validation set in the weights e
 
 class TorchvisionSource(RequestedImages):
     """A torchvision model and an entry of its weights enum."""
-
-    preprocess = "torchvision-weights"
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
@@ -65,7 +63,7 @@ class TorchvisionSource(RequestedImages):
             files=files,
             forms=forms,
             preprocess=preprocess,
-            published=self.published,
+            published=published_of(self),
             **counts(forms, preprocess.size),
         )
         subject.check_unchanged()
