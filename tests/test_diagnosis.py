@@ -176,7 +176,7 @@ def test_a_wrong_normalization(table: str, answers: KnownAnswers, valset: ValSet
 
 
 @pytest.mark.slow
-def test_the_models_own_normalisation(answers: KnownAnswers, valset: ValSet) -> None:
+def test_the_models_own_normalization(answers: KnownAnswers, valset: ValSet) -> None:
     own = Preprocess.of(replace(TORCHVISION, std=tuple(value / 1.3 for value in TORCHVISION.std)))
     net = answers.fitted(answers.as_is)
     with torch.no_grad():
