@@ -10,13 +10,16 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from eval.errors import UsageError
+from eval.recipe import NAMED, OWN, parse
+
+T = TypeVar("T")
 
 IMAGENET_VAL_IMAGES = 50_000
 VAL_SET = "ILSVRC2012 validation"  # what reported figures were measured on
@@ -74,8 +77,8 @@ class VariantConfig:
         name: its name in the reports, and for ``--weights auto``.
         model: a key of `pplcnet.VARIANTS`, ``timm:NAME`` or ``torchvision:NAME``.
         images: number of images in the full set; runs on fewer images are not compared.
-        reference: by name of the preprocessing; the entry "" is for all others.
-        tolerance: by name of the preprocessing; without a tolerance, a run is not gated.
+        reference: by the text of a recipe; "own": the model's own, "": all others.
+        tolerance: by the text of a recipe, or "own"; without a tolerance, a run is not gated.
         others: third-party results.
         reference_word: the word for the reference in reports.
     """
@@ -91,6 +94,16 @@ class VariantConfig:
     def reference_for(self, preprocess: str) -> Reference | None:
         """The reference for a run with this preprocessing, if there is one."""
         return self.reference.get(preprocess, self.reference.get(""))
+
+    def with_own(self, recipe: str) -> VariantConfig:
+        """With the entries of the model's own recipe under its name, unless that has its own."""
+
+        def named(rows: Mapping[str, T]) -> Mapping[str, T]:
+            return {recipe if name == OWN else name: row for name, row in rows.items()} | {
+                name: row for name, row in rows.items() if name != OWN
+            }
+
+        return replace(self, reference=named(self.reference), tolerance=named(self.tolerance))
 
     def others_on(self, image_set: str) -> list[OtherResult]:
         """The third-party results on the image set of this name."""
@@ -138,9 +151,10 @@ def load_config(path: Path) -> VariantConfig:
     except ValueError as error:  # not UTF-8, not TOML, or a number of thousands of digits
         raise UsageError(f"{path} cannot be read: {error}.") from error
     try:
-        return msgspec.convert(table, _File).config()
+        file = msgspec.convert(table, _File)
     except msgspec.ValidationError as error:
         raise UsageError(f"{path}: {_explain(str(error), table)}") from None
+    return file.config(_tolerances(path, file))
 
 
 # The schema of a file. Each class is a table in it. `__post_init__` checks what concerns more than
@@ -173,18 +187,6 @@ class _ToleranceTable(_Table):
     reason: _Text
 
 
-class _TolerancesTable(_Table):
-    """By name of the preprocessing: those of ``--preprocess``, and the libraries' own."""
-
-    torchvision: _ToleranceTable | None = None
-    paddle: _ToleranceTable | None = None
-    squash: _ToleranceTable | None = None
-    timm: _ToleranceTable | None = None
-    torchvision_weights: _ToleranceTable | None = msgspec.field(
-        default=None, name="torchvision-weights"
-    )
-
-
 class _OtherTable(_Table):
     name: _Text
     source: _Text
@@ -202,7 +204,7 @@ class _File(_Table):
     model: str
     images: Annotated[int, msgspec.Meta(ge=1, le=_MAX_IMAGES)] = IMAGENET_VAL_IMAGES
     reference: _ReferenceTable | None = None
-    tolerance: _TolerancesTable = msgspec.field(default_factory=_TolerancesTable)
+    tolerance: dict[str, Any] = msgspec.field(default_factory=dict)  # see `_tolerances`
     others: tuple[_OtherTable, ...] = ()
 
     def __post_init__(self) -> None:
@@ -211,26 +213,47 @@ class _File(_Table):
         _check_name(self.name)
         if not self.model.startswith(LIBRARIES):
             _check_known("model", self.model, VARIANTS)
-        for name, row in self._tolerances().items():
-            if row.images > self.images:
-                raise ValueError(
-                    f"tolerance.{name}.images = {row.images}: more than images = {self.images}"
-                )
 
-    def _tolerances(self) -> dict[str, _ToleranceTable]:
-        rows = msgspec.structs.asdict(self.tolerance)
-        return {n.replace("_", "-"): row for n, row in rows.items() if row is not None}
-
-    def config(self) -> VariantConfig:
+    def config(self, tolerance: Mapping[str, Tolerance]) -> VariantConfig:
         fields = msgspec.structs.asdict
         return VariantConfig(
             name=self.name,
             model=self.model,
             images=self.images,
             reference={"": Reference(**fields(self.reference))} if self.reference else {},
-            tolerance={name: Tolerance(**fields(row)) for name, row in self._tolerances().items()},
+            tolerance=tolerance,
             others=tuple(OtherResult(**fields(row)) for row in self.others),
         )
+
+
+def _tolerances(path: Path, file: _File) -> dict[str, Tolerance]:
+    """By the text of a recipe, which a table's name may write otherwise, or `OWN`.
+
+    Raises:
+        UsageError: a table is of no recipe, or there are two of one, or it has an invalid value.
+    """
+    found: dict[str, Tolerance] = {}
+    for name, value in file.tolerance.items():
+        try:
+            text = OWN if name == OWN else parse(name).text
+        except UsageError:
+            known = [*NAMED, OWN]
+            raise UsageError(
+                f"{path}: tolerance: {name} = {_shortened(value)}: unknown key.{_hint(name, known)}"
+            ) from None
+        try:
+            row = msgspec.convert(value, _ToleranceTable)
+        except msgspec.ValidationError as error:
+            root = f"tolerance.{name}"
+            raise UsageError(f"{path}: {_explain(str(error), value, root)}") from None
+        if row.images > file.images:
+            raise UsageError(
+                f"{path}: tolerance.{name}.images = {row.images}: more than images = {file.images}."
+            )
+        if text in found:
+            raise UsageError(f"{path}: tolerance: {name}: there are two for the recipe {text}.")
+        found[text] = Tolerance(row.images, row.reason)
+    return found
 
 
 def _check_name(name: str) -> None:
@@ -278,22 +301,24 @@ _TYPES = {
 }
 
 
-def _explain(message: str, table: dict[str, Any]) -> str:
+def _explain(message: str, table: Any, root: str = "") -> str:
     """Reword a message of msgspec, adding the key and the value.
 
     Args:
         message: such as "Expected `int` >= 1 - at `$.tolerance.paddle.images`".
-        table: the file's content.
+        table: the file's content, or a table in it.
+        root: the path of that table.
     """
     problem, _, path = message.rpartition(" - at `$")
     problem, path = (problem, path.strip("`.")) if problem else (message, "")
-    where = f"{path}: " if path else ""
+    full = ".".join(filter(None, (root, path)))
+    where = f"{full}: " if full else ""
     try:
         value = _value_at(path, table)
         if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL):
             key = unknown[1]
             shown = key if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", key) else _shortened(key)
-            known = _keys_of(path)
+            known = _keys_of(full)
             return f"{where}{shown} = {_shortened(value[key])}: unknown key.{_hint(key, known)}"
     except (KeyError, IndexError, TypeError):  # a key that looks like one of msgspec's messages
         return f"{_shortened(message)}."
@@ -303,7 +328,7 @@ def _explain(message: str, table: dict[str, Any]) -> str:
         return f"{where}{problem.removesuffix('.')}."
     expected = re.sub(r"( \| null)?`(, got .*)?", "", problem.removeprefix("Expected `"))
     kind, _, rest = expected.partition(" ")
-    return f"{path} = {_shortened(value)}: expected {f'{_TYPES[kind]} {rest}'.strip()}."
+    return f"{full} = {_shortened(value)}: expected {f'{_TYPES[kind]} {rest}'.strip()}."
 
 
 def _value_at(path: str, table: dict[str, Any]) -> Any:
@@ -318,7 +343,6 @@ def _keys_of(path: str) -> tuple[str, ...]:
     tables: dict[str, type[_Table]] = {
         "": _File,
         "reference": _ReferenceTable,
-        "tolerance": _TolerancesTable,
         "others": _OtherTable,
     }
     return tables.get(path.partition("[")[0], _ToleranceTable).__struct_fields__

@@ -16,8 +16,8 @@ from pathlib import Path
 from eval.backends.formats import EXPORTS
 from eval.cli import program, run_command
 from eval.errors import UsageError
-from eval.options import positive
-from eval.request import FORMS, PREPROCESSES
+from eval.options import add_preprocess_option, positive
+from eval.request import FORMS
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--form", choices=FORMS, help="default: reparameterized, where the model has it")
     add("--format", default="onnx", metavar="LIST", help=f"of {', '.join(EXPORTS)}; default onnx")
     add("--opset", type=positive, default=18, metavar="N", help="of ONNX (default %(default)s)")
-    add("--preprocess", choices=PREPROCESSES, help="default: the model's own")
+    add_preprocess_option(parser)
     add("--images", type=Path, metavar="PATH", help="images to compare on; default noise")
     add("--int8", action="store_true", help="also write int8 files")
     add("--calibrate", type=Path, metavar="PATH", help="validation set to calibrate int8 on")

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from eval.config import builtin_variants
-from eval.request import FORMS, PRECISIONS, PREPROCESSES
+from eval.recipe import NAMED, OWN
+from eval.request import FORMS, PRECISIONS
 
 
 def add_subject_options(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +40,7 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
         "...); default auto: from the cache, else downloaded",
     )
     add("--forms", metavar="LIST", help=f"default {','.join(FORMS)}, if the model has both")
-    add(
-        "--preprocess",
-        choices=PREPROCESSES,
-        help=f"default {PREPROCESSES[0]}; with --model, the model's own",
-    )
+    add_preprocess_option(parser)
     add("--labels", type=Path, metavar="FILE", help="labels of flat files: lines of `name index`")
     add(
         "--classes",
@@ -57,6 +54,17 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="timm's table of results: show the row of the model",
+    )
+
+
+def add_preprocess_option(parser: argparse.ArgumentParser) -> None:
+    """How images become the input of the model."""
+    parser.add_argument(
+        "--preprocess",
+        metavar="RECIPE",
+        help=f"{', '.join(NAMED)} or {OWN} (the model's own; the default), with single steps as "
+        "in torchvision,resize=235,interpolation=bicubic; or a file: preprocessor_config.json, "
+        "inference.yml, or the same keys in .toml (docs/preprocessing.md)",
     )
 
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from eval.config import VariantConfig, load_config, load_variant
 from eval.errors import UsageError
+from eval.recipe import Recipe
+from eval.recipe_files import recipe_of
 
 DEFAULT_VARIANT = "base_ssld"
 FORMS = ("unfused", "reparameterized")
-PREPROCESSES = ("torchvision", "paddle", "squash")
-OWN = "own"  # the model's own preprocessing
 PRECISIONS = ("fp32", "bf16", "fp16")
 ON_BAD_IMAGE = ("fail", "record")
 LARGEST_BATCH = 4096  # images; of each worker, 600 MB as uint8 crops of 224 pixels
@@ -70,7 +70,8 @@ class Request:
         model: a classifier of a library instead: ``timm:NAME`` or ``torchvision:NAME``.
         weights: a checkpoint or an exported file; ``auto``: the cache, else a download.
         forms: ``unfused``, ``reparameterized`` or both (a list, or a string with a comma).
-        preprocess: ``torchvision``, ``paddle`` or ``squash``; None: the model's own.
+        preprocess: the text of a recipe, ``NAME[,key=value,...]`` (see `eval.recipe`), or a file
+            that says one; None, or ``own``: the model's own.
         backend: what computes the logits; None: torch, or the exported file's own runtime.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
@@ -105,7 +106,7 @@ class Request:
     model: str | None = None
     weights: Path | str = "auto"
     forms: Sequence[str] | str | None = None
-    preprocess: str | None = None
+    preprocess: Path | str | None = None
     backend: str | None = None
     device: str = "auto"
     precision: str = "fp32"
@@ -162,16 +163,13 @@ class Request:
                 raise UsageError("--hub-benchmark writes beside --model-card FILE: name one.")
 
     def _check_values(self) -> None:
-        choices = {
-            "precision": PRECISIONS,
-            "on_bad_image": ON_BAD_IMAGE,
-            "preprocess": (None, *PREPROCESSES),
-        }
-        for name, known in choices.items():
+        for name, known in {"precision": PRECISIONS, "on_bad_image": ON_BAD_IMAGE}.items():
             value = getattr(self, name)
             if value not in known:
-                listed = ", ".join(filter(None, known))
+                listed = ", ".join(known)
                 raise UsageError(f"--{name.replace('_', '-')} {value}: use one of {listed}.")
+        if self.preprocess is not None:
+            recipe_of(self.preprocess, own=Recipe())
         for name in ("batch_size", "workers", "limit"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or value < 1):

@@ -18,7 +18,7 @@ from eval.config import (
     builtin_variants,
 )
 from eval.options import add_array_options
-from eval.request import PREPROCESSES
+from eval.recipe_files import recipe_of
 
 EPILOG = """
 PREDICTIONS is one of:
@@ -67,6 +67,11 @@ def _main(arguments: Sequence[str]) -> int:
     return evaluation.exit_code
 
 
+def _recipe(text: str) -> str:
+    """The text of a recipe, as the reports name it."""
+    return text if text == UNKNOWN else recipe_of(text).text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program("score"),
@@ -84,9 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help="your own configuration file instead")
     add(
         "--preprocess",
-        choices=(UNKNOWN, *PREPROCESSES),
+        type=_recipe,
         default=UNKNOWN,
-        help="the preprocessing that the device used",
+        metavar="RECIPE",
+        help="the preprocessing that the device used: torchvision, paddle, ... "
+        "(docs/preprocessing.md)",
     )
     add(
         "--precision",

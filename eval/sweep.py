@@ -22,7 +22,9 @@ from eval.config import load_variant
 from eval.errors import UsageError
 from eval.files import write_atomically
 from eval.options import positive
-from eval.request import FORMS, ON_BAD_IMAGE, OWN, PRECISIONS, PREPROCESSES
+from eval.recipe import OWN, Recipe, split_list
+from eval.recipe_files import recipe_of
+from eval.request import FORMS, ON_BAD_IMAGE, PRECISIONS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         "--preprocess",
         default=OWN,
         metavar="LIST",
-        help="own (the model's own), torchvision, paddle, squash; default %(default)s",
+        help="recipes, as of eval.imagenet: own, torchvision, paddle, squash, paddle,crop=288 "
+        "...; default %(default)s",
     )
     add(
         "--limit",
@@ -131,7 +134,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "forms": FORMS,
         "backend": BACKENDS,
         "precision": PRECISIONS,
-        "preprocess": (OWN, *PREPROCESSES),
     }
     for option, names in known.items():
         chosen = getattr(args, option).split(",")
@@ -139,6 +141,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if unknown:
             raise UsageError(f"--{option} {','.join(unknown)}: use {', '.join(names)}.")
         setattr(args, option, chosen)
+    args.preprocess = split_list(args.preprocess)
+    for recipe in args.preprocess:
+        recipe_of(recipe, own=Recipe())
     if args.plot and not args.latency:
         raise UsageError("--plot draws the latency: add --latency.")
     args.variant = args.variant.split(",")

@@ -126,7 +126,7 @@ def subject_of(
 def machine(
     preprocess: Preprocess, precision: str = "fp32", own: Preprocess | None = None
 ) -> Machine:
-    return Machine("torch", precision, torch.device("cpu"), 10, 1, (own or preprocess).table)
+    return Machine("torch", precision, torch.device("cpu"), 10, 1, own or preprocess)
 
 
 def bench_of(subject: Subject, valset: ValSet, how: Machine) -> ModelBench:
@@ -194,7 +194,7 @@ def known_answers(valset: ValSet, preprocess: Preprocess) -> KnownAnswers:
     plain = list(dict.fromkeys(replace(setup, labels="") for setup in setups))
     everything = range(len(valset.samples))
     features = {
-        setup: bench._predict(setup, bench._crops([setup], everything)[setup.recipe])
+        setup: bench._predict(setup, bench._crops([setup], everything)[setup.recipe.pixels])
         for setup in plain
         if "transposed-classifier" not in setup.edits
     }

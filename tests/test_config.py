@@ -13,7 +13,6 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import eval.config as config_module
 import pplcnet
 from eval.config import (
     OtherResult,
@@ -25,7 +24,6 @@ from eval.config import (
     load_variant,
 )
 from eval.errors import UsageError
-from eval.images.preprocess import PREPROCESS
 from eval.images.sets import VAL
 
 
@@ -119,9 +117,31 @@ def test_what_is_left_out(tmp_path: Path) -> None:
     assert reference == Reference("y", 3.0, None, gated=True)
 
 
-def test_tolerances_go_by_the_names_of_preprocessings() -> None:
-    names = {name.replace("_", "-") for name in config_module._TolerancesTable.__struct_fields__}
-    assert names == {*PREPROCESS, "timm", "torchvision-weights"}
+def test_tolerances_go_by_recipes_however_they_are_written(tmp_path: Path) -> None:
+    table = '[tolerance."{}"]\nimages = {}\nreason = "z"\n'
+    written = ("own", "torchvision,exif=off,resize=235", "paddle,resize=256x256", "raw")
+    path = tmp_path / "x.toml"
+    path.write_text(TOP + "".join(table.format(name, i) for i, name in enumerate(written)))
+    assert {name: row.images for name, row in load_config(path).tolerance.items()} == {
+        "own": 0, "torchvision,resize=235": 1, "squash": 2, "raw": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm", "tolerance: timm = {'images': 1, 'reason': 'z'}: unknown key. Available: torchv"),
+        ("paddle,resize", "tolerance: paddle,resize = {'images': 1, 'reason': 'z'}: unknown key."),
+        ("torchvision,resize=256", "there are two for the recipe torchvision."),
+    ],
+)
+def test_tolerances_of_no_recipe_or_of_two(tmp_path: Path, name: str, message: str) -> None:
+    path = tmp_path / "x.toml"
+    table = '[tolerance."{}"]\nimages = 1\nreason = "z"\n'
+    path.write_text(TOP + table.format("torchvision") + table.format(name))
+    with pytest.raises(UsageError) as caught:
+        load_config(path)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -285,12 +305,18 @@ def test_a_configuration_of_a_library_s_model(tmp_path: Path) -> None:
     path.write_text(
         'name = "flowers"\nmodel = "timm:resnet10t"\nimages = 102\n'
         '[reference]\nsource = "ours"\ntop1 = 90.0\n'
-        '[tolerance.timm]\nimages = 2\nreason = "x"\n'
-        '[tolerance.torchvision-weights]\nimages = 3\nreason = "y"\n'
+        '[tolerance.own]\nimages = 2\nreason = "x"\n'
+        '[tolerance.paddle]\nimages = 3\nreason = "y"\n'
     )
     config = load_config(path)
     assert config.model == "timm:resnet10t"
     assert {name: row.images for name, row in config.tolerance.items()} == {
-        "timm": 2,
-        "torchvision-weights": 3,
+        "own": 2,
+        "paddle": 3,
     }
+    named = config.with_own("torchvision,resize=248")
+    assert {name: row.images for name, row in named.tolerance.items()} == {
+        "torchvision,resize=248": 2,
+        "paddle": 3,
+    }
+    assert config.with_own("paddle").tolerance["paddle"].images == 3  # what is named counts

@@ -74,7 +74,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def theirs(name: str, root: Path) -> torch.Tensor:
     """Logits of timm's model on what timm's transforms make of the images."""
     model = made(name)
-    config = timm.data.resolve_data_config({}, model=model)
+    config = timm.data.resolve_data_config({}, model=model, use_test_size=True)
     transform = timm.data.create_transform(**config, is_training=False)
     batch = [transform(Image.open(path).convert("RGB")) for path in sorted(root.glob("*/*"))]
     with torch.inference_mode():
@@ -112,7 +112,7 @@ def run(name: str, root: Path, weights: Path, output: Path, *more: str) -> int:
 )
 def test_pixels_are_timms(name: str, size: int, photos: Path) -> None:
     preprocess = preprocess_of(made(name))
-    config = timm.data.resolve_data_config({}, model=made(name))
+    config = timm.data.resolve_data_config({}, model=made(name), use_test_size=True)
     transform = timm.data.create_transform(**config, is_training=False)
     assert preprocess.size == size
     for path in photos.glob("*/*"):
@@ -141,13 +141,18 @@ def test_predictions_are_timms(
     summary = rows_of(tmp_path / "out/summary.csv")
     assert [row["form"] for row in summary] == forms
     assert {row["variant"] for row in summary} == {timm_variant(f"timm:{name}", None).name}
-    assert {row["preprocess"] for row in summary} == {"timm"}
+    own = {
+        SMALL: "torchvision,resize=168,interpolation=bicubic,crop=160",
+        REP: "torchvision,interpolation=bicubic",
+    }[name]
+    assert {row["preprocess"] for row in summary} == {own}
     assert {row["verdict"] for row in summary} == {"PARTIAL"}
     assert summary[0]["params"] == str(sum(p.numel() for p in made(name).parameters()))
     assert summary[0]["macs"] == str(macs_by_hooks(made(name)))
     described = json.loads((tmp_path / "out/run.json").read_text())["preprocess_description"]
     size = 160 if name == SMALL else 224
-    assert f"PIL decode; {size} pixels, crop_pct" in described
+    assert described.startswith("PIL decode; short side")
+    assert f"; crop {size}; /255; " in described
 
 
 def test_the_cache_keeps_crops_of_the_models_own_size(

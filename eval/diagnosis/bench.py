@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.diagnosis.orders import orders
-from eval.diagnosis.pixels import Kitchen, Recipe, recognize
-from eval.diagnosis.setups import Facts, Setup, as_bytes, as_table
+from eval.diagnosis.pixels import CropMaker, recognize
+from eval.diagnosis.setups import Facts, Setup
 from eval.errors import DataError, EvalError
-from eval.images.preprocess import BadImage, Crop, Preprocess
+from eval.images.preprocess import BadImage, Crop, Preprocess, Table, table_of
 from eval.images.valset import ValSet
 from eval.progress import Event, Observer
+from eval.recipe import OWN, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 Ranks = NDArray[np.int64]
 RankOf = Callable[[NDArray[np.int64]], Ranks]
-RECOGNIZED_BY = 24  # images that the pipeline is recognized by
+RECOGNIZED_BY = 24  # images that a library's transform is recognized by
 CROP_MEMORY = 768 << 20  # bytes of crops that are kept at a time
 
 
@@ -118,7 +119,7 @@ class Machine:
         device: where.
         batch_size: images in a batch.
         workers: threads.
-        own_table: the normalization that the model itself asks for.
+        own: the model's own preprocessing.
     """
 
     backend: str
@@ -126,18 +127,7 @@ class Machine:
     device: torch.device
     batch_size: int
     workers: int
-    own_table: NDArray[np.float32]
-
-
-def normalized_by(preprocess: Preprocess, table: bytes) -> Preprocess:
-    """The same crops, normalized otherwise."""
-    return Preprocess(
-        preprocess.name,
-        preprocess.description,
-        preprocess.crop,
-        as_table(table).copy(),
-        preprocess.size,
-    )
+    own: Preprocess
 
 
 class Switched(Preprocess):
@@ -150,9 +140,9 @@ class Switched(Preprocess):
         super().__init__(like.name, like.description, like.crop, like.table, like.size)
         object.__setattr__(self, "chosen", [like])
 
-    def choose(self, table: bytes) -> None:
+    def choose(self, table: Table) -> None:
         """From now on, by this one."""
-        self.chosen[:] = [normalized_by(self, table)]  # type: ignore[attr-defined]
+        self.chosen[:] = [replace(self.chosen[0], table=table)]  # type: ignore[attr-defined]
 
     def normalize(self, crops: Crop) -> NDArray[np.float32]:
         """As `Preprocess.normalize`, by the chosen table."""
@@ -160,17 +150,16 @@ class Switched(Preprocess):
         return chosen.normalize(crops)
 
 
-def arranged(crops: Crop, setup: Setup) -> tuple[Crop, bytes]:
-    """Crops (B, size, size, 3) and the table, with channels and axes as the setup has them."""
-    table = setup.table
-    if setup.order == "bgr":
-        crops, table = crops[..., ::-1], as_bytes(as_table(table)[:, ::-1])
+def arranged(crops: Crop, setup: Setup) -> Crop:
+    """RGB crops (B, size, size, 3), with channels and axes as the setup has them."""
+    if setup.recipe.channels == "bgr":
+        crops = crops[..., ::-1]
     if setup.axes == "wh":
         crops = crops.transpose(0, 2, 1, 3)
     elif setup.axes == "flat":
         count, size = crops.shape[:2]
         crops = np.ascontiguousarray(crops).reshape(count, 3, size, size).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(crops), table
+    return np.ascontiguousarray(crops)
 
 
 def in_order(answers: Answers, rows: NDArray[np.int64]) -> RankOf:
@@ -191,13 +180,13 @@ class AnswersBench:
     def __init__(
         self, rank_of: RankOf, valset: ValSet, answered: Sequence[int], outputs: int
     ) -> None:
-        setup = Setup(Recipe(), b"", "scored")
+        setup = Setup(Recipe(), "scored")
         self.as_is: Mapping[str, Setup] = {setup.form: setup}
         self.images = self.screen = len(answered)
         self._rank_of, self._outputs = rank_of, outputs
         found = orders(valset, outputs)
         self._orders = {"": np.arange(len(valset.classes)), **found}
-        self.facts = Facts(0, b"", (setup.form,), orders=found)
+        self.facts = Facts(setup.recipe, (setup.form,), orders=found)
         self._labels = np.array([valset.samples[i].label for i in answered])
 
     @property
@@ -259,13 +248,11 @@ class ModelBench:
         self._labels = np.array([sample.label for sample in self._sample.samples])
         self._ranked = Ranked(self.images)
         self._last: _Prepared | None = None
-        preprocess = subject.preprocess
-        recipe = recognize(
-            preprocess.crop, self._files(range(min(RECOGNIZED_BY, self.images))), preprocess.size
-        )
-        table = as_bytes(preprocess.table)
+        files = self._files(range(min(RECOGNIZED_BY, self.images)))
+        self._configured, self._is_exact = recognize(subject.preprocess, files)
+        self._own = recognize(machine.own, files)[0]
         self.as_is: Mapping[str, Setup] = {
-            form: Setup(recipe, table, form, machine.backend, machine.precision)
+            form: Setup(self._configured, form, machine.backend, machine.precision)
             for form in subject.forms
         }
         self.facts = self._facts(valset)
@@ -279,11 +266,10 @@ class ModelBench:
         exported = isinstance(model, Path)
         backends = RUNTIMES[model.suffix.lower()] if isinstance(model, Path) else ("torch",)
         crops = self._crops([first], range(min(self._machine.batch_size, self.images)))
-        logits = self._predict(first, crops[first.recipe])
+        logits = self._predict(first, crops[first.recipe.pixels])
         self._orders = {"": np.arange(len(valset.classes)), **orders(valset, logits.shape[1])}
         return Facts(
-            size=self._subject.preprocess.size,
-            own_table=as_bytes(self._machine.own_table),
+            own=self._own,
             forms=tuple(self.as_is),
             edits={form: possible_edits(model) for form, model in self._subject.forms.items()},
             backends=backends,
@@ -301,6 +287,15 @@ class ModelBench:
         """The sample."""
         return self._sample
 
+    def argument(self, setup: Setup) -> str | None:
+        """The ``--preprocess`` that makes the input of a setup; None if there is none.
+
+        A library's transform that no recipe can say is only the model's own as it is.
+        """
+        if not self._is_exact and setup.recipe.pixels == self._configured.pixels:
+            return OWN if setup.recipe == self._configured else None
+        return setup.recipe.text
+
     def ranks(self, setup: Setup, images: int) -> Ranks | None:
         """See `Bench.ranks`."""
         return self._ranked.get(setup, images)
@@ -313,14 +308,14 @@ class ModelBench:
             return
         start = min(self.measured(setup) for setup in todo)
         size = self._subject.preprocess.size
-        recipes = len({setup.recipe for setup in todo})
+        recipes = len({setup.recipe.pixels for setup in todo})
         chunk = max(self._machine.batch_size, CROP_MEMORY // (recipes * size * size * 3))
         done, total = 0, len(todo) * (images - start)
         for begin in range(start, images, chunk):
             indices = range(begin, min(begin + chunk, images))
             crops = self._crops(todo, indices)
             for setup in sorted(todo, key=lambda setup: setup.model):  # each prepared once
-                self._put(setup, indices, crops[setup.recipe])
+                self._put(setup, indices, crops[setup.recipe.pixels])
                 done += len(indices)
                 self._observer(Event(stage=stage, done=done, total=total))
 
@@ -351,22 +346,20 @@ class ModelBench:
             kept = self._ranked.by_order.setdefault((setup, name), np.full(self.images, -1))
             kept[indices.start : indices.stop] = rank_of(logits, order[labels], among)
 
-    def _crops(self, setups: Iterable[Setup], indices: range) -> dict[Any, Crop]:
-        """Each recipe's crops (len(indices), size, size, 3)."""
-        recipes = list(dict.fromkeys(setup.recipe for setup in setups))
-        configured = next(iter(self.as_is.values())).recipe
+    def _crops(self, setups: Iterable[Setup], indices: range) -> dict[Recipe, Crop]:
+        """The RGB crops (len(indices), size, size, 3) of each `Recipe.pixels`."""
+        recipes = list(dict.fromkeys(setup.recipe.pixels for setup in setups))
         size = self._subject.preprocess.size
         crops = {recipe: np.zeros((len(indices), size, size, 3), np.uint8) for recipe in recipes}
 
         def prepare(row: int) -> None:
             path = self._sample.samples[indices[row]].path
             data = self._sample.read(path)
-            kitchen = Kitchen(data)
+            maker = CropMaker(data)
             try:
                 for recipe in recipes:
-                    own = recipe == configured and not recipe.is_exact
-                    crop = self._subject.preprocess.crop(data) if own else kitchen.crop(recipe)
-                    crops[recipe][row] = crop
+                    is_given = recipe == self._configured.pixels and not self._is_exact
+                    crops[recipe][row] = self._given(data) if is_given else maker.crop(recipe)
             except BadImage as error:
                 raise DataError(
                     f"{self._sample.root / path} cannot be decoded: {error}.\n"
@@ -376,10 +369,20 @@ class ModelBench:
         self._each(prepare, range(len(indices)))
         return crops
 
+    def _given(self, data: bytes) -> Crop:
+        """The RGB crop of a library's transform."""
+        crop = self._subject.preprocess.crop(data)
+        return crop[:, :, ::-1] if self._configured.channels == "bgr" else crop
+
+    def _table(self, setup: Setup) -> Table:
+        if setup.recipe.normalized_as(self._configured) == setup.recipe:
+            return self._subject.preprocess.table
+        return table_of(setup.recipe)
+
     def _predict(self, setup: Setup, crops: Crop) -> NDArray[np.float32]:
         """Logits (N, C) of crops (N, size, size, 3)."""
-        crops, table = arranged(crops, setup)
-        predictor = self._predictor(setup, table)
+        crops = arranged(crops, setup)
+        predictor = self._predictor(setup, self._table(setup))
         size = self._machine.batch_size
         parts: dict[int, NDArray[np.float32]] = {}
 
@@ -407,19 +410,19 @@ class ModelBench:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _predictor(self, setup: Setup, table: bytes) -> Predictor:
+    def _predictor(self, setup: Setup, table: Table) -> Predictor:
         """What computes the logits; the last one is kept, so that chunks share it."""
         from eval.backends import create_predictor
         from eval.measure.engine import ShrinkOnOutOfMemory
 
         preprocess = Switched(self._subject.preprocess)
         switchable = self._machine.device.type == "cpu"
-        key = (setup.model, None if switchable else table)
+        key = (setup.model, None if switchable else table.tobytes())
         if self._last is None or self._last.key != key:
             predictor = create_predictor(
                 setup.backend,
                 {setup.form: self._model(setup)},
-                preprocess if switchable else normalized_by(preprocess, table),
+                preprocess if switchable else replace(self._subject.preprocess, table=table),
                 self._machine.device,
                 setup.precision,
                 batch_size=self._machine.batch_size,
@@ -438,7 +441,7 @@ class ModelBench:
         from eval.diagnosis.edits import CALIBRATION, edited
 
         plain = replace(setup, edits=(), labels="")
-        crops = self._crops([plain], range(min(CALIBRATION, self.images)))[plain.recipe]
-        crops, table = arranged(crops, plain)
-        images = normalized_by(self._subject.preprocess, table).normalize(crops)
+        crops = self._crops([plain], range(min(CALIBRATION, self.images)))[plain.recipe.pixels]
+        preprocess = replace(self._subject.preprocess, table=self._table(plain))
+        images = preprocess.normalize(arranged(crops, plain))
         return edited(model, setup.edits, np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

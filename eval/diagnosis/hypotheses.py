@@ -18,13 +18,12 @@ from eval.diagnosis.pixels import (
     OPENCV,
     SHORT,
     SIDES,
-    SQUASH,
-    TENSOR_KERNELS,
-    TORCHVISION,
-    Recipe,
+    in_library,
+    in_other_library,
     scaled,
 )
-from eval.diagnosis.setups import TABLES, Facts, Setup
+from eval.diagnosis.setups import Facts, Setup
+from eval.recipe import INTERPOLATIONS, MEAN, STD, Recipe, Triple
 from eval.request import FORMS
 
 Change = Callable[[Setup, Facts], Iterator[Setup]]
@@ -39,6 +38,7 @@ class Hypothesis:
         what: what is changed, in words.
         advice: what to do if it explains the accuracy, a sentence.
         change: gives every reading of it, as a changed setup; nothing where it does not apply.
+        elsewhere: the same change in the other library, for steps that libraries do differently.
     """
 
     key: str
@@ -46,6 +46,7 @@ class Hypothesis:
     what: str
     advice: str
     change: Change
+    elsewhere: Change | None = None
 
     @property
     def name(self) -> str:
@@ -54,88 +55,140 @@ class Hypothesis:
 
     @property
     def is_about_labels(self) -> bool:
-        """Whether it only changes which prediction is the right one."""
+        """Whether it only changes which class a prediction is."""
         return self.key == "labels"
 
 
 # --- Pixels -------------------------------------------------------------------------------------
 
-
-def _recipe(change: Callable[[Recipe, Facts], Recipe]) -> Change:
-    """Another way from an image file to a crop."""
-
-    def setups(setup: Setup, facts: Facts) -> Iterator[Setup]:
-        yield replace(setup, recipe=replace(change(setup.recipe, facts), is_exact=True))
-
-    return setups
+Step = Callable[[Recipe, Facts], Iterator[Recipe]]
 
 
-def _kernel(kernel: str) -> Change:
-    """Another kernel of Pillow's; in place of another library, all of Pillow's pipeline."""
+def _pixels(key: str, value: str, what: str, advice: str, step: Step) -> Hypothesis:
+    """Another way to a crop: in the library at hand, and in the other one."""
 
-    def change(recipe: Recipe, facts: Facts) -> Recipe:
-        short = scaled(SHORT, facts.size) if recipe.squash else recipe.short
-        pillow = replace(TORCHVISION, size=facts.size, is_reversed=recipe.is_reversed)
-        base = recipe if recipe.resizer == recipe.decoder == pillow.decoder else pillow
-        return replace(base, kernel=kernel, short=short, squash=False)
+    def change(setup: Setup, facts: Facts) -> Iterator[Setup]:
+        for recipe in step(setup.recipe, facts):
+            yield replace(setup, recipe=recipe)
 
-    return _recipe(change)
+    def elsewhere(setup: Setup, facts: Facts) -> Iterator[Setup]:
+        other = in_other_library(setup.recipe)
+        for recipe in step(other, facts):
+            if recipe != other:  # the other library alone has a row of its own
+                yield replace(setup, recipe=recipe)
 
-
-def _without_antialias(recipe: Recipe, facts: Facts) -> Recipe:
-    kernel = recipe.kernel if recipe.kernel in TENSOR_KERNELS else TENSOR_KERNELS[0]
-    short = scaled(SHORT, facts.size) if recipe.squash else recipe.short
-    return replace(recipe, resizer="tensor", kernel=kernel, short=short, squash=False)
+    return Hypothesis(key, value, what, advice, change, elsewhere)
 
 
-def _pipeline(pipeline: Recipe) -> Change:
-    return _recipe(
-        lambda recipe, facts: replace(
-            pipeline,
-            size=facts.size,
-            short=scaled(SHORT, facts.size),
-            is_reversed=recipe.is_reversed,
-        )
-    )
+def _set(**changes: str | bool | tuple[int, int]) -> Step:
+    def recipes(recipe: Recipe, _: Facts) -> Iterator[Recipe]:
+        yield replace(recipe, **changes)  # type: ignore[arg-type]
+
+    return recipes
 
 
-def _side(side: int) -> Change:
-    return _recipe(
-        lambda recipe, facts: replace(recipe, short=scaled(side, facts.size), squash=False)
-    )
+def _rounding(rounding: str) -> Step:
+    def recipes(recipe: Recipe, _: Facts) -> Iterator[Recipe]:
+        if recipe.resize is not None and not recipe.square:
+            yield replace(recipe, rounding=rounding)
+
+    return recipes
 
 
-def _offset(offset: str) -> Change:
-    return _recipe(lambda recipe, _: replace(recipe, offset=offset))
+def _kernel(kernel: str) -> Step:
+    """Another kernel; for the one that is used, Pillow's, if it is not that."""
+
+    def recipes(recipe: Recipe, _: Facts) -> Iterator[Recipe]:
+        if kernel in INTERPOLATIONS[recipe.resizer]:
+            yield replace(recipe, interpolation=kernel)
+        if kernel == recipe.interpolation and recipe.resizer != "pillow":
+            yield in_other_library(recipe)
+
+    return recipes
 
 
-def _long_side(long_side: str) -> Change:
-    return _recipe(lambda recipe, _: replace(recipe, long_side=long_side))
+def _without_antialias(recipe: Recipe, _: Facts) -> Iterator[Recipe]:
+    known = INTERPOLATIONS["tensor"]
+    kernel = recipe.interpolation if recipe.interpolation in known else KERNELS[0]
+    yield replace(recipe, resizer="tensor", interpolation=kernel, antialias=False)
+
+
+def _square(recipe: Recipe, _: Facts) -> Iterator[Recipe]:
+    """With the usual margin around the crop, and without."""
+    for side in (scaled(SHORT, recipe.size), recipe.size):
+        yield replace(recipe, square=True, resize=side)
+
+
+def _side(side: int) -> Step:
+    def recipes(recipe: Recipe, _: Facts) -> Iterator[Recipe]:
+        yield replace(recipe, resize=scaled(side, recipe.size), square=False)
+
+    return recipes
+
+
+def _opencv(setup: Setup, _: Facts) -> Iterator[Setup]:
+    """PaddleClas's pipeline, with its own resize and with the one at hand."""
+    recipe = in_library(setup.recipe, OPENCV)
+    plain = replace(recipe, resize=scaled(SHORT, recipe.size), square=False)
+    yield replace(setup, recipe=replace(plain, interpolation=KERNELS[0]))
+    yield replace(setup, recipe=recipe)
 
 
 # --- Normalized values --------------------------------------------------------------------------
 
+_HALF, _ZERO, _ONE = ((value,) * 3 for value in (0.5, 0.0, 1.0))
+
+# Scale, mean and standard deviation of red, green and blue.
+NORMALIZATIONS: dict[str, tuple[float, Triple, Triple]] = {
+    "half": (255.0, _HALF, _HALF),
+    "unit": (255.0, _ZERO, _ONE),
+    "levels": (1.0, _ZERO, _ONE),
+    "imagenet": (255.0, MEAN, STD),
+    # openai/CLIP clip.py, _transform
+    "clip": (
+        255.0, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    ),
+    "caffe": (1.0, (123.68, 116.779, 103.939), _ONE),  # BVLC/caffe
+    "bgr-means": (255.0, (0.406, 0.456, 0.485), (0.225, 0.224, 0.229)),
+}  # fmt: skip
+
+
+def normalized(recipe: Recipe, name: str) -> Recipe:
+    """A recipe with one of `NORMALIZATIONS`; levels to 0..1 stay as the library computes them."""
+    scale, mean, std = NORMALIZATIONS[name]
+    if recipe.channels == "bgr":
+        mean, std = _reversed(mean), _reversed(std)
+    is_usual = scale == 255 and recipe.scale in (255.0, 1 / 255)
+    return replace(recipe, scale=recipe.scale if is_usual else scale, mean=mean, std=std)
+
+
+def _reversed(values: Triple) -> Triple:
+    first, second, third = values
+    return third, second, first
+
 
 def _reversed_channels(setup: Setup, _: Facts) -> Iterator[Setup]:
     """Reversed after the normalization, or before it, so that means and deviations change place."""
-    yield replace(setup, order={"rgb": "bgr", "bgr": "rgb"}[setup.order])
     recipe = setup.recipe
-    yield replace(setup, recipe=replace(recipe, is_reversed=not recipe.is_reversed))
+    before = replace(recipe, channels={"rgb": "bgr", "bgr": "rgb"}[recipe.channels])
+    after = replace(before, mean=_reversed(recipe.mean), std=_reversed(recipe.std))
+    yield replace(setup, recipe=after)
+    yield replace(setup, recipe=before)
 
 
-def _table(name: str) -> Change:
+def _normalization(name: str) -> Change:
     def setups(setup: Setup, _: Facts) -> Iterator[Setup]:
-        yield replace(setup, table=TABLES[name])
+        yield replace(setup, recipe=normalized(setup.recipe, name))
 
     return setups
 
 
 def _caffe(setup: Setup, _: Facts) -> Iterator[Setup]:
-    yield replace(setup, table=TABLES["caffe"], order="bgr")
+    yield replace(setup, recipe=normalized(replace(setup.recipe, channels="bgr"), "caffe"))
 
 
-def _own_table(setup: Setup, facts: Facts) -> Iterator[Setup]:
-    yield replace(setup, table=facts.own_table)
+def _own_normalization(setup: Setup, facts: Facts) -> Iterator[Setup]:
+    yield replace(setup, recipe=setup.recipe.normalized_as(facts.own))
 
 
 def _axes(axes: str) -> Change:
@@ -204,27 +257,27 @@ TABLE: tuple[Hypothesis, ...] = (
     Hypothesis(
         "normalization", "half", "mean and standard deviation 0.5: -1..1",
         _NORMALIZE + "mean and standard deviation 0.5.",
-        _table("half"),
+        _normalization("half"),
     ),
     Hypothesis(
         "normalization", "unit", "0..1 and nothing else",
         _NORMALIZE + "divide by 255 and omit the mean and standard deviation.",
-        _table("unit"),
+        _normalization("unit"),
     ),
     Hypothesis(
         "normalization", "levels", "0..255 and nothing else",
         _NORMALIZE + "levels 0..255, not divided by 255; the model has its own scaling inside.",
-        _table("levels"),
+        _normalization("levels"),
     ),
     Hypothesis(
         "normalization", "imagenet", "ImageNet's mean and standard deviation",
         _NORMALIZE + "mean 0.485 0.456 0.406 and standard deviation 0.229 0.224 0.225.",
-        _table("imagenet"),
+        _normalization("imagenet"),
     ),
     Hypothesis(
         "normalization", "clip", "CLIP's mean and standard deviation",
         _NORMALIZE + "mean 0.4815 0.4578 0.4082 and standard deviation 0.2686 0.2613 0.2758.",
-        _table("clip"),
+        _normalization("clip"),
     ),
     Hypothesis(
         "normalization", "caffe", "BGR levels 0..255, the mean subtracted, no standard deviation",
@@ -234,75 +287,75 @@ TABLE: tuple[Hypothesis, ...] = (
     Hypothesis(
         "normalization", "bgr-means", "ImageNet's mean and standard deviation in BGR order",
         _NORMALIZE + "its means and standard deviations are in the order blue, green, red.",
-        _table("bgr-means"),
+        _normalization("bgr-means"),
     ),
     Hypothesis(
         "normalization", "model", "the model's own mean and standard deviation",
         _NORMALIZE + "its own configuration says how; omit --preprocess.",
-        _own_table,
+        _own_normalization,
     ),
-    # Single steps come before whole pipelines: where both make the same setup, it has their name.
+    # Where two rows make the same setup, it has the name of the first.
     Hypothesis(
+        "resize", "opencv", "OpenCV's decoder and resize, as PaddleClas has them",
+        "Decode and resize with OpenCV, as the model was trained.",
+        _opencv,
+    ),
+    _pixels(
         "exif", "applied", "images are turned as their EXIF tag says",
         "Turn images by their EXIF tag before resizing.",
-        _recipe(lambda recipe, _: replace(recipe, exif=True)),
+        _set(exif=True),
     ),
-    Hypothesis(
+    _pixels(
         "exif", "ignored", "images are not turned by their EXIF tag",
         "Do not turn images by their EXIF tag: ImageNet's models were trained without.",
-        _recipe(lambda recipe, _: replace(recipe, exif=False)),
+        _set(exif=False),
     ),
-    Hypothesis(
-        "ink", "standard", "CMYK images are converted with their black, not inverted",
+    _pixels(
+        "cmyk", "standard", "CMYK images are converted with their black, not inverted",
         "Convert CMYK images as Pillow does.",
-        _recipe(lambda recipe, _: replace(recipe, ink="standard")),
+        _set(cmyk="standard"),
     ),
-    Hypothesis(
+    _pixels(
         "crop", "centered", "the crop is in the center, not a pixel off",
         "Take the crop from the center of the resized image.",
-        _recipe(lambda recipe, _: replace(recipe, shift=(0, 0))),
+        _set(shift=(0, 0)),
     ),
     *(
-        Hypothesis(
+        _pixels(
             "crop", offset, f"a crop between two pixels is {offset}",
             f"Place the crop as the model's own pipeline does: half pixels are {offset}.",
-            _offset(offset),
+            _set(offset=offset),
         )
         for offset in ("rounded", "floored")
     ),
     *(
-        Hypothesis(
-            "long_side", long_side, f"the long side is {long_side} to whole pixels",
-            f"Resize as the model's own pipeline does: the long side is {long_side}.",
-            _long_side(long_side),
+        _pixels(
+            "long_side", rounding, f"the long side is {rounding} to whole pixels",
+            f"Resize as the model's own pipeline does: the long side is {rounding}.",
+            _rounding(rounding),
         )
-        for long_side in ("truncated", "rounded")
+        for rounding in ("truncated", "rounded")
     ),
     *(
-        Hypothesis(
-            "resize", kernel, f"Pillow's {kernel}, antialiased, aspect kept",
-            f"{_RESIZE}Pillow's {kernel}, antialiased.",
+        _pixels(
+            "resize", kernel, f"{kernel} interpolation",
+            f"{_RESIZE}{kernel} interpolation.",
             _kernel(kernel),
         )
         for kernel in KERNELS
     ),
-    Hypothesis(
+    _pixels(
         "resize", "no-antialias", "torchvision's resize of a tensor, without antialias",
         f"{_RESIZE}on a tensor and without antialias.",
-        _recipe(_without_antialias),
+        _without_antialias,
     ),
-    Hypothesis(
-        "resize", "opencv", "OpenCV's decoder and bilinear resize, as PaddleClas has them",
-        "Evaluate with --preprocess paddle: the model was trained with OpenCV.",
-        _pipeline(OPENCV),
-    ),
-    Hypothesis(
-        "resize", "squash", "to a square with OpenCV, whatever the aspect",
-        "Evaluate with --preprocess squash: the model was trained on squashed images.",
-        _pipeline(SQUASH),
+    _pixels(
+        "resize", "squash", "to a square, whatever the aspect",
+        f"{_RESIZE}to a square, whatever the aspect.",
+        _square,
     ),
     *(
-        Hypothesis(
+        _pixels(
             "resize", str(side),
             f"short side {side} before the crop of 224" + (", no margin" if side == 224 else ""),
             f"{_RESIZE}the short side to {side}, for a crop of 224.",

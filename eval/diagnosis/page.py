@@ -36,14 +36,14 @@ _PAGE = Markup("""<!DOCTYPE html>
 <body><main><h1>Diagnosis of {subject}</h1>
 <p><strong>{outcome}</strong>. {advice}</p>
 <section><h2>What was tried</h2>
-<p>How many images of the sample are right. Green: better than the configured setup, beyond chance.
-Changes that look less promising are tried on fewer images.</p>
+<p>How many images of the sample are correct. Green: better than the configured setup, beyond
+chance. Changes that look less promising are tried on fewer images.</p>
 {table}{others}</section>
 <section><h2>In words</h2><pre class="scroll" tabindex="0">{text}</pre></section>
 </main></body></html>
 """)
 _TABLE = Markup("""<div class="scroll"><table class="bars"><thead><tr><th scope="col">change</th>
-<th scope="col" class="n">right</th><th scope="col" class="n">top-1</th><th scope="col"></th></tr>
+<th scope="col" class="n">correct</th><th scope="col" class="n">top-1</th><th scope="col"></th></tr>
 </thead><tbody>
 {rows}</tbody></table></div>
 """)

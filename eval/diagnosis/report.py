@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from eval.diagnosis.search import CHANCE, ERROR, Findings, Trial, Undecided
+from eval.diagnosis.search import ERROR, Findings, Trial, Undecided
 from eval.diagnosis.setups import Setup
 
 FAR_BELOW = 0.001  # an accuracy is called too low if chance gives it with less probability
+NEAR_CHANCE = 0.1  # an accuracy below this is of no trained model; with few classes, see below
 SHOWN = 12  # setups in the text; the JSON and the page have all
 WIDTH = 80  # columns of the text
 
@@ -28,7 +29,7 @@ class Expected:
     source: str
 
     def is_missed(self, correct: int, images: int) -> bool:
-        """Whether so few are right that chance cannot explain it (a binomial test)."""
+        """Whether so few are correct that chance cannot explain it (a binomial test)."""
         from scipy.stats import binom
 
         return bool(binom.cdf(correct, images, self.top1 / 100) < FAR_BELOW)
@@ -45,6 +46,10 @@ class Diagnosis:
         expected: the reported accuracy, if the run is compared with one.
         notes: further observations, in sentences.
         caution: a warning that must stand above every figure; empty for most.
+        classes: how many classes a prediction chooses from.
+        preprocess: the ``--preprocess`` that runs what was found, or what was configured if nothing
+            was; None where there is none.
+        described: the preprocessing as configured, in words.
     """
 
     subject: str
@@ -53,10 +58,13 @@ class Diagnosis:
     expected: Expected | None = None
     notes: tuple[str, ...] = ()
     caution: str = ""
+    classes: int = 1000
+    preprocess: str | None = None
+    described: str = ""
 
     @property
     def as_is_correct(self) -> int:
-        """Images that are right as configured."""
+        """Images that are correct as configured."""
         return int(self.findings.right.sum())
 
     @property
@@ -72,11 +80,16 @@ class Diagnosis:
         return 0 if self.outcome == "healthy" else 1
 
     def is_too_low(self, correct: int) -> bool:
-        """Far below the reported accuracy, or no better than guessing."""
+        """Far below the reported accuracy, or near chance."""
+        return bool(self.why_too_low(correct))
+
+    def why_too_low(self, correct: int) -> str:
+        """In words; empty if it is not."""
         images = self.findings.images
         if self.expected and self.expected.is_missed(correct, images):
-            return True
-        return correct < CHANCE * images
+            return "far below the reported accuracy"
+        is_near = correct < max(NEAR_CHANCE, 2 / self.classes) * images
+        return f"near chance, which is 1 in {self.classes:,}" if is_near else ""
 
     @property
     def advice(self) -> str:
@@ -108,6 +121,7 @@ class Diagnosis:
             "passes": round(findings.passes, 2) if findings.pass_seconds else None,
             "seconds": round(findings.seconds, 2),
             "notes": list(self.notes),
+            "preprocess": self.preprocess,
             "advice": self.advice,
         }
 
@@ -115,6 +129,7 @@ class Diagnosis:
 def _tried(trial: Trial) -> dict[str, Any]:
     return {
         "changes": trial.as_json,
+        "library": trial.library,
         "images": trial.images,
         "top1_correct": trial.correct,
         "gained": trial.gained,
@@ -141,7 +156,7 @@ def text(diagnosis: Diagnosis) -> str:
         f"{diagnosis.subject} on {findings.images:,} images of {diagnosis.data}",
         "",
         f"as configured: {_share(as_is, findings.images)}",
-        *_wrapped(_setup_words(findings.as_is)),
+        *_wrapped(_setup_words(findings.as_is, diagnosis.described)),
     ]
     if diagnosis.expected:
         expected = diagnosis.expected
@@ -160,8 +175,9 @@ def text(diagnosis: Diagnosis) -> str:
     return "\n".join(lines)
 
 
-def _setup_words(setup: Setup) -> str:
-    return f"{setup.form}, {setup.backend}, {setup.precision}; {setup.recipe.words}"
+def _setup_words(setup: Setup, described: str) -> str:
+    how = described or setup.recipe.words
+    return f"{setup.form}, {setup.backend}, {setup.precision}; {how}"
 
 
 def _wrapped(words: str) -> list[str]:
@@ -181,16 +197,17 @@ def _wrap(words: str, indent: str = "") -> list[str]:
 
 
 def _share(correct: int, images: int) -> str:
-    return f"{correct:,} of {images:,} right ({100 * correct / images:.1f} %)"
+    return f"{correct:,} of {images:,} correct ({100 * correct / images:.1f} %)"
 
 
 def _table(findings: Findings) -> Iterator[str]:
     """The most promising setups that were tried."""
     tried = [trial for trial in findings.trials if trial.images]
-    yield f"{'tried':<42} {'images':>6} {'right':>5} {'gained':>6} {'lost':>4} {'corrected p':>11}"
+    header = f"{'tried':<40} {'images':>6} {'correct':>7} {'gained':>6} {'lost':>4}"
+    yield f"{header} {'corrected p':>11}"
     for trial in tried[:SHOWN]:
         yield (
-            f"{trial.name:<42} {trial.images:6,} {trial.correct:5,} {trial.gained:6,} "
+            f"{trial.name:<40} {trial.images:6,} {trial.correct:7,} {trial.gained:6,} "
             f"{trial.lost:4,} {trial.p_corrected:11.2g}"
         )
     if len(tried) > SHOWN:
@@ -205,24 +222,31 @@ def _conclusion(diagnosis: Diagnosis) -> Iterator[str]:
             f"{diagnosis.as_is_correct:,}"
         )
         yield diagnosis.advice
+        if diagnosis.preprocess and best.setup.recipe != findings.as_is.recipe:
+            yield f"It runs with --preprocess {diagnosis.preprocess}"
         for row in findings.alternatives:
             yield (
                 f"{row.trial.name} does as well here ({row.trial.correct:,}): the sample cannot "
                 f"tell the two apart. {_more_images(row.images)}"
             )
         if diagnosis.is_too_low(best.correct):
-            yield "That is still below the reported accuracy: something else is wrong, too."
+            why = diagnosis.why_too_low(best.correct)
+            yield f"That is still {why}: something else is wrong, too."
         return
     if diagnosis.outcome == "unexplained":
         tried = {change.name for t in findings.trials if t.images for change in t.changes}
-        yield f"UNEXPLAINED: {len(tried)} known mistakes, and pairs of them, are ruled out"
+        why = diagnosis.why_too_low(diagnosis.as_is_correct)
+        yield (
+            f"UNEXPLAINED: {_share(diagnosis.as_is_correct, findings.images)} is {why}; "
+            f"{len(tried)} known mistakes, and pairs of them, are excluded"
+        )
         yield diagnosis.advice
     else:
         yield "HEALTHY: none of the known changes beats the configured setup beyond chance"
     if findings.undecided:
         row = findings.undecided
         yield (
-            f"{row.trial.name} has {row.trial.correct:,} right instead of "
+            f"{row.trial.name} has {row.trial.correct:,} correct instead of "
             f"{diagnosis.as_is_correct:,}, which {findings.images:,} images cannot tell from "
             f"chance. {_more_images(row.images)}"
         )

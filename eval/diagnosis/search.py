@@ -1,10 +1,11 @@
 """Which setups are tried on how many images, and what follows.
 
 Every single change is tried on a few images, the promising ones on more and the best on the whole
-sample; then pairs of the promising ones. What counts in the end is paired: the images that a change
-gains against those that it loses, by McNemar's exact test, corrected for the number of setups that
-were tried (Bonferroni-Holm; half of the error for single changes, half for pairs). Dropping a setup
-early can only cost power: it stays in the number that is corrected for.
+sample; then pairs of the promising ones. What libraries do differently is tried in the configured
+library and, on fewer images, in the other one. What counts in the end is paired: the images that a
+change gains against those that it loses, by McNemar's exact test, corrected for the number of
+setups that were tried (Bonferroni-Holm; half of the error for single changes, half for pairs).
+Dropping a setup early can only cost power: it stays in the number that is corrected for.
 
 The work is limited, so that a search takes no more than 15 times one pass over the sample: where a
 stage would make more predictions than it may, its least promising setups are left out.
@@ -29,6 +30,8 @@ from eval.metrics import mcnemar
 
 ERROR = 0.05  # probability that a sound setup is called wrong
 FIRST_LOOK = 20  # images that every change is tried on
+ELSEWHERE_LOOK = 5  # images that every change is tried on in the other library
+ELSEWHERE_ON_FIRST_LOOK = 6  # of those, changes that are then tried like all others
 ON_SCREEN = 16  # changes that are tried on the images of the screen
 ON_SAMPLE = 6  # changes that are tried on the whole sample
 PAIRED = 5  # promising changes that pairs are made of
@@ -38,9 +41,9 @@ PAIRS_ON_SAMPLE = 2
 # configured; preparing the models of the others takes the rest of 15.
 PASSES_FOR_SINGLES, PASSES_FOR_PAIRS = 11, 2
 AT_LEAST = 3  # changes that are tried on the whole sample, whatever it costs
+LIBRARIES = {"pillow": "Pillow", "opencv": "OpenCV", "tensor": "torchvision"}
 POWER = 0.8  # of the number of images that would decide
 MOST_IMAGES = 50_000  # beyond that, a difference does not matter
-CHANCE = 0.01  # below this accuracy a model says nothing about the images
 
 
 @dataclass
@@ -50,8 +53,9 @@ class Trial:
     Attributes:
         changes: one hypothesis, or two.
         setup: what they make of the setup as configured.
+        is_elsewhere: whether that is with the other library.
         images: how many it was tried on.
-        right: of those; whether each is right, bool (images,).
+        right: of those; whether each is correct, bool (images,).
         gained, lost: images that only it, or only the setup as configured, has right.
         p_value: of McNemar's exact test on them.
         p_corrected: for the number of setups that were tried.
@@ -60,6 +64,7 @@ class Trial:
 
     changes: tuple[Hypothesis, ...]
     setup: Setup
+    is_elsewhere: bool = False
     images: int = 0
     right: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     gained: int = 0
@@ -71,7 +76,13 @@ class Trial:
     @property
     def name(self) -> str:
         """Such as ``channels: bgr + labels: plus-1``."""
-        return " + ".join(change.name for change in self.changes)
+        words = " + ".join(change.name for change in self.changes)
+        return f"{words} by {self.library}" if self.is_elsewhere else words
+
+    @property
+    def library(self) -> str:
+        """What resizes the images."""
+        return LIBRARIES[self.setup.recipe.resizer]
 
     @property
     def as_json(self) -> dict[str, str]:
@@ -80,7 +91,7 @@ class Trial:
 
     @property
     def correct(self) -> int:
-        """Images that are right."""
+        """Images that are correct."""
         return int(self.right.sum())
 
     @property
@@ -116,7 +127,7 @@ class Findings:
 
     Attributes:
         as_is: the setup as configured.
-        right: whether each image of the sample is right as configured, bool (images,).
+        right: whether each image of the sample is correct as configured, bool (images,).
         trials: all that was tried, the most promising first.
         best: the smallest set of changes that explains the accuracy, if any does.
         alternatives: sets of as many changes that the sample cannot tell from the best.
@@ -156,15 +167,19 @@ def search(bench: Bench, table: Sequence[Hypothesis] = TABLE) -> Findings:
     ranks = bench.ranks(as_is, bench.images)
     assert ranks is not None
     findings = Findings(as_is, ranks == 0, pass_seconds=pass_seconds)
-    hunt = _Hunt(bench, findings, ranks)
+    stages, first_look = _Stages(bench, findings, ranks), min(FIRST_LOOK, bench.screen)
 
     singles = list(single_trials(bench, as_is, table))
-    hunt.narrow(singles)
+    elsewhere = list(trials_elsewhere(bench, as_is, table, singles))
+    stages.narrow(singles, elsewhere)
+    singles += elsewhere
     pairs = list(_pair_trials(bench, singles))
-    hunt.narrow_pairs(pairs, singles)
+    stages.narrow_pairs(pairs, singles)
     for group in (singles, pairs):
         _correct(group, ERROR / 2)
-    findings.trials = sorted([*singles, *pairs], key=_promise, reverse=True)
+    findings.trials = sorted(
+        [*singles, *pairs], key=lambda t: (t.images >= first_look, *_promise(t)), reverse=True
+    )
     _judge(findings)
     findings.seconds = time.perf_counter() - started
     return findings
@@ -178,6 +193,18 @@ def single_trials(bench: Bench, setup: Setup, table: Sequence[Hypothesis]) -> It
             if changed not in seen:
                 seen.add(changed)
                 yield Trial((row,), changed)
+
+
+def trials_elsewhere(
+    bench: Bench, setup: Setup, table: Sequence[Hypothesis], singles: Sequence[Trial]
+) -> Iterator[Trial]:
+    """The changes in the other library, where that makes a setup that is not among the singles."""
+    seen = {setup, *(trial.setup for trial in singles)}
+    for row in table:
+        for changed in row.elsewhere(setup, bench.facts) if row.elsewhere else ():
+            if changed not in seen:
+                seen.add(changed)
+                yield Trial((row,), changed, is_elsewhere=True)
 
 
 def _form_as_is(bench: Bench) -> Setup:
@@ -199,7 +226,12 @@ def _promise(trial: Trial) -> tuple[float, float, float]:
     return trial.net / max(trial.images, 1), trial.score, -len(trial.changes)
 
 
-class _Hunt:
+def _score(trial: Trial) -> tuple[float, int]:
+    """What a few images show: better ranks."""
+    return trial.score, trial.net
+
+
+class _Stages:
     """Trials on more and more images, fewer and fewer of them.
 
     Args:
@@ -213,15 +245,19 @@ class _Hunt:
         self._pass = max(bench.images, 100) * len(bench.as_is)  # predictions
         self._left = 0  # predictions that may still be made
 
-    def narrow(self, trials: list[Trial]) -> None:
+    def narrow(self, trials: Sequence[Trial], elsewhere: Sequence[Trial]) -> None:
         """Single changes: all on a few images, the promising ones on more."""
         images, screen = self._bench.images, self._bench.screen
         self._left += PASSES_FOR_SINGLES * self._pass
-        self._try(trials, min(FIRST_LOOK, screen), "first look", least=len(trials))
+        first_look = min(FIRST_LOOK, screen)
+        self._try(elsewhere, min(ELSEWHERE_LOOK, screen), "first look", least=len(elsewhere))
+        promising = sorted(elsewhere, key=_score, reverse=True)[:ELSEWHERE_ON_FIRST_LOOK]
+        trials = [*trials, *promising]
+        self._try(trials, first_look, "first look", least=len(trials))
         free = [trial for trial in trials if trial.changes[0].is_about_labels]
         self._try(free, images, "labels")
         costly = [trial for trial in trials if not trial.changes[0].is_about_labels]
-        costly.sort(key=lambda trial: (trial.score, trial.net), reverse=True)
+        costly.sort(key=_score, reverse=True)
         self._try(costly[:ON_SCREEN], screen, "screening")
         tried = [trial for trial in costly if trial.images == screen and trial.net >= 0]
         tried.sort(key=_promise, reverse=True)
@@ -283,9 +319,11 @@ def _pair_trials(bench: Bench, singles: Sequence[Trial]) -> Iterator[Trial]:
     Of the promising ones, and of every change with every order of the classes: where both are
     wrong, neither alone shows anything, and an order costs nothing.
     """
-    costly = [trial for trial in singles if not trial.changes[0].is_about_labels]
+    costly = [t for t in singles if not (t.changes[0].is_about_labels or t.is_elsewhere)]
     labels = [trial for trial in singles if trial.changes[0].is_about_labels]
-    promising = sorted((t for t in costly if t.images), key=_promise, reverse=True)[:PAIRED]
+    looked = [t for t in singles if t.is_elsewhere and t.images > ELSEWHERE_LOOK]
+    tried = [trial for trial in [*costly, *looked] if trial.images]
+    promising = sorted(tried, key=_promise, reverse=True)[:PAIRED]
     chosen = [*itertools.combinations(promising, 2), *itertools.product(costly, labels)]
     seen = {trial.setup for trial in singles} | set(bench.as_is.values())
     for first, second in chosen:
@@ -293,7 +331,8 @@ def _pair_trials(bench: Bench, singles: Sequence[Trial]) -> Iterator[Trial]:
             for changed in second.changes[0].change(first.setup, bench.facts):
                 if changed not in seen:
                     seen.add(changed)
-                    yield Trial((*first.changes, *second.changes), changed)
+                    both = (*first.changes, *second.changes)
+                    yield Trial(both, changed, is_elsewhere=first.is_elsewhere)
 
 
 def _correct(trials: Sequence[Trial], share: float) -> None:

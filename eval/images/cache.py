@@ -56,17 +56,19 @@ class CropCache:
     """
 
     def __init__(self, folder: Path, valset: ValSet, preprocess: Preprocess) -> None:
+        is_tensor = preprocess.recipe is not None and preprocess.recipe.resizer == "tensor"
+        decoders = (*DECODERS, "torch", "torchvision") if is_tensor else DECODERS
         identity = {
             "format": FORMAT,
             "preprocess": f"{preprocess.name}: {preprocess.description}",
             "size": preprocess.size,
             "images": len(valset.samples),
             "image_list_sha256": image_list_sha256(valset),
-            "decoders": {name: importlib.metadata.version(name) for name in DECODERS},
+            "decoders": {name: importlib.metadata.version(name) for name in decoders},
         }
         text = json.dumps(identity, indent=2) + "\n"
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.folder = folder / f"{preprocess.name}-{key}"
+        self.folder = folder / f"{preprocess.name.partition(',')[0]}-{key}"
         self._valset = valset
         self._preprocess = preprocess
         self._shape = (preprocess.size, preprocess.size, 3)

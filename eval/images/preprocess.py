@@ -1,9 +1,9 @@
-"""From the bytes of an image file to the model's input, exactly as the named pipeline does it.
+"""From the bytes of an image file to the model's input, exactly as a recipe says.
 
-Two steps: `Preprocess.crop` gives the uint8 center crop of one image, `Preprocess.normalize` turns
-a batch of crops into float32. A crop value has 256 possible normalized values per channel, so
-normalization is a table that is computed once, in the pipeline's own float32 arithmetic: the
-result has the bits of the original on every device.
+Two steps: `Preprocess.crop` gives the uint8 crop of one image, `Preprocess.normalize` turns a batch
+of crops into float32. A crop value has 256 possible normalized values per channel, so normalization
+is a table that is computed once, in the library's own float32 arithmetic: the result has the bits
+of the original on every device.
 
 Code that decodes many images runs inside `exact_opencv`.
 """
@@ -11,23 +11,26 @@ Code that decodes many images runs inside `exact_opencv`.
 from __future__ import annotations
 
 import io
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import cv2
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-RESIZE = 256
+from eval.recipe import NAMED, Recipe
+
 CROP = 224
 LONGEST = 65_536  # pixels, of a side after the resize; 256 x 65,536 x 3 bytes are 50 MB
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, RGB
-STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 Crop = NDArray[np.uint8]
+Table = NDArray[np.float32]  # (256, 3): the value of each level in each channel
+Picture = Image.Image | Crop  # RGB of Pillow's, or an array with OpenCV's blue, green, red
 
 
 class BadImage(Exception):
@@ -112,26 +115,77 @@ def check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A named pipeline.
+    """What makes the input of a model.
 
     Attributes:
-        name: as on the command line.
+        name: as in the reports: the text of its recipe, or ``own`` where a library's transform does
+            what no recipe can say.
         description: the whole protocol in one line, for reports.
-        crop: bytes of an image file to its uint8 RGB crop (size, size, 3); raises `BadImage`.
+        crop: bytes of an image file to its uint8 crop (size, size, 3); raises `BadImage`.
         table: float32 (256, 3), the normalized value of each level in each channel.
         size: of a side of the crop, in pixels.
+        recipe: what it does; None if no recipe says that.
     """
 
     name: str
     description: str
     crop: Callable[[bytes], Crop]
-    table: NDArray[np.float32] = field(repr=False)
+    table: Table = field(repr=False)
     size: int = CROP
+    recipe: Recipe | None = None
 
     def normalize(self, crops: Crop) -> NDArray[np.float32]:
         """uint8 crops (B, size, size, 3) to float32, the same shape."""
         rows = crops.reshape(-1, self.size, 3)
         return cv2.LUT(rows, self.table[np.newaxis]).reshape(crops.shape)  # type: ignore[return-value]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Preprocess:
+        """What follows a recipe, bit for bit as the library that it is from."""
+        crop, table = partial(crop_of, recipe), table_of(recipe)
+        return cls(recipe.text, recipe.words, crop, table, recipe.size, recipe)
+
+
+def table_of(recipe: Recipe) -> Table:
+    """Normalized levels, in the order of operations that all libraries share."""
+    levels = np.arange(256, dtype=np.float32)[:, np.newaxis]
+    scale = np.float32(recipe.scale)
+    # ToTensor of torchvision divides by 255; NormalizeImage of PaddleClas multiplies with 1 / 255.
+    scaled = levels / scale if recipe.scale >= 1 else levels * scale
+    mean, std = (np.asarray(values, np.float32) for values in (recipe.mean, recipe.std))
+    table: Table = (scaled - mean) / std
+    return table
+
+
+def crop_of(recipe: Recipe, data: bytes) -> Crop:
+    """The uint8 crop (size, size, 3) of an image file.
+
+    Raises:
+        BadImage: the image cannot be decoded or resized.
+    """
+    return cut(resized(decoded(data, recipe), recipe), recipe)
+
+
+# --- Decode ---------------------------------------------------------------------------------------
+
+
+def decoded(data: bytes, recipe: Recipe) -> Picture:
+    """An image file as a picture.
+
+    Raises:
+        BadImage: the decoder cannot decode it.
+    """
+    if recipe.decode == "opencv":
+        return _decode_bgr(data, recipe.exif)
+    picture = open_rgb(data)  # what is wrong with the file is said by this
+    if not recipe.exif and recipe.cmyk == "standard":
+        return picture
+    with bad_image_errors(), Image.open(io.BytesIO(data)) as opened:
+        found: Image.Image = opened
+        if opened.mode == "CMYK" and recipe.cmyk != "standard":
+            found = _changed_cmyk(opened, recipe.cmyk)
+            found.info = dict(opened.info)
+        return (ImageOps.exif_transpose(found) if recipe.exif else found).convert("RGB")
 
 
 def open_rgb(data: bytes) -> Image.Image:
@@ -144,100 +198,151 @@ def open_rgb(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def _decode_bgr(data: bytes) -> Crop:
-    """Decode with OpenCV, as PaddleClas does: EXIF rotation applied, gray and CMYK made color."""
+def _decode_bgr(data: bytes, exif: bool) -> Crop:
+    """Decode with OpenCV, as PaddleClas does: grey and CMYK made color."""
+    flags = cv2.IMREAD_COLOR | (0 if exif else cv2.IMREAD_IGNORE_ORIENTATION)
     with bad_image_errors():
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
         raise BadImage("OpenCV cannot decode it (damaged, truncated or not an image)")
     return image  # type: ignore[return-value]
 
 
-def crop_torchvision(data: bytes) -> Crop:
-    """Resize(256), CenterCrop(224) of torchvision on a Pillow image: antialiased bilinear.
-
-    The long side is truncated (``_compute_resized_output_size``) and the offsets are rounded half
-    to even (``center_crop``), torchvision/transforms/functional.py.
-    """
-    image = open_rgb(data)
-    width, height = image.size
-    if width <= height:
-        size = (RESIZE, int(RESIZE * height / width))
-    else:
-        size = (int(RESIZE * width / height), RESIZE)
-    check_resized(image.size, size)
-    left, top = (int(round((side - CROP) / 2.0)) for side in size)
-    with bad_image_errors():
-        if size != image.size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        return np.asarray(image.crop((left, top, left + CROP, top + CROP)))
+def _changed_cmyk(picture: Image.Image, cmyk: str) -> Image.Image:
+    """A CMYK image as a careless reader takes it: the other way round, or without black."""
+    values = np.asarray(picture)
+    changed = 255 - values if cmyk == "inverted" else values * np.array([1, 1, 1, 0], np.uint8)
+    return Image.frombytes("CMYK", picture.size, changed.tobytes())
 
 
-def crop_paddle(data: bytes) -> Crop:
-    """ResizeImage(resize_short=256), CropImage(224) of PaddleClas: bilinear without antialias.
+# --- Resize ---------------------------------------------------------------------------------------
 
-    Both sides are rounded half to even and the offsets are floored,
-    ppcls/data/preprocess/ops/operators.py.
-    """
-    image = _decode_bgr(data)
-    height, width = image.shape[:2]
-    percent = float(RESIZE) / min(width, height)
-    size = (int(round(width * percent)), int(round(height * percent)))
-    check_resized((width, height), size)
-    with bad_image_errors():
-        return _crop_to_rgb(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
-
-
-def crop_squash(data: bytes) -> Crop:
-    """256x256 whatever the aspect, then the center: what the Vast build of this model does."""
-    image = _decode_bgr(data)
-    with bad_image_errors():
-        return _crop_to_rgb(cv2.resize(image, (RESIZE, RESIZE), interpolation=cv2.INTER_LINEAR))
-
-
-def _crop_to_rgb(image: cv2.typing.MatLike) -> Crop:
-    """The floored center of a BGR image, as RGB."""
-    top, left = ((side - CROP) // 2 for side in image.shape[:2])
-    return image[top : top + CROP, left : left + CROP, ::-1]  # type: ignore[return-value]
-
-
-def _levels() -> NDArray[np.float32]:
-    return np.arange(256, dtype=np.float32)[:, np.newaxis]
-
-
-def torchvision_table(mean: ArrayLike = MEAN, std: ArrayLike = STD) -> NDArray[np.float32]:
-    """ToTensor divides by 255; Normalize subtracts and divides. float32 (256, 3)."""
-    levels = _levels() / np.float32(255)
-    by_channel = [np.asarray(values, np.float32) for values in (mean, std)]
-    table: NDArray[np.float32] = (levels - by_channel[0]) / by_channel[1]
-    return table
-
-
-def _paddle_table() -> NDArray[np.float32]:
-    """NormalizeImage multiplies with float32(1/255) instead."""
-    return (_levels() * np.float32(1.0 / 255.0) - MEAN) / STD
-
-
-PREPROCESS: dict[str, Preprocess] = {
-    row.name: row
-    for row in (
-        Preprocess(
-            "torchvision",
-            "PIL decode; Resize(256, bilinear, antialias); CenterCrop(224); /255; mean/std",
-            crop_torchvision,
-            torchvision_table(),
-        ),
-        Preprocess(
-            "paddle",
-            "cv2 decode, EXIF applied; short side 256, INTER_LINEAR; crop 224; *1/255; mean/std",
-            crop_paddle,
-            _paddle_table(),
-        ),
-        Preprocess(
-            "squash",
-            "cv2 decode, EXIF applied; 256x256, INTER_LINEAR; crop 224; *1/255; mean/std",
-            crop_squash,
-            _paddle_table(),
-        ),
-    )
+_PILLOW = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+    "area": Image.Resampling.BOX,
 }
+_OPENCV = {
+    "bilinear": cv2.INTER_LINEAR,
+    "bicubic": cv2.INTER_CUBIC,
+    "lanczos": cv2.INTER_LANCZOS4,
+    "nearest": cv2.INTER_NEAREST,
+    "area": cv2.INTER_AREA,
+}
+
+
+def resized(picture: Picture, recipe: Recipe) -> Picture:
+    """The picture in the size that the recipe resizes it to.
+
+    Raises:
+        BadImage: see `check_resized`; or there is not enough memory.
+    """
+    size = size_of(picture)
+    target = target_size(size, recipe)
+    if target == size:
+        return picture
+    check_resized(size, target)
+    with bad_image_errors():
+        if recipe.resizer == "pillow":
+            return _as_image(picture).resize(target, _PILLOW[recipe.interpolation])
+        if recipe.resizer == "opencv":
+            kernel = _OPENCV[recipe.interpolation]
+            return cv2.resize(_as_array(picture), target, interpolation=kernel)  # type: ignore[return-value]
+        return _resized_tensor(_as_array(picture), target, recipe)
+
+
+def target_size(size: tuple[int, int], recipe: Recipe) -> tuple[int, int]:
+    """Width and height after resizing, of those before.
+
+    torchvision truncates the long side (``_compute_resized_output_size``), PaddleClas rounds both
+    (ppcls/data/preprocess/ops/operators.py).
+    """
+    width, height = size
+    short = recipe.resize
+    if short is None:
+        return size
+    if recipe.square:
+        return short, short
+    if recipe.rounding == "rounded":
+        percent = float(short) / min(width, height)
+        return round(width * percent), round(height * percent)
+    if width <= height:
+        return short, int(short * height / width)
+    return int(short * width / height), short
+
+
+def _resized_tensor(image: Crop, target: tuple[int, int], recipe: Recipe) -> Crop:
+    """``torchvision.transforms`` on a uint8 tensor."""
+    import torch
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as transforms
+
+    tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    mode = InterpolationMode(recipe.interpolation)
+    made = transforms.resize(tensor, [target[1], target[0]], mode, antialias=recipe.antialias)
+    pixels: Crop = made.permute(1, 2, 0).numpy()
+    return pixels
+
+
+def size_of(picture: Picture) -> tuple[int, int]:
+    """Width and height."""
+    if isinstance(picture, Image.Image):
+        return picture.size
+    return picture.shape[1], picture.shape[0]
+
+
+def _as_image(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    return Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1]))
+
+
+def _as_array(picture: Picture) -> Crop:
+    if isinstance(picture, Image.Image):
+        return np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
+    return picture
+
+
+# --- Crop -----------------------------------------------------------------------------------------
+
+
+def cut(picture: Picture, recipe: Recipe) -> Crop:
+    """The crop, uint8 (size, size, 3); what lies outside of the picture is black."""
+    size = recipe.size
+    left, top = (
+        _OFFSET[recipe.offset](side - size) + shift
+        for side, shift in zip(size_of(picture), recipe.shift, strict=True)
+    )
+    with bad_image_errors():
+        if isinstance(picture, Image.Image):
+            crop = np.asarray(picture.crop((left, top, left + size, top + size)))
+            return crop[:, :, ::-1] if recipe.channels == "bgr" else crop
+        crop = _cut_array(picture, top, left, size)
+        return crop if recipe.channels == "bgr" else crop[:, :, ::-1]
+
+
+def _rounded(margin: int) -> int:
+    """``center_crop`` of torchvision/transforms/functional.py; a smaller image is padded first."""
+    return round(margin / 2) if margin >= 0 else -(-margin // 2)
+
+
+_OFFSET: dict[str, Callable[[int], int]] = {
+    "rounded": _rounded,
+    "floored": lambda margin: margin // 2,
+    "ceiled": lambda margin: math.ceil(margin / 2),
+}
+
+
+def _cut_array(image: Crop, top: int, left: int, size: int) -> Crop:
+    height, width = image.shape[:2]
+    above, before = max(0, -top), max(0, -left)
+    below, behind = max(0, top + size - height), max(0, left + size - width)
+    if above or below or before or behind:
+        image = np.pad(image, [(above, below), (before, behind), (0, 0)])
+        top, left = top + above, left + before
+    return image[top : top + size, left : left + size]
+
+
+PREPROCESS: dict[str, Preprocess] = {name: Preprocess.of(recipe) for name, recipe in NAMED.items()}

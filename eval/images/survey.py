@@ -20,7 +20,7 @@ from PIL import Image
 
 from eval.errors import UnreadableImage
 from eval.images.labels import VAL_IMAGES, shown
-from eval.images.preprocess import PREPROCESS, RESIZE, BadImage, exact_opencv
+from eval.images.preprocess import PREPROCESS, BadImage, exact_opencv
 from eval.images.sets import VAL
 from eval.images.valset import ValSet, fingerprint
 
@@ -31,6 +31,7 @@ _MEANT_TO_BE_WHOLE = 0.9
 _BATCH = 16  # images per task of a thread
 _SHOWN = 10  # rows of a list, in text
 _ORIENTATION = 0x0112  # EXIF; 1 is upright
+_SHORT = 256  # pixels: what the short side is resized to
 
 
 class Look(NamedTuple):
@@ -172,8 +173,8 @@ def _oddities(data: bytes) -> list[str]:
                 found.append("EXIF orientation")
         except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
             found.append("damaged EXIF")
-        if min(image.size) < RESIZE:
-            found.append(f"short side under {RESIZE}")
+        if min(image.size) < _SHORT:
+            found.append(f"short side under {_SHORT}")
     return found
 
 

@@ -7,6 +7,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +35,8 @@ from eval.measure.settings import exact_settings
 from eval.metrics import CONFIDENCE, largest_number_wrong
 from eval.models import Source, Subject, open_source
 from eval.progress import Event, Observer, ignore
-from eval.request import FORMS, PRECISIONS, PREPROCESSES, Request
+from eval.recipe import parse
+from eval.request import FORMS, PRECISIONS, Request
 from eval.results.read import PREDICTIONS, SUMMARY, read_predictions, read_rows
 from eval.results.schema import TOP
 from eval.text import examples
@@ -261,8 +263,9 @@ def _completed(request: Request, rows: Sequence[Row]) -> Request:
     """The request, with the options that it leaves out taken from the result."""
     row = rows[0]
     changes: dict[str, Any] = {}
-    if request.preprocess is None and row.preprocess in PREPROCESSES:
-        changes["preprocess"] = row.preprocess
+    if request.preprocess is None:
+        with suppress(UsageError):  # the model's own, which no recipe can say
+            changes["preprocess"] = parse(row.preprocess).text
     named = request.variant or request.config or request.model or request.demo
     if not named and row.variant in builtin_variants():
         changes["variant"] = row.variant

@@ -84,10 +84,12 @@ def diagnose_subject(
         device=device,
         batch_size=min(request.batch_size or choose_batch_size(device), len(valset.samples)),
         workers=request.workers or choose_workers(),
-        own_table=source.own_preprocess().table,
+        own=source.own_preprocess(),
     )
     bench = ModelBench(subject, valset, machine, images, progress)
     findings = search(bench)
+    found = findings.best.setup if findings.best else findings.as_is
+    among = valset.image_set.classes
     return Diagnosis(
         subject=subject.title,
         data=f"{valset.root} ({valset.layout})",
@@ -95,6 +97,9 @@ def diagnose_subject(
         expected=_expected(subject, valset),
         notes=_notes(subject, findings.as_is.form),
         caution=subject.caution,
+        classes=len(valset.classes if among is None else among),
+        preprocess=bench.argument(found),
+        described=subject.preprocess.description,
     )
 
 
@@ -136,6 +141,7 @@ def diagnose_predictions(
         subject=str(predictions),
         data=f"{valset.root} ({valset.layout})",
         findings=search(bench, [row for row in TABLE if row.is_about_labels]),
+        classes=len(valset.classes),
     )
 
 

@@ -40,7 +40,7 @@ from eval.measure.engine import Measurement, choose_batch_size, choose_workers
 from eval.measure.journal import Journal, NoJournal
 from eval.measure.latency import LatencyRow, measure_latency
 from eval.measure.settings import exact_settings
-from eval.models import Source, Subject, open_source
+from eval.models import Source, Subject, choose_preprocess, open_source
 from eval.processes import Group, process_group
 from eval.progress import Event, Observer, ignore
 from eval.provenance import Provenance, code_sha256, versions
@@ -133,8 +133,7 @@ def check_follow_ups(request: Request, source: Source) -> None:
         if request.baseline:
             if Path(request.baseline).resolve() == Path(request.output).resolve():
                 raise UsageError("--baseline and --output are the same folder: name another one.")
-            preprocess = request.preprocess or source.preprocess
-            check_baseline(request.baseline, source.name, preprocess)
+            check_baseline(request.baseline, source.name, choose_preprocess(source).name)
 
 
 def follow_up(evaluation: Evaluation, request: Request) -> Evaluation:

@@ -23,7 +23,7 @@ from eval.config import (
 )
 from eval.errors import DataError, UsageError
 from eval.images.labels import examples
-from eval.images.preprocess import PREPROCESS, BadImage, Crop, Preprocess
+from eval.images.preprocess import BadImage, Crop, Preprocess, table_of
 from eval.images.sets import VAL
 from eval.images.valset import ValSet, open_valset
 from eval.judge.verdict import Judgment, judge
@@ -31,6 +31,7 @@ from eval.measure.engine import Measurement
 from eval.measure.given import Answers, match, read_answers
 from eval.models import ModelFile, Subject, identify
 from eval.provenance import Provenance
+from eval.recipe import Recipe, parse
 from eval.results.evaluation import Evaluation
 from eval.results.record import Computation
 
@@ -116,14 +117,14 @@ def _subject(
 
 def _preprocess(name: str) -> Preprocess:
     """The stated preprocessing; without a statement, one that refuses every image."""
-    if name in PREPROCESS:
-        known = PREPROCESS[name]
-        return replace(known, description=f"as stated: {known.description}")
+    if name != UNKNOWN:
+        stated = Preprocess.of(parse(name))
+        return replace(stated, description=f"as stated: {stated.description}")
 
     def unknown(_: bytes) -> Crop:
         raise BadImage("the preprocessing is unknown")
 
-    return Preprocess(name, "not stated", unknown, next(iter(PREPROCESS.values())).table)
+    return Preprocess(name, "not stated", unknown, table_of(Recipe()))
 
 
 def _identify(option: str, path: Path) -> tuple[ModelFile, ...]:

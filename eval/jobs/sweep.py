@@ -27,7 +27,7 @@ from eval.measure.settings import exact_settings
 from eval.models import choose_preprocess, open_source
 from eval.models.exported import FORM
 from eval.progress import Event, ProgressBar
-from eval.request import OWN, Request
+from eval.request import Request
 from eval.results.console import format_evaluation
 from eval.results.evaluation import Evaluation
 
@@ -80,7 +80,7 @@ class Combination:
             forms=self.form or None,
             backend=self.backend,
             precision="fp32" if is_exported(self.weights) else self.precision,
-            preprocess=None if self.preprocess == OWN else self.preprocess,
+            preprocess=self.preprocess,
             limit=args.limit,
             labels=args.labels,
             on_bad_image=args.on_bad_image,

@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from eval.config import VariantConfig
 from eval.errors import ModelError, UsageError
 from eval.progress import Observer
+from eval.recipe import OWN
+from eval.recipe_files import recipe_of
 from eval.request import Request
 
 if TYPE_CHECKING:  # torch takes seconds to import, and wrong options are refused without it
@@ -107,14 +109,12 @@ class Source(Protocol):
         request: the request.
         name: its name in the reports.
         published: its published accuracy, and the tolerance.
-        preprocess: the name of its own preprocessing.
         backend: the backend used by default.
     """
 
     request: Request
     name: str
     published: VariantConfig
-    preprocess: str
     backend: str
 
     def images(self, folder: Path, observer: Observer) -> Path:
@@ -202,17 +202,30 @@ class RequestedImages:
         return Path(self.request.data)
 
 
+def published_of(source: Source) -> VariantConfig:
+    """What is reported, with the model's own recipe under the name that it has in the reports."""
+    return source.published.with_own(source.own_preprocess().name)
+
+
 def choose_preprocess(source: Source) -> Preprocess:
     """The preprocessing of the request, or else the model's own.
 
     Raises:
-        UsageError: the requested preprocessing has a different image size than the model.
+        UsageError: the requested preprocessing has a different image size than the model, or
+            changes a step of a transform that no recipe can say.
     """
-    from eval.images.preprocess import PREPROCESS
+    from eval.images.preprocess import Preprocess
 
     own = source.own_preprocess()
     asked = source.request.preprocess
-    chosen = own if asked is None else PREPROCESS[asked]
+    if asked is None or asked == OWN:
+        return own
+    if own.recipe is None and str(asked).partition(",")[0] == OWN:
+        raise UsageError(
+            f"--preprocess {asked}: the own preprocessing of {source.name} is {own.description}; "
+            "no step of it can be changed.\nName another recipe."
+        )
+    chosen = Preprocess.of(recipe_of(asked, own.recipe))
     if chosen.size != own.size:
         raise UsageError(
             f"--preprocess {asked} makes {chosen.size}x{chosen.size} crops, {source.name} takes "

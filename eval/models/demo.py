@@ -318,7 +318,6 @@ class DemoSource:
     """The embedded demo: its images, its weights and its known answer."""
 
     name = "demo"
-    preprocess = "torchvision"
     backend = "torch"
 
     def __init__(self, request: Request) -> None:
@@ -342,7 +341,7 @@ class DemoSource:
         """See `eval.models.Source.own_preprocess`."""
         from eval.images.preprocess import PREPROCESS
 
-        return PREPROCESS[self.preprocess]
+        return PREPROCESS["torchvision"]
 
     def load(self, classes: int, observer: Observer) -> Subject:  # noqa: ARG002
         """See `eval.models.Source.load`; call `images` first, which also makes the weights."""

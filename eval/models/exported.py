@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from eval.backends import BACKENDS, check_runs
 from eval.backends.formats import RUNTIMES, check_file, files_of, precision_of
 from eval.errors import UsageError
-from eval.models import RequestedImages, Subject, choose_preprocess, identify
+from eval.models import RequestedImages, Subject, choose_preprocess, identify, published_of
 from eval.models import open_source as open_source_of
 from eval.progress import Observer
 from eval.request import Request
@@ -43,7 +43,6 @@ class ExportedSource(RequestedImages):
         # The original model determines the preprocessing and the reported accuracy.
         self._origin = open_source_of(replace(request, weights="auto", backend=None))
         self.published = self._origin.published
-        self.preprocess = self._origin.preprocess
         self.name = self._origin.name
         self.backend = runtimes[0]
 
@@ -64,7 +63,7 @@ class ExportedSource(RequestedImages):
             files=identify(files_of(path)),
             forms={FORM: path},
             preprocess=choose_preprocess(self),
-            published=self.published,
+            published=published_of(self),
             params={FORM: None},
             macs={FORM: None},
             precision=precision,

@@ -1,8 +1,8 @@
 """``--model timm:NAME``: any timm image classifier, with timm's own preprocessing.
 
 Our own reader loads the checkpoint, without running code in it, and passes the tensors to timm, so
-that timm's own conversions of old checkpoints apply. The preprocessing is timm's transform up to
-the uint8 crop, then the model's mean and standard deviation. Models with a deploy form (MobileOne,
+that timm's own conversions of old checkpoints apply. The preprocessing is what timm's validate.py
+evaluates the model with. Models with a deploy form (MobileOne,
 FastViT, RepVGG, RepViT, ...) are reparameterized by timm's `reparameterize_model`.
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import csv
 import difflib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,10 @@ from timm.utils.model import reparameterize_model
 from eval.config import IMAGENET_VAL_IMAGES, OtherResult, VariantConfig
 from eval.errors import ModelError, UsageError
 from eval.images.labels import examples, shown
-from eval.images.preprocess import Crop, Preprocess, open_rgb, torchvision_table
-from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify
+from eval.images.preprocess import Crop, Preprocess, bad_image_errors, open_rgb, table_of
+from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify, published_of
 from eval.progress import Event, Observer
+from eval.recipe import INTERPOLATIONS, OWN, Recipe
 from eval.request import Request
 from pplcnet import WeightsError
 from pplcnet._checkpoint import read_checkpoint
@@ -35,14 +37,11 @@ if TYPE_CHECKING:
 
 PREFIX = "timm:"
 WEIGHTS_FILE = "model.safetensors"  # in timm's repositories on the hub
-OWN = "timm"  # the name of timm's own preprocessing
 _COLUMNS = ("model", "img_size", "top1", "top5", "crop_pct", "interpolation")
 
 
 class TimmSource(RequestedImages):
     """A timm model."""
-
-    preprocess = OWN
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
@@ -75,7 +74,7 @@ class TimmSource(RequestedImages):
             files=files,
             forms=forms,
             preprocess=preprocess,
-            published=self.published,
+            published=published_of(self),
             **counts(forms, preprocess.size),
         )
         subject.check_unchanged()  # the hash must be that of the bytes that were read
@@ -257,7 +256,7 @@ def forms_of(model: nn.Module, asked: tuple[str, ...], name: str) -> dict[str, n
 
 
 def preprocess_of(model: nn.Module | str) -> Preprocess:
-    """The preprocessing that timm evaluates a model with.
+    """The preprocessing that timm's ``validate.py`` evaluates a model with: at its test size.
 
     Args:
         model: the model, or its name.
@@ -265,36 +264,58 @@ def preprocess_of(model: nn.Module | str) -> Preprocess:
     Raises:
         UsageError: the model's input is not a square image of three channels.
     """
+    cfg: dict[str, Any]
     if isinstance(model, str):
-        cfg = get_pretrained_cfg(model)
-        config = timm.data.resolve_data_config({}, pretrained_cfg=cfg.to_dict() if cfg else {})
+        found = get_pretrained_cfg(model)
+        cfg = found.to_dict() if found else {}
     else:
-        config = timm.data.resolve_data_config({}, model=model)
+        cfg = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    config = timm.data.resolve_data_config({}, pretrained_cfg=cfg, use_test_size=True)
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
         raise UsageError(
             f"--model: input size {config['input_size']} is not supported, only square images of "
             "three channels."
         )
+    recipe = recipe_of(config)
+    if recipe is not None:
+        return Preprocess.of(recipe)
     transform = timm.data.create_transform(**config, is_training=False, normalize=False)
+    normalized = Recipe(mean=tuple(config["mean"]), std=tuple(config["std"]), size=width)
     return Preprocess(
-        "timm",
-        f"its own, by timm {timm.__version__}; PIL decode; {width} pixels, "
-        f"crop_pct {config['crop_pct']}, {config['crop_mode']}, {config['interpolation']}; /255; "
-        f"mean {_listed(config['mean'])}, std {_listed(config['std'])}",
+        OWN,
+        f"a transform of timm {timm.__version__} that no recipe can say: "
+        f"{' '.join(repr(transform).split())}; mean {config['mean']}, std {config['std']}",
         _crop_with(transform),
-        torchvision_table(config["mean"], config["std"]),
+        table_of(normalized),
         size=width,
     )
 
 
-def _listed(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)
+def recipe_of(config: Mapping[str, Any]) -> Recipe | None:
+    """What ``timm.data.create_transform`` makes of a configuration; None if no recipe says it.
+
+    Args:
+        config: as from ``timm.data.resolve_data_config``, with a square input.
+    """
+    size = config["input_size"][-1]
+    kernel = {"box": "area"}.get(config["interpolation"], config["interpolation"])
+    if config["crop_mode"] not in ("center", "squash") or kernel not in INTERPOLATIONS["pillow"]:
+        return None
+    return Recipe(
+        resize=math.floor(size / config["crop_pct"]),
+        square=config["crop_mode"] == "squash",
+        interpolation=kernel,
+        size=size,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
 
 
 def _crop_with(transform: Callable[[Any], Tensor]) -> Callable[[bytes], Crop]:
     def crop(data: bytes) -> Crop:
-        pixels: Crop = transform(open_rgb(data)).permute(1, 2, 0).numpy()
+        with bad_image_errors():
+            pixels: Crop = transform(open_rgb(data)).permute(1, 2, 0).numpy()
         return pixels
 
     return crop

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.config import IMAGENET_VAL_IMAGES, Reference, VariantConfig
 from eval.errors import ModelError, UsageError
-from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify
+from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify, published_of
 from eval.progress import Event, Observer
+from eval.recipe import OWN, Recipe
 from eval.request import Request
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from eval.images.preprocess import Crop, Preprocess
+    from eval.images.preprocess import Preprocess
 
 PREFIX = "torchvision:"
 _OLD_DENSENET = re.compile(r"(\.denselayer[0-9]+\.(?:norm|relu|conv))\.(?=[12]\.)")
@@ -31,8 +31,6 @@ SET = "ImageNet-1K"  # torchvision's name of the validation set in the weights e
 
 class TorchvisionSource(RequestedImages):
     """A torchvision model and an entry of its weights enum."""
-
-    preprocess = "torchvision-weights"
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
@@ -65,7 +63,7 @@ class TorchvisionSource(RequestedImages):
             files=files,
             forms=forms,
             preprocess=preprocess,
-            published=self.published,
+            published=published_of(self),
             **counts(forms, preprocess.size),
         )
         subject.check_unchanged()
@@ -130,9 +128,7 @@ def published(name: str, model: str, entry: Any) -> VariantConfig:
     reference = {}
     if metrics:
         source = f"torchvision, {type(entry).__name__}.{entry.name}"
-        reference[TorchvisionSource.preprocess] = Reference(
-            source, metrics.get("acc@1"), metrics.get("acc@5"), gated=False
-        )
+        reference[OWN] = Reference(source, metrics.get("acc@1"), metrics.get("acc@5"), gated=False)
     return VariantConfig(name, f"{PREFIX}{model}", IMAGENET_VAL_IMAGES, reference, {})
 
 
@@ -181,49 +177,26 @@ def preprocess_of(entry: Any) -> Preprocess:
     """The preprocessing that belongs to an entry of the weights enum.
 
     Raises:
-        UsageError: its transform is not a resize, a center crop and a normalization.
+        UsageError: its transform is not a resize, a center crop and a normalization
+            (``transforms/_presets.py``, ImageClassification).
     """
-    from eval.images.preprocess import Preprocess, torchvision_table
+    from eval.images.preprocess import Preprocess
 
     transform = entry.transforms()
     try:
-        (size,) = transform.crop_size
-        words = (
-            f"its own, by torchvision; PIL decode; Resize({transform.resize_size[0]}, "
-            f"{transform.interpolation.value}, antialias); CenterCrop({size}); /255; "
-            f"mean {_listed(transform.mean)}, std {_listed(transform.std)}"
+        (short,), (size,) = transform.resize_size, transform.crop_size
+        recipe = Recipe(
+            resize=short,
+            interpolation=transform.interpolation.value,
+            size=size,
+            mean=tuple(transform.mean),
+            std=tuple(transform.std),
         )
-        table = torchvision_table(transform.mean, transform.std)
     except (AttributeError, TypeError, ValueError):
         raise UsageError(
             f"--model: the transform of {entry} is not torchvision's ImageClassification preset."
         ) from None
-    return Preprocess(
-        TorchvisionSource.preprocess, words, _crop_with(transform, size), table, size=size
-    )
-
-
-def _listed(values: Any) -> str:
-    return " ".join(f"{value:g}" for value in values)
-
-
-def _crop_with(transform: Any, size: int) -> Callable[[bytes], Crop]:
-    """Resize and crop as in ``transforms/_presets.py``, ImageClassification."""
-    import numpy as np
-    from torchvision.transforms import functional
-
-    from eval.images.preprocess import open_rgb
-
-    def crop(data: bytes) -> Crop:
-        image = functional.resize(
-            open_rgb(data),
-            transform.resize_size,
-            interpolation=transform.interpolation,
-            antialias=transform.antialias,
-        )
-        return np.asarray(functional.center_crop(image, [size, size]))
-
-    return crop
+    return Preprocess.of(recipe)
 
 
 def open_source(request: Request) -> TorchvisionSource:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.errors import ModelError
-from eval.models import RequestedImages, Source, Subject, choose_preprocess, identify
+from eval.models import RequestedImages, Source, Subject, choose_preprocess, identify, published_of
 from eval.progress import Event, Observer
 from eval.request import FORMS, Request
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 class VariantSource(RequestedImages):
     """A variant from a configuration file, and its checkpoint."""
 
-    preprocess = "torchvision"
-
     def __init__(self, request: Request) -> None:
         super().__init__(request)
         assert request.published is not None
@@ -32,7 +30,7 @@ class VariantSource(RequestedImages):
         """See `eval.models.Source.own_preprocess`."""
         from eval.images.preprocess import PREPROCESS
 
-        return PREPROCESS[self.preprocess]
+        return PREPROCESS["torchvision"]
 
     def load(self, classes: int, observer: Observer) -> Subject:
         """Read the checkpoint; see `eval.models.Source.load`."""
@@ -79,7 +77,7 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
         files=files,
         forms=forms,
         preprocess=choose_preprocess(source),
-        published=source.published,
+        published=published_of(source),
         params={form: count_parameters(model) for form, model in forms.items()},
         macs={form: count_macs(model) for form, model in forms.items()},
         caution=caution,
