@@ -21,7 +21,7 @@ from torch import nn
 
 from eval.backends import BACKENDS, child, create_predictor
 from eval.backends.child import quiet
-from eval.backends.formats import RUNTIMES, companions, files_of, precision_of, size_of
+from eval.backends.formats import RUNTIMES, companions, files_of, size_of
 from eval.backends.signature import Feed, check_signature
 from eval.errors import ModelError, UsageError
 from eval.export import main as export
