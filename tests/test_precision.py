@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +12,20 @@ import flatbuffers
 import numpy as np
 import onnx
 import pytest
+import torch
+from conftest import FILES, MakeVal, rows_of
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file, save_file
 from test_runtimes import graph, needs
 
 from eval.backends import child
 from eval.backends.flatbuffer import Damaged, Table
 from eval.backends.formats import companions, precision_of
 from eval.backends.precision import describe
+from eval.errors import ModelError
+from eval.imagenet import main
+from eval.models import timm, torchvision
+from eval.models.stored import stored_precision
 
 WEIGHTS = np.linspace(-1, 1, 15, dtype=np.float32).reshape(3, 5)
 
@@ -465,3 +473,103 @@ def test_a_mark_of_ours_counts_only_on_the_bytes_it_was_made_for(tmp_path: Path)
     assert precision_of(path) == "unknown"
     path.write_bytes(b"....ET12 pplcnet-eval-fp32 and nothing else")
     assert precision_of(path) == "unknown"
+
+
+# Checkpoints
+
+
+def stored_as(weights: Path, path: Path, kind: torch.dtype) -> Path:
+    """A copy whose floating-point tensors are kept in another type."""
+    tensors = load_file(weights)
+    kept = {n: t.to(kind) if t.is_floating_point() else t for n, t in tensors.items()}
+    if path.suffix == ".safetensors":
+        save_file(kept, path)
+    elif path.suffix == ".pth":
+        torch.save(kept, path)
+    else:  # as Paddle writes bfloat16: under the name of whole numbers of the same width
+        content = {n: t.view(torch.int16).numpy().view(np.uint16) if t.dtype == kind else t.numpy()
+                   for n, t in kept.items()}  # fmt: skip
+        path.write_bytes(pickle.dumps(content, 4))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("x.safetensors", torch.float16, "fp16 weights"),
+        ("x.pth", torch.bfloat16, "bf16 weights"),
+        ("x.pdparams", torch.bfloat16, "bf16 weights"),
+        ("x.safetensors", torch.float64, "fp32"),
+    ],
+)
+def test_weights_that_are_stored_in_less_are_another_model(
+    name: str, kind: torch.dtype, expected: str, weights: Path, val_folder: MakeVal, tmp_path: Path
+) -> None:
+    config = tmp_path / "four.toml"
+    config.write_text(
+        'name = "four"\nmodel = "small"\nimages = 4\n[reference]\nsource = "x"\ntop1 = 0.0\n'
+        '[tolerance.torchvision]\nimages = 4\nreason = "any count passes"\n'
+    )
+    path = stored_as(weights, tmp_path / name, kind)
+    words = ["--data", str(val_folder(FILES)), "--config", str(config), "--weights", str(path)]
+    words += ["--forms", "reparameterized", "--quiet", "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    (row,) = rows_of(tmp_path / "out/summary.csv")
+    verdict = "PASS" if expected == "fp32" else "NO_REFERENCE"
+    assert (row["precision"], row["verdict"]) == (expected, verdict)
+
+
+def test_paddles_bfloat16_by_hand(tmp_path: Path) -> None:
+    """0.01 in bfloat16 is 0x3C24, 15,396 as a whole number; -2 is 0xC000."""
+    from pplcnet._checkpoint import read_checkpoint
+
+    (tmp_path / "x.pdparams").write_bytes(pickle.dumps({"a": np.array([15396, 0xC000], "u2")}, 4))
+    found = read_checkpoint(tmp_path / "x.pdparams")["a"]
+    assert found.dtype == torch.bfloat16
+    assert found.tolist() == [0.010009765625, -2.0]
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.bool, torch.int64])
+def test_whole_numbers_are_no_weights(
+    kind: torch.dtype, weights: Path, val_folder: MakeVal, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    tensors = load_file(weights)
+    name = next(each for each in tensors if each.endswith("fc.weight"))
+    save_file({**tensors, name: tensors[name].to(kind)}, tmp_path / "x.safetensors")
+    words = ["--data", str(val_folder(FILES)), "--variant", "small", "--quiet"]
+    assert main([*words, "--weights", str(tmp_path / "x.safetensors")]) == 4
+    error = capsys.readouterr().err
+    assert name in error
+    assert str(kind).removeprefix("torch.") in error
+    assert error.count("\n") == 2
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_whole_numbers_are_no_weights_of_a_librarys_model(library: str, tmp_path: Path) -> None:
+    import timm as timm_itself
+    import torchvision as torchvision_itself
+
+    name = {"timm": "test_efficientnet", "torchvision": "squeezenet1_1"}[library]
+    model = (
+        timm_itself.create_model(name)
+        if library == "timm"
+        else torchvision_itself.models.get_model(name)
+    )
+    state = dict(model.state_dict())
+    load = timm.load_model if library == "timm" else torchvision.load_model
+    save_file(state, tmp_path / "x.safetensors")
+    assert load(name, tmp_path / "x.safetensors", 1000)[1] == "fp32"
+    halves = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
+    save_file(halves, tmp_path / "x.safetensors")
+    assert load(name, tmp_path / "x.safetensors", 1000)[1] == "fp16 weights"
+    key = next(iter(state))
+    save_file({**state, key: state[key].to(torch.int8)}, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match=rf"{key}.*int8 instead of floating-point"):
+        load(name, tmp_path / "x.safetensors", 1000)
+
+
+def test_fp8_is_named() -> None:
+    tensors = [torch.zeros(2), torch.zeros(2).to(torch.float8_e4m3fn), torch.zeros(2, dtype=int)]
+    assert stored_precision(tensors) == "fp8 weights"
+    assert stored_precision(tensors[::2]) == "fp32"

@@ -62,11 +62,13 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
     Raises:
         ModelError: the checkpoint is missing, damaged, refused, or belongs to another model.
     """
+    from eval.models.stored import in_what
     from pplcnet import count_macs, count_parameters
 
     files = identify([path]) if path.is_file() else ()  # if not, the reader reports the problem
     request = source.request
-    forms, layout = load_forms(source.published.model, path, tuple(request.forms or FORMS), classes)
+    wanted = tuple(request.forms or FORMS)
+    forms, layout, stored = load_forms(source.published.model, path, wanted, classes)
     subject = Subject(
         name=source.name,
         title=f"PP-LCNetV2 {source.published.model}",
@@ -78,6 +80,7 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
         published=source.published,
         params={form: count_parameters(model) for form, model in forms.items()},
         macs={form: count_macs(model) for form, model in forms.items()},
+        precision=in_what(request.precision, stored),
         caution=caution,
     )
     subject.check_unchanged()  # the hash must be that of the bytes that were read
@@ -86,7 +89,7 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
 
 def load_forms(
     model_name: str, path: Path, wanted: tuple[str, ...], classes: int
-) -> tuple[Mapping[str, PPLCNetV2], str]:
+) -> tuple[Mapping[str, PPLCNetV2], str, str]:
     """Load the requested forms of a PP-LCNetV2.
 
     Args:
@@ -96,12 +99,14 @@ def load_forms(
         classes: number of classes, which is the number of logits.
 
     Returns:
-        The forms, in evaluation mode, and the layout of the checkpoint in words.
+        The forms, in evaluation mode, the layout of the checkpoint in words, and the precision that
+        its weights are stored in.
 
     Raises:
         ModelError: the checkpoint is missing, damaged, refused, or belongs to another model.
     """
     import pplcnet
+    from eval.models.stored import stored_precision
 
     try:
         weights = pplcnet.read_weights(path)
@@ -113,7 +118,8 @@ def load_forms(
         raise ModelError(str(error)) from error
     model.eval()
     make = {"unfused": lambda: model, "reparameterized": lambda: pplcnet.reparameterize(model)}
-    return {form: make[form]() for form in wanted}, f"{weights.layout} layout"
+    forms = {form: make[form]() for form in wanted}
+    return forms, f"{weights.layout} layout", stored_precision(weights.tensors.values())
 
 
 def open_source(request: Request) -> VariantSource:
