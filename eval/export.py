@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.backends import BACKENDS
 from eval.backends.formats import EXPORTS
 from eval.cli import program, run_command
 from eval.errors import UsageError
@@ -75,10 +76,8 @@ def _check_method(method: str, formats: Sequence[str]) -> None:
     Raises:
         UsageError: there is one of these formats for which int8 can be made, but not so.
     """
-    from eval.backends.quantize import QUANTIZERS
-
     for kind in formats:
-        methods = QUANTIZERS[EXPORTS[kind][0]].methods
+        methods = BACKENDS[EXPORTS[kind][0]].int8.methods
         if methods and method not in methods:
             raise UsageError(f"--method {method}: {kind} has {', '.join(methods)}.")
 

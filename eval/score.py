@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.backends.formats import UNKNOWN
+from eval.backends.precision import UNKNOWN
 from eval.cli import program, run_command
 from eval.config import (
     builtin_variants,

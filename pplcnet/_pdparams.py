@@ -38,7 +38,8 @@ def read_pdparams(data: bytes) -> dict[str, Tensor]:
 
     Returns:
         Tensors by name, contiguous and in native byte order, with the shapes and dtypes of the
-        file. Names that share an array in the file share a tensor here.
+        file; uint16, in which Paddle keeps bfloat16, becomes that. Names that share an array in the
+        file share a tensor here.
 
     Raises:
         Refused: the content is not a dict of arrays, or would need to run code.
@@ -156,7 +157,11 @@ class _Array:
             shape, dtype.resolved, buffer=raw, order="F" if fortran else "C"
         )
         native = array.astype(dtype.resolved.newbyteorder("="), order="C", copy=True)
-        self.tensor = torch.from_numpy(native)
+        # Paddle has no other use for uint16: numpy has no bfloat16.
+        if dtype.spec == "u2":
+            self.tensor = torch.from_numpy(native.view(np.int16)).view(torch.bfloat16)
+        else:
+            self.tensor = torch.from_numpy(native)
 
 
 def _checked_shape(shape: object) -> tuple[int, ...]:

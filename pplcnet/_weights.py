@@ -131,9 +131,10 @@ def load_weights(model: PPLCNetV2, weights: Weights | Path | str) -> None:
         weights: a file, or the result of `read_weights`.
 
     Raises:
-        WeightsError: the file cannot be read, holds values that are not finite, is reparameterized
-            although `model` is not, or has other names or shapes than `model`. In the last case the
-            message lists the differences and the variant that the file does fit.
+        WeightsError: the file cannot be read, holds values that are not finite or no floating-point
+            numbers, is reparameterized although `model` is not, or has other names or shapes than
+            `model`. In the last case the message lists the differences and the variant that the
+            file does fit.
     """
     if not isinstance(weights, Weights):
         weights = read_weights(weights)
@@ -207,6 +208,7 @@ def _matched_state(model: PPLCNetV2, weights: Weights) -> dict[str, Tensor]:
         raise WeightsError(
             f"{weights.source} does not fit the model: {'; '.join(differences)}.\n{hint}"
         )
+    _check_floating(weights, names_in(model.state_dict(), weights.layout).values())
     state = own_state(weights, model.state_dict())
     for ours, value in state.items():
         if not value.isfinite().all():
@@ -215,6 +217,18 @@ def _matched_state(model: PPLCNetV2, weights: Weights) -> dict[str, Tensor]:
         if ours.endswith(".num_batches_tracked"):
             state[ours] = torch.zeros_like(value, device="cpu")
     return state
+
+
+def _check_floating(weights: Weights, used: Iterable[str]) -> None:
+    """Refuse whole numbers: converted to float32, they would silently be other weights."""
+    found = [name for name in used if not weights.tensors[name].is_floating_point()]
+    if found:
+        kinds = {str(weights.tensors[name].dtype).removeprefix("torch.") for name in found}
+        raise WeightsError(
+            f"{weights.source}: {' and '.join(sorted(kinds))} instead of floating-point numbers in "
+            f"{len(found)} tensors ({_listed(found)}).\n"
+            "Quantized weights have no scales here: give a float32 checkpoint."
+        )
 
 
 def _converted(ours: str, value: Tensor, layout: str) -> Tensor:

@@ -50,11 +50,11 @@ def folder(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         monkeypatch.setattr(f"eval.results.html.{name}_plot", lambda *_: Markup("<svg></svg>"))
     monkeypatch.setattr("eval.jobs.evaluate.create_predictor", lambda *_, **__: predict)
     monkeypatch.setattr(pplcnet, "count_macs", lambda _: 1)
-    known, _ = variants.load_forms("small", weights, ("unfused", "reparameterized"), 1000)
+    known, *_ = variants.load_forms("small", weights, ("unfused", "reparameterized"), 1000)
 
     def load(_model: str, path: Path, *_: object) -> object:
         identify([path])  # opens the file, as the real one does
-        return known, "pplcnet layout"
+        return known, "pplcnet layout", "fp32"
 
     monkeypatch.setattr(variants, "load_forms", load)
     random = np.random.RandomState(0)

@@ -12,10 +12,9 @@ from test_runtimes import needs, predictor
 from torch import nn
 
 from eval import evaluate
-from eval.backends import child
+from eval.backends import BACKENDS, child
 from eval.backends.formats import EXPORTS, precision_of
 from eval.backends.onnx import export_onnx
-from eval.backends.quantize import QUANTIZERS
 from eval.export import main as export
 from eval.request import Request
 
@@ -59,8 +58,8 @@ def images(count: int, seed: int) -> np.ndarray:
         pytest.param(
             name, method, marks=[pytest.mark.slow] if name in SLOW or method != "minmax" else []
         )
-        for name, row in QUANTIZERS.items()
-        for method in row.methods
+        for name, row in BACKENDS.items()
+        for method in row.int8.methods
     ],
 )
 def test_int8_is_near(backend: str, method: str, tmp_path: Path) -> None:
@@ -80,7 +79,7 @@ def test_int8_is_near(backend: str, method: str, tmp_path: Path) -> None:
     child.call(
         "it",
         "eval.backends.quantize:quantize_here",
-        name=QUANTIZERS[backend].function,
+        backend=backend,
         work={
             "onnx": str(tmp_path / "graph.onnx"),
             "source": str(source),
@@ -99,14 +98,9 @@ def test_int8_is_near(backend: str, method: str, tmp_path: Path) -> None:
 
 def source_of(backend: str, model: nn.Module, folder: Path) -> Path:
     """The fp32 file that a quantizer starts from."""
-    import importlib
-
-    from eval.backends import BACKENDS
-
     if backend in ("onnxruntime", "openvino", "executorch"):
         return folder
-    module = importlib.import_module(BACKENDS[backend].module)
-    (path,) = module.sources(model, folder, [1], 224).values()
+    (path,) = BACKENDS[backend].load().sources(model, folder, [1], 224).values()
     return path
 
 
@@ -131,5 +125,5 @@ def test_a_trained_network_keeps_its_accuracy(kind: str, shared: Path, tmp_path:
         return int(evaluate(request).summary["top1_correct"].item())
 
     assert right("model") == 358
-    if QUANTIZERS[backend].function:
+    if BACKENDS[backend].int8.methods:
         assert right("model-int8") >= 358 - 4

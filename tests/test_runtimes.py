@@ -21,7 +21,7 @@ from torch import nn
 
 from eval.backends import BACKENDS, child, create_predictor
 from eval.backends.child import quiet
-from eval.backends.formats import FORMATS, RUNTIMES, companions, files_of, precision_of, size_of
+from eval.backends.formats import RUNTIMES, companions, files_of, size_of
 from eval.backends.signature import Feed, check_signature
 from eval.errors import ModelError, UsageError
 from eval.export import main as export
@@ -102,7 +102,7 @@ def test_a_file_of_another_runtime_is_refused(backend: str, tmp_path: Path) -> N
 
 
 def test_each_format_has_a_runtime_and_the_table_is_light() -> None:
-    assert {s for row in BACKENDS.values() for s in row.suffixes} == set(FORMATS) == set(RUNTIMES)
+    assert {s for row in BACKENDS.values() for s in row.suffixes} == set(RUNTIMES)
     assert RUNTIMES[".onnx"] == ("onnxruntime", "openvino")
     code = "import sys, eval.backends; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -181,7 +181,7 @@ def test_an_mnn_file_for_one_image_at_a_time(
     model, source, path = Tiny().eval(), tmp_path / "x.onnx", tmp_path / "x.mnn"
     torch.onnx.export(model, (torch.zeros(1, 3, 224, 224),), source, dynamo=True, verbose=False)
     options = ["--saveStaticModel"] if static else []
-    words = ["ONNX", str(source), str(path), "fp32", *options]
+    words = ["ONNX", str(source), str(path), *options]
     child.call("MNN", "test_runtimes:to_mnn", words=words)
     made = predictor("mnn", path)
     assert_agrees(made(crops)["f"], plain(model, crops), within=1e-4)
@@ -269,16 +269,6 @@ def test_every_file_of_a_model_counts(tmp_path: Path) -> None:
     assert [p.name for p in files_of(tmp_path / "m.ncnn.param")] == ["m.ncnn.param", "m.ncnn.bin"]
 
 
-def test_precision_of_an_ncnn_file(tmp_path: Path) -> None:
-    path = tmp_path / "m.param"
-    path.write_text("7767517\n1 1\nConvolution c 1 1 a b 0=8 1=3 6=216 9=1\n")
-    for tag, name in ((0x01306B47, "fp16"), (0, "fp32"), (77, "unknown")):
-        path.with_suffix(".bin").write_bytes(struct.pack("<I", tag))
-        assert precision_of(path) == name
-    path.write_text("7767517\n1 1\nConvolution c 1 1 a b 0=8 1=3 8=2 9=1\n")
-    assert precision_of(path) == "int8"
-
-
 def test_a_child_that_crashes_or_hangs_is_an_error() -> None:
     with pytest.raises(ModelError, match=r"it crashed \(SIG"):
         child.call("it", "os:abort")
@@ -339,7 +329,7 @@ def test_exports_load_in_a_fresh_process(
 
 
 def test_requests_take_every_kind_of_file(tmp_path: Path) -> None:
-    for suffix in FORMATS:
+    for suffix in RUNTIMES:
         from eval.models import open_source
 
         source = open_source(Request(data=".", variant="small", weights=tmp_path / f"x{suffix}"))

@@ -12,11 +12,14 @@
     session.py     what all runtimes but torch share: threads, batches, checks
     signature.py   what a graph takes and gives
     child.py       converters, and files that nobody has vouched for, in a process of their own
+    formats.py     exported files, whichever runtime's
+    flatbuffer.py  a reader of the tables that LiteRT and MNN keep their graphs in
+    precision.py   one word for the precision of many tensors
     quantize.py    post-training int8
-    device.py      which device, and exact float32
+    device.py      which device
 
-`BACKENDS` is the table of them. A runtime's module is imported when it is asked for: each is an
-extra of its own.
+`BACKENDS` is the table of them. A runtime is one row there and one module, which is imported when
+it is asked for: each is an extra of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from eval.errors import UsageError
 
@@ -73,42 +76,6 @@ class Task:
     converted: Mapping[str, Converted] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Backend:
-    """One row of the table.
-
-    Attributes:
-        title: what the runtime is called.
-        extra: the extra of this package that installs it; "" for torch.
-        create: makes its predictor.
-        module: of this package, for the runtimes that `eval.backends.session` drives.
-        suffixes: the kinds of exported file that it runs.
-        precisions: what it can compute in; the first is the default.
-        devices: kinds of torch device.
-        needs: Python modules that must be installed to run it.
-        converts: those needed to convert a torch model as well.
-        fixed_batch: its graphs have one batch size, so that the faster one is measured.
-        silent_batch: its files do not say whether their batch size is fixed.
-    """
-
-    title: str
-    create: Callable[[Task], Predictor]
-    extra: str = ""
-    module: str = ""
-    suffixes: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = ("fp32",)
-    devices: tuple[str, ...] = ("cpu",)
-    needs: tuple[str, ...] = ()
-    converts: tuple[str, ...] = ()
-    fixed_batch: bool = False
-    silent_batch: bool = False
-
-    @property
-    def is_installed(self) -> bool:
-        """Whether its files can be run here."""
-        return not any(map(_is_missing, self.needs))
-
-
 def _torch(task: Task) -> Predictor:
     from eval.backends.pytorch import TorchPredictor
 
@@ -131,6 +98,66 @@ def _runtime(task: Task) -> Predictor:
     return create(task)
 
 
+class Int8(NamedTuple):
+    """How a runtime's module quantizes.
+
+    Attributes:
+        tool: what does it, for reports; or why there is none.
+        methods: calibration methods; empty where there is no quantizer.
+        keeps: the field of `eval.backends.quantize.Work` by which it can be made to keep the
+            accuracy: ``max_drop``, ``exclude`` or "".
+    """
+
+    tool: str
+    methods: tuple[str, ...] = ()
+    keeps: str = ""
+
+
+_NO_INT8 = Int8("")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row of the table.
+
+    Attributes:
+        title: what the runtime is called.
+        extra: the extra of this package that installs it; "" for torch.
+        create: makes its predictor.
+        module: of this package, for the runtimes that `eval.backends.session` drives.
+        suffixes: the kinds of exported file that it runs; the first is its own, and its module
+            recognizes it.
+        file: what its own kind of file is called.
+        export: what `eval.export` calls that, and the ending of the files it writes.
+        int8: how it quantizes.
+        precisions: what it can compute in; the first is the default.
+        devices: kinds of torch device.
+        needs: Python modules that must be installed to run it.
+        converts: those needed to convert a torch model as well.
+        fixed_batch: its graphs have one batch size, so that the faster one is measured.
+        silent_batch: its files do not say whether their batch size is fixed.
+    """
+
+    title: str
+    create: Callable[[Task], Predictor] = _runtime
+    extra: str = ""
+    module: str = ""
+    suffixes: tuple[str, ...] = ()
+    file: str = ""
+    export: tuple[str, str] = ("", "")
+    int8: Int8 = _NO_INT8
+    precisions: tuple[str, ...] = ("fp32",)
+    devices: tuple[str, ...] = ("cpu",)
+    needs: tuple[str, ...] = ()
+    converts: tuple[str, ...] = ()
+    fixed_batch: bool = False
+    silent_batch: bool = False
+
+    def load(self) -> Any:
+        """Its module; what is in one is listed in `eval.backends.session`."""
+        return importlib.import_module(self.module)
+
+
 _PRECISIONS = ("fp32", "bf16", "fp16")
 _DEVICES = ("cpu", "cuda")
 
@@ -138,19 +165,25 @@ BACKENDS: Mapping[str, Backend] = {
     "torch": Backend("torch", _torch, precisions=_PRECISIONS, devices=_DEVICES),
     "onnxruntime": Backend(
         "ONNX Runtime",
-        _runtime,
         extra="onnx",
         module="eval.backends.onnx",
         suffixes=(".onnx",),
+        file="ONNX",
+        export=("onnx", ".onnx"),
+        int8=Int8(
+            "onnxruntime.quantization, QDQ", ("minmax", "percentile", "entropy"), keeps="exclude"
+        ),
         needs=("onnxruntime",),
         converts=("onnx", "onnxscript"),
     ),
     "openvino": Backend(
         "OpenVINO",
-        _runtime,
         extra="openvino",
         module="eval.backends.openvino",
         suffixes=(".xml", ".onnx"),
+        file="OpenVINO",
+        export=("openvino", ".xml"),
+        int8=Int8("NNCF", ("default", "minmax", "percentile", "mse"), keeps="max_drop"),
         precisions=_PRECISIONS,
         needs=("openvino",),
         converts=("onnx", "onnxscript"),
@@ -158,29 +191,35 @@ BACKENDS: Mapping[str, Backend] = {
     "compile": Backend("torch.compile", _compile, precisions=_PRECISIONS, devices=_DEVICES),
     "litert": Backend(
         "LiteRT",
-        _runtime,
         extra="litert",
         module="eval.backends.litert",
         suffixes=(".tflite",),
+        file="LiteRT",
+        export=("litert", ".tflite"),
+        int8=Int8("ai-edge-quantizer", ("average", "minmax", "mse")),
         needs=("ai_edge_litert",),
         converts=("litert_torch",),
         fixed_batch=True,
     ),
     "ncnn": Backend(
         "ncnn",
-        _runtime,
         extra="ncnn",
         module="eval.backends.ncnn",
         suffixes=(".param",),
+        file="ncnn",
+        export=("ncnn", ".ncnn.param"),
+        int8=Int8("its int8 tools, ncnn2table and ncnn2int8, are not in the wheels"),
         needs=("ncnn",),
         converts=("pnnx",),
     ),
     "mnn": Backend(
         "MNN",
-        _runtime,
         extra="mnn",
         module="eval.backends.mnn",
         suffixes=(".mnn",),
+        file="MNN",
+        export=("mnn", ".mnn"),
+        int8=Int8("MNN.nn.compress", ("average", "minmax")),
         needs=("MNN",),
         converts=("onnx", "onnxscript"),
         fixed_batch=True,
@@ -188,10 +227,12 @@ BACKENDS: Mapping[str, Backend] = {
     ),
     "executorch": Backend(
         "ExecuTorch",
-        _runtime,
         extra="executorch",
         module="eval.backends.executorch",
         suffixes=(".pte",),
+        file="ExecuTorch",
+        export=("executorch", ".pte"),
+        int8=Int8("torchao PT2E with XNNPACKQuantizer", ("mse", "minmax")),
         needs=("executorch",),
         converts=("executorch", "torchao"),
         fixed_batch=True,

@@ -1,4 +1,4 @@
-"""The device of a run, and the global switches that keep float32 exact."""
+"""The device of a run, and what its processor is good for."""
 
 from __future__ import annotations
 
@@ -49,19 +49,3 @@ def int8_note() -> str:
     else:
         found = f"this processor {'has' if 'vnni' in flags else 'does not have'} VNNI"
     return f"{found}; on another processor an int8 file can score differently"
-
-
-def exact_float32() -> dict[str, bool]:
-    """Switch off TF32 and cuDNN's benchmark mode, which may change float32 results.
-
-    Returns:
-        The settings, by name, for the reports.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    return {
-        "cuda.matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
-        "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
-        "cudnn.benchmark": torch.backends.cudnn.benchmark,
-    }

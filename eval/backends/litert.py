@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.backends.convert import in_child
+from eval.backends.convert import export_in_child, in_child
+from eval.backends.flatbuffer import Damaged, Table
+from eval.backends.precision import UNKNOWN, describe
+from eval.backends.quantize import Work
 from eval.backends.session import Compute, Session
 from eval.backends.signature import Feed, Port
 
 if TYPE_CHECKING:
     from torch import nn
 
-SUFFIX = ".tflite"
 SETTINGS = {"litert.delegate": "XNNPACK"}
 _TYPES = {"float32": "float"}
 
@@ -29,7 +32,8 @@ def convert(model: nn.Module, path: Path, batch: int, size: int) -> None:
     litert_torch.convert(model, (torch.zeros(batch, 3, size, size),)).export(str(path))
 
 
-sources = functools.partial(in_child, "litert", SUFFIX)
+sources = functools.partial(in_child, "litert")
+export = functools.partial(export_in_child, "litert")
 
 
 def load(source: Path, how: Compute) -> LiteRtGraph:
@@ -71,12 +75,6 @@ class LiteRtGraph:
 
         return run
 
-    @property
-    def precision(self) -> str:
-        """What it computes in: ``int8`` where the activations are, or the weights alone."""
-        types = {np.dtype(t["dtype"]).name for t in self._interpreter().get_tensor_details()}
-        return "int8" if "int8" in types else "fp16" if "float16" in types else "fp32"
-
 
 def _port(entry: dict[str, Any]) -> Port:
     kind = np.dtype(entry["dtype"]).name
@@ -99,3 +97,85 @@ def _real(logits: NDArray[Any], entry: dict[str, Any]) -> NDArray[Any]:
     if logits.dtype.kind == "f" or not scale:
         return logits
     return np.asarray((logits.astype(np.float32) - zero) * np.float32(scale))
+
+
+def begins(head: bytes) -> bool:
+    """Whether a file is one of LiteRT; see `eval.backends.session`."""
+    return head[4:8] == b"TFL3"
+
+
+# From LiteRT's schema.fbs: its numbers of the types that stand for real numbers, and of operators.
+_KINDS = {0: "fp32", 1: "fp16", 3: "int8", 7: "int16", 9: "int8", 10: "fp32", 16: "int16",
+          17: "int4", 18: "bf16", 19: "int2", 20: "int4",
+          **dict.fromkeys((2, 4, 5, 6, 12, 15), "")}  # fmt: skip  # these count, index and name
+_DEQUANTIZE, _CAST, _CUSTOM = 6, 53, 32
+
+
+def precision(path: Path) -> str:
+    """From the types of its tensors; see `eval.backends.session`.
+
+    Constants count as weights where they are only converted to floats. A whole number that does not
+    come from a constant is what is computed in, unless it is only cast: a pixel.
+    """
+    computed: set[str] = set()
+    stored: set[str] = set()
+    try:
+        model = Table.root(path.read_bytes())
+        buffers = [bool(each.length(0) or each.number(1, "Q")) for each in model.tables(4)]
+        codes = [
+            max(code.number(0, "b"), code.number(3, "i")) for code in model.tables(1)
+        ]  # one for the first 127, one for all
+        for graph in model.tables(2):
+            uses: dict[int, set[int]] = {}
+            for operator in graph.tables(3):
+                code = codes[operator.number(0, "I")]
+                if code == _CUSTOM:
+                    computed.add(UNKNOWN)
+                for tensor in operator.numbers(1, "i").tolist():
+                    uses.setdefault(tensor, set()).add(code)
+            for number, tensor in enumerate(graph.tables(0)):
+                kind = _KINDS.get(tensor.number(1, "b"), UNKNOWN)
+                used = uses.get(number, set())
+                if buffers[tensor.number(2, "I")]:
+                    (stored if used <= {_DEQUANTIZE} else computed).add(kind)
+                elif not (kind.startswith("int") and used == {_CAST}):
+                    computed.add(kind)
+    except (Damaged, IndexError):  # the runtime says so
+        return UNKNOWN
+    return describe(computed, stored)
+
+
+def quantize(work: Work) -> None:
+    """An int8 LiteRT file: int8 weights and activations, float input and output.
+
+    `work.method`: ``mse`` chooses the ranges of the weights; ``minmax`` takes the extremes of the
+    activations over all images, the other two the tool's own moving average.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    algorithm = {"mse": AlgorithmName.MSE}.get(work.method, AlgorithmName.MIN_MAX_UNIFORM_QUANT)
+    runner = quantizer.Quantizer(work.source)
+    runner.load_quantization_recipe(recipe.static_wi8_ai8(algorithm_key=algorithm))
+    ((signature, ports),) = Interpreter(work.source).get_signature_list().items()
+    (name,) = ports["inputs"]
+    inputs = ({name: image} for image in work.images())
+    if work.method == "minmax":
+        ranges = _extremes(runner.calibrate({signature: [image]}) for image in inputs)
+    else:  # the tool's own moving average over the images
+        ranges = runner.calibrate({signature: list(inputs)})
+    runner.quantize(ranges).export_model(work.target)
+
+
+def _extremes(found: Iterator[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The range of each tensor over all images, from its ranges in each of them."""
+    ranges: dict[str, dict[str, Any]] = {}
+    for one in found:
+        for tensor, new in one.items():
+            known = ranges.setdefault(tensor, new)
+            if "min" in new:
+                low = np.minimum(known["min"], new["min"])
+                high = np.maximum(known["max"], new["max"])
+                ranges[tensor] = {**known, "min": low, "max": high}
+    return ranges

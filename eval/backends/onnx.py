@@ -10,8 +10,10 @@ import contextlib
 import copy
 import io
 import logging
+import re
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ from numpy.typing import NDArray
 
 from eval.backends import missing_extra
 from eval.backends.child import first_line
+from eval.backends.precision import UNKNOWN, describe
+from eval.backends.quantize import Batch, Work
 from eval.backends.session import Compute, Session
 from eval.backends.signature import Feed, Port
 from eval.errors import ModelError, UsageError
@@ -98,6 +102,11 @@ def sources(
     return {0: export_onnx(model, size=size)}
 
 
+def export(_model: nn.Module, graph: Path, path: Path, _size: int) -> None:
+    """Write a model's file; see `eval.backends.session`."""
+    shutil.copy(graph, path)
+
+
 def load(source: bytes | Path, how: Compute) -> OnnxGraph:
     """See `eval.backends.session`."""
     return OnnxGraph(source, how.threads)
@@ -136,3 +145,234 @@ class OnnxGraph:
 def _ports(values: Any) -> list[Port]:
     """Type and shape of each input or output."""
     return [(value.type.removeprefix("tensor(").rstrip(")"), list(value.shape)) for value in values]
+
+
+def begins(head: bytes) -> bool:
+    """Whether a file may be a ``ModelProto``; see `eval.backends.session`."""
+    return head[:1] in b"\x08\x12\x1a"
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """The files that tensors of the graph are kept in: it names them.
+
+    Raises:
+        UsageError: onnx, which reads them, is not installed.
+    """
+    data = path.read_bytes()
+    if b"location" not in data:  # the key under which a file is named
+        return ()
+    try:
+        from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+    except ImportError as error:
+        raise missing_extra("onnxruntime", "onnx", error) from error
+    model = _read(data)
+    if model is None:
+        return ()
+    tensors = [tensor for graph in _graphs(model) for tensor in _tensors(graph).values()]
+    names = {ExternalDataInfo(t).location for t in tensors if uses_external_data(t)}
+    return tuple(path.parent / name for name in sorted(names))
+
+
+def _read(data: bytes) -> Any | None:
+    """A ``ModelProto``; None where it is damaged: the runtime says so."""
+    import onnx
+
+    try:
+        return onnx.load_model_from_string(data)
+    except Exception:  # protobuf's own; it has several implementations
+        return None
+
+
+def _graphs(model: Any) -> Iterator[Any]:
+    """The graph, the functions of the model, and the bodies of loops and branches in them."""
+    waiting = [model.graph, *model.functions]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                waiting += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+
+
+def _tensors(graph: Any) -> dict[str, Any]:
+    """Every constant of a graph, by its name: initializers and ``Constant`` nodes."""
+    found = {tensor.name: tensor for tensor in getattr(graph, "initializer", ())}
+    sparse = [(each.values.name, each.values) for each in getattr(graph, "sparse_initializer", ())]
+    for number, node in enumerate(graph.node):
+        for attribute in node.attribute:
+            # What is no Constant uses its tensor itself; a name that no other has stands for it.
+            is_named = node.op_type == "Constant" and node.output
+            name = node.output[0] if is_named else f"/{number}/{attribute.name}"
+            if attribute.HasField("t"):
+                found[name] = attribute.t
+            if attribute.HasField("sparse_tensor"):
+                sparse.append((name, attribute.sparse_tensor.values))
+            found.update({f"{name}/{n}": each for n, each in enumerate(attribute.tensors)})
+    return {**found, **dict(sparse)}
+
+
+_WEIGHTS_OF = re.compile(r"NBits|Bnb4|FpQ4|BlockQuantized|QMoE")  # computed in floats
+_INTEGERS = re.compile(r"Quantize|^Q[A-Z]|Integer")
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
+
+
+def precision(path: Path) -> str:
+    """From the types of its tensors and its operators; see `eval.backends.session`."""
+    try:
+        import onnx
+    except ImportError:
+        return UNKNOWN
+    model = _read(path.read_bytes())
+    return UNKNOWN if model is None else _Types(model, onnx.TensorProto.DataType).precision
+
+
+class _Types:
+    """What a graph computes in, and what its constants are stored in."""
+
+    def __init__(self, model: Any, numbers: Any) -> None:
+        self._kinds = {numbers.Value(key): _kind(key) for key in numbers.keys()}  # noqa: SIM118
+        self._functions = {(each.domain, each.name) for each in model.functions}
+        self._computed: set[str] = set()
+        self._stored: set[str] = set()
+        graphs = list(_graphs(model))
+        used = {name for graph in graphs for node in graph.node for name in node.input}
+        # The outputs of a function are names already.
+        used |= {getattr(output, "name", output) for graph in graphs for output in graph.output}
+        self._tensors = {name: t for graph in graphs for name, t in _tensors(graph).items()}
+        self._constant = set(self._tensors) | {""}  # "" stands for an input that is left out
+        self._stored |= {
+            self._real(tensor.data_type, whole=True)
+            for name, tensor in self._tensors.items()
+            if name in used or "/" in name
+        }
+        for entry in model.graph.input:
+            if entry.name not in self._tensors:
+                self._computed.add(self._real(entry.type.tensor_type.elem_type))
+        for graph in graphs:
+            for node in graph.node:
+                self._add(node)
+
+    @property
+    def precision(self) -> str:
+        return describe(self._computed, self._stored)
+
+    def _real(self, number: int, *, whole: bool = False) -> str:
+        """The name of a type of real numbers, and where it is small, of whole ones; else ""."""
+        kind = self._kinds.get(number, UNKNOWN)
+        return kind if whole or not kind.startswith("int") else ""
+
+    def _add(self, node: Any) -> None:
+        is_constant = set(node.input) <= self._constant and node.op_type != "RandomNormal"
+        if is_constant:
+            self._constant.update(node.output)
+        found = self._stored if is_constant else self._computed
+        values = {attribute.name: attribute for attribute in node.attribute}
+        name = node.op_type
+        if name == "Cast":
+            found.add(self._real(values["to"].i) if "to" in values else UNKNOWN)
+        elif name in ("QuantizeLinear", "CastLike"):
+            like = self._tensors.get(node.input[-1]) if len(node.input) in (2, 3) else None
+            kind = self._real(like.data_type, whole=True) if like is not None else ""
+            if name == "QuantizeLinear" and (len(node.input) < 3 or not kind):
+                kind = "int8"
+            found.add(kind)
+        elif _WEIGHTS_OF.search(name):
+            self._stored.add(f"int{values['bits'].i}" if "bits" in values else "int4")
+        elif _INTEGERS.search(name):
+            found.add("int8")
+        elif (
+            node.domain not in _DOMAINS and (node.domain, name) not in self._functions
+        ) or name == "EPContext":
+            self._computed.add(UNKNOWN)  # what it computes is not in the graph
+
+
+def _kind(key: str) -> str:
+    """ONNX's name of a type as `describe` calls it; "" for whole numbers that count or index."""
+    small = re.fullmatch(r"U?INT(\d|16)", key)
+    if small:
+        return f"int{small[1]}"
+    tiny = re.match(r"FLOAT([468])E", key)
+    if tiny:
+        return f"fp{tiny[1]}"
+    return {"FLOAT": "fp32", "DOUBLE": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}.get(key, "")
+
+
+def quantize(work: Work) -> None:
+    """An int8 ONNX file (QDQ format)."""
+    import onnx
+    import onnxruntime.quantization as ort
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    methods = ort.CalibrationMethod
+    prepared = Path(work.target).with_suffix(".prepared.onnx")
+    quant_pre_process(work.onnx, str(prepared), skip_symbolic_shape=True)
+    name = onnx.load(str(prepared), load_external_data=False).graph.input[0].name
+
+    class Reader(ort.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._inputs = ({name: batch} for batch in work.images())
+
+        def get_next(self) -> dict[str, Batch] | None:
+            return next(self._inputs, None)
+
+    ort.quantize_static(
+        str(prepared),
+        work.target,
+        Reader(),
+        quant_format=ort.QuantFormat.QDQ,
+        per_channel=True,
+        reduce_range=False,
+        activation_type=ort.QuantType.QUInt8,
+        weight_type=ort.QuantType.QInt8,
+        nodes_to_exclude=list(work.exclude),
+        calibrate_method={
+            "minmax": methods.MinMax,
+            "percentile": methods.Percentile,
+            "entropy": methods.Entropy,
+        }[work.method],
+    )
+    prepared.unlink()
+
+
+def layer_errors(onnx_file: str, int8: str, data: str, images: int = 16) -> list[list[Any]]:
+    """How much each layer loses by quantization: [node, error], the largest first.
+
+    The error is the noise of the layer's output relative to its signal, both as energies, with the
+    errors of the layers before it: what ONNX Runtime's debugger compares tensor by tensor.
+    """
+    import onnx
+    import onnxruntime.quantization.qdq_loss_debug as debug
+    from onnxruntime.quantization import CalibrationDataReader
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    work = Work(onnx_file, "", "", int8, data, "")
+    folder = Path(int8).parent
+    prepared = folder / "layers.onnx"
+    quant_pre_process(onnx_file, str(prepared), skip_symbolic_shape=True)
+    name = onnx.load(str(prepared), load_external_data=False).graph.input[0].name
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            batches = [{name: b} for b, _ in zip(work.images(), range(images), strict=False)]
+            self._inputs = iter(batches)
+
+        def get_next(self) -> dict[str, Batch] | None:
+            return next(self._inputs, None)
+
+    found = []
+    for source in (str(prepared), int8):
+        augmented = folder / f"augmented-{Path(source).name}"
+        debug.modify_model_output_intermediate_tensors(source, str(augmented))
+        found.append(debug.collect_activations(str(augmented), Reader()))
+        augmented.unlink()
+    matching = debug.create_activation_matching(found[1], found[0])
+    rows = []
+    for node in onnx.load(str(prepared)).graph.node:
+        pair = matching.get(node.output[0])
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or not pair or not pair.get("float"):
+            continue
+        signal = np.concatenate([np.ravel(x) for x in pair["float"]]).astype(np.float64)
+        noise = np.concatenate([np.ravel(x) for x in pair["post_qdq"]]).astype(np.float64) - signal
+        rows.append([node.name, float((noise**2).sum() / max((signal**2).sum(), 1e-30))])
+    prepared.unlink()
+    return sorted(rows, key=lambda row: -row[1])

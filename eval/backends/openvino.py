@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
+import numpy as np
 from numpy.typing import NDArray
 
 from eval.backends.onnx import sources
+from eval.backends.precision import UNKNOWN, describe
+from eval.backends.quantize import Work
 from eval.backends.session import Compute, Session
 from eval.backends.signature import Feed, Port
 from eval.errors import ModelError, UsageError
 
-__all__ = ["SETTINGS", "load", "sources"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "SETTINGS",
+    "begins",
+    "companions",
+    "export",
+    "load",
+    "precision",
+    "quantize",
+    "sources",
+]
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 SETTINGS: dict[str, Any] = {"openvino.streams": "one per worker"}
 _TYPES = {"f32": "float", "f16": "float16", "u8": "uint8", "i8": "int8"}
+
+
+def export(_model: nn.Module, graph: Path, path: Path, _size: int) -> None:
+    """Write a model's file; see `eval.backends.session`."""
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(graph), path, compress_to_fp16=False)
 
 
 def load(source: bytes | Path, how: Compute) -> OpenVinoGraph:
@@ -104,8 +129,6 @@ class OpenVinoGraph:
 
 
 def _zeros(images: NDArray[Any], batch: int) -> NDArray[Any]:
-    import numpy as np
-
     return np.zeros((batch, *images.shape[1:]), images.dtype)
 
 
@@ -128,3 +151,107 @@ def _ports(ports: Any) -> list[Port]:
         )
         for port in ports
     ]
+
+
+def begins(head: bytes) -> bool:
+    """Whether a file may be XML; see `eval.backends.session`."""
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """The weights; see `eval.backends.session`."""
+    return (path.with_suffix(".bin"),)
+
+
+_KINDS = {
+    **dict.fromkeys(("f64", "f32"), "fp32"),
+    **dict.fromkeys(("f8e4m3", "f8e5m2", "f8e8m0"), "fp8"),
+    **dict.fromkeys(("nf4", "f4e2m1"), "fp4"),
+    "f16": "fp16",
+    "bf16": "bf16",
+    **{f"{sign}{bits}": f"int{bits}" for sign in "iu" for bits in (1, 2, 3, 4, 6, 8, 16)},
+    **dict.fromkeys(("i32", "i64", "u32", "u64", "boolean", "string"), ""),  # these count and index
+}
+_PORTS = {"FP16": "fp16", "BF16": "bf16", "F8E4M3": "fp8", "F8E5M2": "fp8"}
+
+
+def precision(path: Path) -> str:
+    """From the types of its tensors and its operators; see `eval.backends.session`."""
+    computed: set[str] = set()
+    stored: set[str] = set()
+    try:
+        # Expat itself limits what entities can become.
+        for net in ElementTree.parse(path).iter():  # noqa: S314
+            for layer, is_constant in _layers(net):
+                data = layer.find("data")
+                found = stored if is_constant else computed
+                found.add(_made(layer.get("type"), {} if data is None else data.attrib))
+                if not is_constant:
+                    ports = layer.iterfind("output/port")
+                    computed |= {_PORTS.get(port.get("precision", ""), "") for port in ports}
+    except (ElementTree.ParseError, LookupError, ValueError):  # damaged: the runtime says so
+        return UNKNOWN
+    return describe(computed, stored)
+
+
+def _made(kind: str | None, values: Mapping[str, str]) -> str:
+    """The number format that a layer brings in, as `describe` calls it; mostly ""."""
+    if kind == "Const":
+        return _KINDS.get(values["element_type"], UNKNOWN)
+    if kind == "FakeQuantize":
+        levels = int(values["levels"])
+        return f"int{4 if levels <= 16 else 8 if levels <= 256 else 16}"
+    return "fp8" if kind == "FakeConvert" else ""
+
+
+def _layers(net: ElementTree.Element) -> Iterator[tuple[ElementTree.Element, bool]]:
+    """The layers of a graph or of the body of a loop, each with whether no input reaches it."""
+    sources: dict[str | None, list[str | None]] = {}
+    for edge in net.iterfind("edges/edge"):
+        sources.setdefault(edge.get("to-layer"), []).append(edge.get("from-layer"))
+    constant: set[str | None] = set()
+    for layer in net.iterfind("layers/layer"):
+        inputs = sources.get(layer.get("id"), [])
+        if layer.get("type") == "Const" or (inputs and constant.issuperset(inputs)):
+            constant.add(layer.get("id"))
+        yield layer, layer.get("id") in constant
+
+
+def quantize(work: Work) -> None:
+    """An int8 OpenVINO file (``.xml``, with its ``.bin``); with `max_drop`, within that."""
+    import nncf
+    import openvino
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet as Ranges
+
+    nncf.set_log_level(logging.ERROR)
+    ranges = {
+        "default": None,  # NNCF's own choice for each layer
+        "minmax": Ranges.MINMAX,
+        "percentile": Ranges.MEAN_QUANTILE,
+        "mse": Ranges.HISTOGRAM,
+    }[work.method]
+    advanced = AdvancedQuantizationParameters(activations_range_estimator_params=ranges)
+    source = openvino.Core().read_model(work.onnx)
+    calibration = list(work.images())
+    options = {"subset_size": len(calibration), "advanced_parameters": advanced}
+    if work.max_drop is None:
+        model = nncf.quantize(source, nncf.Dataset(calibration), **options)
+    else:
+
+        def top1(compiled: Any, images: Any) -> float:
+            answers = [np.argmax(compiled(image)[0]) for image, _ in images]
+            return float(np.mean(np.array(answers) == [label for _, label in images]))
+
+        held_out = list(zip(work.images("held_out"), work.labels.tolist(), strict=True))
+        model = nncf.quantize_with_accuracy_control(
+            source,
+            nncf.Dataset(calibration),
+            nncf.Dataset(held_out, lambda item: item[0]),
+            lambda compiled, _: top1(compiled, held_out),
+            max_drop=work.max_drop,
+            drop_type=nncf.DropType.ABSOLUTE,
+            subset_size=len(calibration),
+            advanced_quantization_parameters=advanced,
+        )
+    openvino.save_model(model, work.target, compress_to_fp16=False)

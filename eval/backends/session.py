@@ -4,16 +4,21 @@ A runtime's module has
 
     load(source, how: Compute) -> Loaded     a file, or an ONNX graph as bytes
     sources(model, folder, batches, size)    a torch model as what `load` takes, by batch size
+    export(model, graph, path, size)         writes a torch model, which is also there as ONNX
+    convert(model, path, batch, size)        what `eval.backends.convert` calls in a child process
+    quantize(work: Work)                     writes an int8 file, in a child process
+    begins(head: bytes) -> bool              whether a file may be of its own kind
+    companions(path) -> tuple[Path, ...]     the other files of a model, where there are any
+    precision(path) -> str                   of a file, see `eval.backends.precision`
     SETTINGS                                 what it was told, for ``run.json``
 
-and everything else is here: sessions that are never used by two threads at once, batches of the
-size that a graph wants, and the check of every answer.
+(`convert` and `quantize` where they are used) and everything else is here: sessions that are never
+used by two threads at once, batches of the size that a graph wants, and the check of every answer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import queue
 import tempfile
 import time
@@ -108,7 +113,7 @@ class _Form(NamedTuple):
 
 def create(task: Task) -> RuntimePredictor:
     """A predictor in one of the runtimes; see `eval.backends.create_predictor`."""
-    module = importlib.import_module(BACKENDS[task.backend].module)
+    module = BACKENDS[task.backend].load()
     how = Compute(task.precision, task.workers, task.threads)
     with converted(task) as ready:
         forms = []
@@ -127,7 +132,7 @@ def converted(task: Task) -> Iterator[Task]:
         yield task
         return
     entry, size = BACKENDS[task.backend], task.preprocess.size
-    module = importlib.import_module(entry.module)
+    module = entry.load()
     sizes = sorted({1, task.batch_size}) if entry.fixed_batch else [1]
     with tempfile.TemporaryDirectory(prefix="pplcnet-eval-") as folder:
         ready = {}
@@ -338,7 +343,7 @@ def probe_here(backend: str, path: str, name: str, options: Sequence[Any]) -> di
     """What `probe` does in the child process; the fields of a `Feed`."""
     size, classes, precision, batch = options
     entry = BACKENDS[backend]
-    module = importlib.import_module(entry.module)
+    module = entry.load()
     try:
         loaded: Loaded = module.load(Path(path), Compute(precision))
     except (EvalError, ImportError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from eval.backends import BACKENDS, child, create_predictor
+from eval.backends import BACKENDS, create_predictor
 from eval.backends.formats import EXPORTS, companions, size_of
 from eval.errors import ModelError
 from eval.images.preprocess import Crop, Preprocess
@@ -67,26 +65,8 @@ def answers(
 def make(kind: str, model: Model, folder: Path) -> Path:
     """Write the fp32 file of a format: ``model`` and its ending, in `folder`."""
     backend, ending = EXPORTS[kind]
-    graph, path = folder / "graph.onnx", folder / f"model{ending}"
-    if kind == "onnx":
-        shutil.copy(graph, path)
-    elif kind == "openvino":
-        import openvino
-
-        openvino.save_model(openvino.Core().read_model(graph), path, compress_to_fp16=False)
-    elif kind == "mnn":
-        child.call(
-            "MNN's converter",
-            "eval.backends.mnn:convert_file",
-            source=str(graph),
-            target=str(path),
-        )
-    else:
-        module = importlib.import_module(BACKENDS[backend].module)
-        work = folder / f"{kind}-parts"
-        work.mkdir()
-        (made,) = module.sources(model.model, work, [1], model.preprocess.size).values()
-        move(made, path)
+    path = folder / f"model{ending}"
+    BACKENDS[backend].load().export(model.model, folder / "graph.onnx", path, model.preprocess.size)
     return path
 
 

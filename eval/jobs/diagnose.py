@@ -80,7 +80,7 @@ def diagnose_subject(
     device: torch.device = choose_device(request.device)
     machine = Machine(
         backend=request.backend or source.backend,
-        precision=subject.precision or request.precision,
+        precision=request.precision,
         device=device,
         batch_size=min(request.batch_size or choose_batch_size(device), len(valset.samples)),
         workers=request.workers or choose_workers(),

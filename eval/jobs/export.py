@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.backends import check_installed
+from eval.backends import BACKENDS, check_installed
 from eval.backends.formats import EXPORTS
 from eval.backends.onnx import export_onnx
-from eval.backends.quantize import QUANTIZERS
 from eval.errors import UsageError
 from eval.images.classes import read_classes
 from eval.jobs.convert import Model, answers, compare, make, move, read_crops
@@ -47,9 +46,9 @@ def export(args: argparse.Namespace) -> None:
         if args.int8:
             calibration = Calibration.read(args, model, folder)
             for kind, path in files.items():
-                tool = QUANTIZERS[EXPORTS[kind][0]]
-                if not tool.function:
-                    print(f"{kind}: no int8 file: {tool.tool}")
+                int8 = BACKENDS[EXPORTS[kind][0]].int8
+                if not int8.methods:
+                    print(f"{kind}: no int8 file: {int8.tool}")
                     continue
                 made.append(quantize(kind, path, calibration))
         _name(made, args.output)

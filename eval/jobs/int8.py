@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.backends import child
+from eval.backends import BACKENDS, child
 from eval.backends.device import int8_note
 from eval.backends.formats import EXPORTS
-from eval.backends.quantize import QUANTIZERS, Work
+from eval.backends.quantize import Work
 from eval.errors import ModelError, UsageError
 from eval.jobs.convert import HELD_OUT, Model, answers, move, read_crops
 
@@ -117,7 +117,7 @@ def quantize(kind: str, source: Path, calibration: Calibration) -> Path:
         ModelError: no file keeps the accuracy.
     """
     backend, ending = EXPORTS[kind]
-    tool = QUANTIZERS[backend]
+    tool = BACKENDS[backend].int8
     methods = tool.methods
     if calibration.method:
         methods = (calibration.method,)
@@ -166,9 +166,9 @@ def _attempt(
         **options,
     )
     child.call(
-        f"{kind} int8, {QUANTIZERS[backend].tool}",
+        f"{kind} int8, {BACKENDS[backend].int8.tool}",
         "eval.backends.quantize:quantize_here",
-        name=QUANTIZERS[backend].function,
+        backend=backend,
         work=asdict(work),
     )
     found = answers(backend, target, calibration.model.preprocess, calibration.held_out)
@@ -207,11 +207,12 @@ def _within(kind: str, source: Path, calibration: Calibration, best: Result) -> 
     """A file that loses no more than `max_drop` on the held-out images."""
     assert calibration.max_drop is not None
     allowed = calibration.right - calibration.max_drop * len(calibration.labels)
-    if kind == "openvino" and best.right < allowed:
+    keeps = BACKENDS[EXPORTS[kind][0]].int8.keeps
+    if keeps == "max_drop" and best.right < allowed:
         options = {"max_drop": calibration.max_drop}
         best = _attempt(kind, source, calibration, best.method, options)
-    if kind == "onnx":
-        best = _without_costly_layers(source, calibration, best, allowed)
+    if keeps == "exclude":
+        best = _without_costly_layers(kind, source, calibration, best, allowed)
     if best.right < allowed:
         raise ModelError(
             f"{kind} int8: {best.right} of {len(calibration.labels)} held-out images right, fp32 "
@@ -222,17 +223,18 @@ def _within(kind: str, source: Path, calibration: Calibration, best: Result) -> 
 
 
 def _without_costly_layers(
-    source: Path, calibration: Calibration, best: Result, allowed: float
+    kind: str, source: Path, calibration: Calibration, best: Result, allowed: float
 ) -> Result:
     """Keep the layers with the largest errors in fp32: one, two, four, ... until it suffices."""
+    row = BACKENDS[EXPORTS[kind][0]]
     rows = child.call(
-        "ONNX Runtime's error table",
-        "eval.backends.quantize:layer_errors",
+        f"{row.title}'s error table",
+        f"{row.module}:layer_errors",
         onnx_file=str(calibration.folder / "graph.onnx"),
         int8=str(best.path),
         data=str(calibration.data),
     )
-    print("onnx int8, noise to signal of each layer, the largest first:")
+    print(f"{kind} int8, noise to signal of each layer, the largest first:")
     for name, error in rows[:_SHOWN]:
         print(f"  {error:9.2e} {name}")
     if len(rows) > _SHOWN:
@@ -240,6 +242,6 @@ def _without_costly_layers(
     count = 1
     while best.right < allowed and count < len(rows):
         options = {"exclude": tuple(name for name, _ in rows[:count])}
-        best = _attempt("onnx", source, calibration, best.method, options)
+        best = _attempt(kind, source, calibration, best.method, options)
         count *= 2
     return best

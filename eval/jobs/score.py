@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from eval.backends.formats import UNKNOWN
+from eval.backends.precision import UNKNOWN
 from eval.config import (
     Reference,
     Tolerance,

@@ -66,7 +66,8 @@ class Subject:
         published: its published accuracy, and the tolerance.
         params, macs: number of parameters, and of multiply-accumulates for one image, by form;
             None where unknown.
-        precision: the precision of an exported file; None if it can be chosen.
+        precision: of an exported file, or of a checkpoint whose weights are stored in less than
+            fp32; None if it can be chosen.
         caution: a warning that must stand above every figure; empty for most subjects.
     """
 

@@ -26,11 +26,10 @@ from eval.errors import ModelError, UsageError
 from eval.images.labels import examples, shown
 from eval.images.preprocess import Crop, Preprocess, bad_image_errors, open_rgb, table_of
 from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify, published_of
+from eval.models.stored import check_types, in_what, read_tensors, stored_precision
 from eval.progress import Event, Observer
 from eval.recipe import INTERPOLATIONS, OWN, Recipe
 from eval.request import Request
-from pplcnet import WeightsError
-from pplcnet._checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,7 +60,7 @@ class TimmSource(RequestedImages):
             observer(Event(message=f"{self.model}: looking for timm's weights"))
         path = weights_path(self.model, str(self.request.weights))
         files = identify([path])
-        model = load_model(self.model, path, classes)
+        model, stored = load_model(self.model, path, classes)
         preprocess = choose_preprocess(self)
         forms = forms_of(model, tuple(self.request.forms or ()), self.model)
         if len(forms) == 1 and not self.request.forms:
@@ -75,6 +74,7 @@ class TimmSource(RequestedImages):
             forms=forms,
             preprocess=preprocess,
             published=published_of(self),
+            precision=in_what(self.request.precision, stored),
             **counts(forms, preprocess.size),
         )
         subject.check_unchanged()  # the hash must be that of the bytes that were read
@@ -185,7 +185,7 @@ def weights_path(name: str, weights: str) -> Path:
         ) from error
 
 
-def load_model(name: str, path: Path, num_classes: int = 1000) -> nn.Module:
+def load_model(name: str, path: Path, num_classes: int = 1000) -> tuple[nn.Module, str]:
     """Load a timm model in its unfused form, in evaluation mode.
 
     Args:
@@ -193,17 +193,14 @@ def load_model(name: str, path: Path, num_classes: int = 1000) -> nn.Module:
         path: a ``.safetensors``, ``.pth`` or ``.pt`` file; no code in it is run.
         num_classes: number of classes, which is the number of logits.
 
+    Returns:
+        The model, and the precision that its weights are stored in.
+
     Raises:
-        ModelError: the weights cannot be read, do not fit, are not finite, or have another number
-            of classes.
+        ModelError: the weights cannot be read, do not fit, are not finite or not floating-point
+            numbers, or have another number of classes.
     """
-    try:
-        tensors = read_checkpoint(path)
-    except WeightsError as error:
-        raise ModelError(str(error)) from error
-    bad = [key for key, value in tensors.items() if not _is_finite(value)]
-    if bad:
-        raise ModelError(f"{path}: {examples(bad)}: NaN or infinite values.")
+    tensors = read_tensors(path)
     # With num_classes, timm does not replace a classifier of another width by a random one.
     overlay: dict[str, Any] = {
         "state_dict": tensors,
@@ -225,11 +222,8 @@ def load_model(name: str, path: Path, num_classes: int = 1000) -> nn.Module:
     classes = getattr(model, "num_classes", None)
     if classes != num_classes:
         raise ModelError(f"{name} has {classes} classes, not {num_classes}.")
-    return model.eval()
-
-
-def _is_finite(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(value.isfinite().all())
+    check_types(path, tensors, model)
+    return model.eval(), stored_precision(tensors.values())
 
 
 def forms_of(model: nn.Module, asked: tuple[str, ...], name: str) -> dict[str, nn.Module]:

@@ -50,9 +50,11 @@ class TorchvisionSource(RequestedImages):
 
     def load(self, classes: int, observer: Observer) -> Subject:
         """See `eval.models.Source.load`."""
+        from eval.models.stored import in_what
+
         path = self._checkpoint(observer)
         files = identify([path])
-        model = load_model(self.model, path, classes)
+        model, stored = load_model(self.model, path, classes)
         preprocess = choose_preprocess(self)
         forms = {"unfused": model}
         subject = Subject(
@@ -64,6 +66,7 @@ class TorchvisionSource(RequestedImages):
             forms=forms,
             preprocess=preprocess,
             published=published_of(self),
+            precision=in_what(self.request.precision, stored),
             **counts(forms, preprocess.size),
         )
         subject.check_unchanged()
@@ -132,7 +135,7 @@ def published(name: str, model: str, entry: Any) -> VariantConfig:
     return VariantConfig(name, f"{PREFIX}{model}", IMAGENET_VAL_IMAGES, reference, {})
 
 
-def load_model(name: str, path: Path, classes: int) -> nn.Module:
+def load_model(name: str, path: Path, classes: int) -> tuple[nn.Module, str]:
     """Load a torchvision model, in evaluation mode.
 
     Args:
@@ -140,24 +143,19 @@ def load_model(name: str, path: Path, classes: int) -> nn.Module:
         path: the checkpoint; no code in it is run.
         classes: number of classes, which is the number of logits.
 
+    Returns:
+        The model, and the precision that its weights are stored in.
+
     Raises:
-        ModelError: the checkpoint cannot be read, does not fit, or is not finite.
+        ModelError: the checkpoint cannot be read, does not fit, or holds what is not finite or no
+            floating-point number.
     """
     from torchvision import models
 
-    from eval.images.labels import examples
-    from pplcnet import WeightsError
-    from pplcnet._checkpoint import read_checkpoint
+    from eval.models.stored import check_types, read_tensors, stored_precision
 
-    try:
-        tensors = read_checkpoint(path)
-    except WeightsError as error:
-        raise ModelError(str(error)) from error
     # Old checkpoints of DenseNet separate the names of its layers by a dot (models/densenet.py).
-    tensors = {_OLD_DENSENET.sub(r"\1", key): value for key, value in tensors.items()}
-    bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
-    if bad:
-        raise ModelError(f"{path}: {examples(bad)}: NaN or infinite values.")
+    tensors = {_OLD_DENSENET.sub(r"\1", key): each for key, each in read_tensors(path).items()}
     options: dict[str, Any] = {"num_classes": classes}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": True, "transform_input": True, "init_weights": False}
@@ -170,7 +168,8 @@ def load_model(name: str, path: Path, classes: int) -> nn.Module:
             f"{path} does not fit torchvision's {name} with {classes} classes: {reason[:200]}.\n"
             "Use a checkpoint of this model."
         ) from error
-    return model.eval()
+    check_types(path, tensors, model)
+    return model.eval(), stored_precision(tensors.values())
 
 
 def preprocess_of(entry: Any) -> Preprocess:

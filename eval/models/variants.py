@@ -60,6 +60,7 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
     Raises:
         ModelError: the checkpoint is missing, damaged, refused, or belongs to another model.
     """
+    from eval.models.stored import in_what
     from pplcnet import count_macs, count_parameters
     from pplcnet._paddle_graph import files_of, find_graph
 
@@ -68,7 +69,8 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
     # If a file is missing, the reader reports the problem.
     files = identify(paths) if all(each.is_file() for each in paths) else ()
     wanted = tuple(source.request.forms or ())
-    forms, layout = load_forms(source.published.model, path, wanted, classes)
+    request = source.request
+    forms, layout, stored = load_forms(source.published.model, path, wanted, classes)
     subject = Subject(
         name=source.name,
         title=f"PP-LCNetV2 {source.published.model}",
@@ -80,6 +82,7 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
         published=published_of(source),
         params={form: count_parameters(model) for form, model in forms.items()},
         macs={form: count_macs(model) for form, model in forms.items()},
+        precision=in_what(request.precision, stored),
         caution=caution,
     )
     subject.check_unchanged()  # the hash must be that of the bytes that were read
@@ -88,7 +91,7 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
 
 def load_forms(
     model_name: str, path: Path, wanted: tuple[str, ...], classes: int
-) -> tuple[Mapping[str, PPLCNetV2], str]:
+) -> tuple[Mapping[str, PPLCNetV2], str, str]:
     """Load the requested forms of a PP-LCNetV2.
 
     Args:
@@ -99,12 +102,14 @@ def load_forms(
         classes: number of classes, which is the number of logits.
 
     Returns:
-        The forms, in evaluation mode, and the layout of the checkpoint in words.
+        The forms, in evaluation mode, the layout of the checkpoint in words, and the precision that
+        its weights are stored in.
 
     Raises:
         ModelError: the checkpoint is missing, damaged, refused, or belongs to another model.
     """
     import pplcnet
+    from eval.models.stored import stored_precision
     from pplcnet._paddle_graph import find_graph
 
     try:
@@ -123,7 +128,8 @@ def load_forms(
         raise ModelError(str(error)) from error
     model.eval()
     make = {"unfused": lambda: model, "reparameterized": lambda: pplcnet.reparameterize(model)}
-    return {form: make[form]() for form in wanted}, layout
+    forms = {form: make[form]() for form in wanted}
+    return forms, layout, stored_precision(weights.tensors.values())
 
 
 def open_source(request: Request) -> VariantSource:
