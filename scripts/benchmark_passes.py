@@ -125,10 +125,10 @@ def library_model(name: str) -> Any:
 
 def timm_state(ours: Any, theirs: dict[str, Any], kept: float) -> dict[str, Any]:
     """Our weights under timm's names; timm folds the factor of the dropout into ``last_conv``."""
-    from pplcnet._weights import _names
+    from pplcnet._weights import names_in
 
     state = ours.state_dict()
-    renamed = {theirs: state[ours] for ours, theirs in _names(state, "timm").items()}
+    renamed = {theirs: state[ours] for ours, theirs in names_in(state, "timm").items()}
     renamed["conv_head.weight" if "conv_head.weight" in theirs else "last_conv.weight"] = (
         state["last_conv.conv.weight"].double() * kept
     ).float()

@@ -308,13 +308,13 @@ def test_a_killed_run_continues_to_the_same_bytes(
     assert main(whole) == 0
     words = arguments(data, weights, tmp_path / "out", "--batch-size", "2")
     process = subprocess.Popen(
-        [sys.executable, PAUSED, *words],
+        [sys.executable, PAUSED, str(tmp_path), *words],
         cwd=ROOT, env=OURS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # A shell's background job ignores Ctrl-C, and so would what it starts.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     journal = tmp_path / "out" / "journal" / "0.bin"
-    while process.poll() is None and not (journal.exists() and journal.stat().st_size):
+    while process.poll() is None and not (tmp_path / str(process.pid)).exists():
         time.sleep(0.01)
     process.send_signal(kind)
     _, error = process.communicate(timeout=HANG)
@@ -471,13 +471,15 @@ def test_a_rank_that_dies_ends_the_run_and_loses_nothing(
     data = many(val_folder, 200)
     assert main(arguments(data, weights, tmp_path / "whole", "--batch-size", "2")) == 0
     words = arguments(data, weights, tmp_path / "out", "--batch-size", "2")
-    run = ["-m", "torch.distributed.run", "--nproc-per-node", "2", PAUSED, *words]
+    waiting = tmp_path / "waiting"
+    waiting.mkdir()
+    run = ["-m", "torch.distributed.run", "--nproc-per-node", "2", PAUSED, str(waiting), *words]
     process = subprocess.Popen(
         [sys.executable, *run],
         cwd=ROOT, env=OURS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     journals = [tmp_path / "out" / "journal" / f"{rank}.bin" for rank in (0, 1)]
-    while process.poll() is None and not all(j.exists() and j.stat().st_size for j in journals):
+    while process.poll() is None and len(list(waiting.iterdir())) < 2:
         time.sleep(0.01)
     os.kill(rank_processes(tmp_path / "out")[1], signal.SIGKILL)
     _, error = process.communicate(timeout=HANG)

@@ -34,13 +34,14 @@ from small_results import (
 from eval import regression, score
 from eval.errors import UsageError
 from eval.images.classes import ClassList, ImageClass, imagenet_classes
-from eval.images.preprocess import crop_torchvision
+from eval.images.preprocess import crop_of
 from eval.jobs.compare import check_baseline
 from eval.judge import gate
 from eval.judge.gate import Asked, Limit, compare, pair
 from eval.judge.result import Predictions, Result, Row
 from eval.judge.verdict import Verdict
 from eval.metrics import mcnemar
+from eval.recipe import NAMED
 from eval.results import regression_report
 
 
@@ -382,7 +383,7 @@ def test_what_is_broken_on_purpose_is_caught_with_real_pixels(
     monkeypatch.setattr("eval.results.html.html_report", lambda *_: "")  # takes a second
     val = _val_of_shifts(tmp_path / "val")
     files = [path.read_bytes() for path in sorted(val.glob("*/*"))]
-    crops = np.array([crop_torchvision(data) for data in files], dtype=np.float64)
+    crops = np.array([crop_of(NAMED["torchvision"], data) for data in files], dtype=np.float64)
     weights = crops.copy()
     (tmp_path / "weights").write_bytes(b"weights")
 

@@ -13,7 +13,7 @@ from torch import nn
 import pplcnet
 from pplcnet._model import ConvBN, RepDepthwise
 from pplcnet._reparam import fold_bn, sum_kernels
-from pplcnet._weights import _names
+from pplcnet._weights import names_in
 
 
 def random_model(variant: str) -> pplcnet.PPLCNetV2:
@@ -114,7 +114,7 @@ def test_agrees_with_timm(variant: str) -> None:
     model = random_model(variant).double()
     other = timm.create_model(f"lcnetv2_{variant}", num_classes=50).double().eval()
     state = {}
-    for ours, theirs in _names(model.state_dict(), "timm").items():
+    for ours, theirs in names_in(model.state_dict(), "timm").items():
         factor = 0.8 if theirs == "conv_head.weight" else 1.0
         state[theirs] = model.state_dict()[ours] * factor
     missing, unexpected = other.load_state_dict(state, strict=False)

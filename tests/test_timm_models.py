@@ -9,7 +9,7 @@ from conftest import randomize_bn
 
 import pplcnet
 from pplcnet._timm import _own_names
-from pplcnet._weights import _names
+from pplcnet._weights import names_in
 
 
 @pytest.mark.parametrize("variant", ["small", "base", "large"])
@@ -67,7 +67,7 @@ def test_timm_weights_are_converted_on_the_way_in() -> None:
     """`pretrained=True` gets the files of timm's own lcnetv2: the filter renames them."""
     ours = pplcnet.create_model("small", num_classes=7).eval()
     randomize_bn(ours)
-    names = _names(ours.state_dict(), "timm")
+    names = names_in(ours.state_dict(), "timm")
     state = {theirs: ours.state_dict()[mine] for mine, theirs in names.items()}
     state["conv_head.weight"] = state["conv_head.weight"] * 0.8
     model = timm.create_model("pplcnetv2_small", num_classes=7).eval()
