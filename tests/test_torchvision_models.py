@@ -206,8 +206,8 @@ def test_a_whole_set_has_no_verdict() -> None:
     from eval.judge.verdict import Verdict, judge
 
     entry = models.ResNet18_Weights.DEFAULT
-    own = published("resnet18.IMAGENET1K_V1", "resnet18", entry)
-    (result,) = judge(counted(50, 250), own, "torchvision-weights", "fp32").forms
+    own = published("resnet18.IMAGENET1K_V1", "resnet18", entry).with_own("torchvision")
+    (result,) = judge(counted(50, 250), own, "torchvision", "fp32").forms
     assert result.verdict == Verdict.NO_REFERENCE
     assert "for information only" in result.reason
     assert own.images == 50_000
