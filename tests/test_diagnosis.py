@@ -35,9 +35,23 @@ from eval.diagnosis.edits import possible_edits, suspicious
 from eval.diagnosis.hypotheses import TABLE, normalized, table
 from eval.diagnosis.orders import ilsvrc_ids, orders, position_of
 from eval.diagnosis.page import html_page
-from eval.diagnosis.pixels import OPENCV, SQUASH, TORCHVISION, CropMaker, recognize
+from eval.diagnosis.pixels import (
+    OPENCV,
+    SQUASH,
+    TORCHVISION,
+    CropMaker,
+    in_other_library,
+    recognize,
+)
 from eval.diagnosis.report import Diagnosis, Expected, text
-from eval.diagnosis.search import Findings, Trial, images_to_decide, search, single_trials
+from eval.diagnosis.search import (
+    Findings,
+    Trial,
+    images_to_decide,
+    search,
+    single_trials,
+    trials_elsewhere,
+)
 from eval.diagnosis.setups import Facts, Setup
 from eval.images.classes import IMAGENET
 from eval.images.labels import official_labels
@@ -46,7 +60,7 @@ from eval.images.valset import ValSet
 from eval.jobs.diagnose import diagnose_command
 from eval.metrics import rank_of_label
 from eval.models.demo import demo_image
-from eval.recipe import Recipe
+from eval.recipe import Recipe, parse
 from eval.request import Request
 
 PLAIN = PREPROCESS["torchvision"]
@@ -403,6 +417,109 @@ def test_expected_accuracy() -> None:
     expected = Expected(77.04, "doc")
     assert not expected.is_missed(301, 400)
     assert expected.is_missed(260, 400)
+
+
+def findings_of(correct: int, images: int) -> Findings:
+    """Nothing was better than what is configured."""
+    return Findings(Setup(TORCHVISION, "unfused"), np.arange(images) < correct)
+
+
+@pytest.mark.parametrize(
+    ("correct", "images", "classes", "outcome"),
+    [
+        (13, 500, 1000, "unexplained"),
+        (49, 500, 1000, "unexplained"),
+        (50, 500, 1000, "healthy"),
+        (19, 100, 10, "unexplained"),
+        (20, 100, 10, "healthy"),
+    ],
+)
+def test_an_accuracy_near_chance_is_not_healthy(
+    correct: int, images: int, classes: int, outcome: str
+) -> None:
+    found = Diagnosis("tiny", "here", findings_of(correct, images), classes=classes)
+    assert found.outcome == outcome
+    assert found.exit_code == (outcome == "unexplained")
+    told = " ".join(text(found).split())
+    assert (f"is near chance, which is 1 in {classes:,}; 0 known mistakes" in told) == bool(
+        found.exit_code
+    )
+    assert ("HEALTHY" in told) == (outcome == "healthy")
+
+
+def test_an_accuracy_below_the_reported_one_is_not_healthy() -> None:
+    found = Diagnosis("tiny", "here", findings_of(300, 500), Expected(77.04, "paper"))
+    assert found.outcome == "unexplained"
+    assert "300 of 500 correct (60.0 %) is far below the reported accuracy" in (
+        " ".join(text(found).split())
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("torchvision", "paddle"),
+        ("paddle", "torchvision"),
+        ("squash,crop=288,interpolation=area", "torchvision,resize=256x256,interpolation=area,crop=288"),
+        ("torchvision,resize=235,interpolation=bicubic,mean=0.5,std=0.5,channels=bgr",
+         "paddle,resize=235,interpolation=bicubic,channels=bgr,mean=0.5,std=0.5"),
+        ("torchvision,resizer=tensor,antialias=off,scale=1", "torchvision,scale=1"),
+    ],
+)  # fmt: skip
+def test_the_same_in_the_other_library(text: str, other: str) -> None:
+    assert in_other_library(parse(text)).text == other
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "result"),
+    [
+        ("torchvision", "half", "torchvision,mean=0.5,std=0.5"),
+        ("paddle", "half", "paddle,mean=0.5,std=0.5"),
+        ("paddle,mean=0.5,std=0.5", "imagenet", "paddle"),
+        ("paddle", "levels", "paddle,scale=1,mean=0,std=1"),
+        ("raw", "imagenet", "torchvision"),
+        ("torchvision,channels=bgr", "imagenet",
+         "torchvision,channels=bgr,mean=0.406/0.456/0.485,std=0.225/0.224/0.229"),
+        ("torchvision,channels=bgr", "bgr-means", "torchvision,channels=bgr"),
+    ],
+)  # fmt: skip
+def test_normalizations(text: str, name: str, result: str) -> None:
+    assert normalized(parse(text), name).text == result
+
+
+def test_every_step_is_tried_in_both_libraries() -> None:
+    for base in ("torchvision", "paddle", "squash"):
+        bench = CountingBench(100, ("unfused",))
+        bench.facts = replace(bench.facts, own=parse(base))
+        setup = Setup(parse(base), "unfused")
+        singles = list(single_trials(bench, setup, TABLE))
+        elsewhere = list(trials_elsewhere(bench, setup, TABLE, singles))
+        recipes = {trial.setup.recipe for trial in [*singles, *elsewhere]} | {setup.recipe}
+        for library in ("torchvision", "paddle"):
+            for steps in ("", ",resize=256x256", ",resize=224x224", ",resize=235",
+                          ",interpolation=bicubic", ",interpolation=nearest"):  # fmt: skip
+                if base == "squash" and "interpolation" in steps:
+                    steps += ",resize=256x256"
+                assert parse(library + steps) in recipes, (base, library, steps)
+        assert len(elsewhere) < len(singles)
+        assert not {trial.setup for trial in singles} & {trial.setup for trial in elsewhere}
+
+
+def test_a_transform_that_no_recipe_can_say(valset: ValSet) -> None:
+    """It is diagnosed with its own pixels, and only `own` runs it."""
+
+    def crop(data: bytes) -> Crop:
+        return np.minimum(PLAIN.crop(data), 250)
+
+    given = replace(PLAIN, name="own", crop=crop, recipe=None)
+    bench = bench_of(subject_of({"unfused": tiny_net()}, given), valset, machine(given))
+    setup = bench.as_is["unfused"]
+    assert setup.recipe == TORCHVISION
+    crops = bench._crops([setup], range(2))[setup.recipe.pixels]
+    assert np.array_equal(crops[1], crop(valset.read(bench.valset.samples[1].path)))
+    assert bench.argument(setup) == "own"
+    assert bench.argument(replace(setup, recipe=normalized(setup.recipe, "half"))) is None
+    assert bench.argument(replace(setup, recipe=OPENCV)) == "paddle"
 
 
 def test_the_documentation_has_the_table_of_the_code() -> None:
