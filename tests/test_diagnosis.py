@@ -460,7 +460,8 @@ def test_an_accuracy_below_the_reported_one_is_not_healthy() -> None:
     [
         ("torchvision", "paddle"),
         ("paddle", "torchvision"),
-        ("squash,crop=288,interpolation=area", "torchvision,resize=256x256,interpolation=area,crop=288"),
+        ("squash,crop=288,interpolation=area",
+         "torchvision,resize=256x256,interpolation=area,crop=288"),
         ("torchvision,resize=235,interpolation=bicubic,mean=0.5,std=0.5,channels=bgr",
          "paddle,resize=235,interpolation=bicubic,channels=bgr,mean=0.5,std=0.5"),
         ("torchvision,resizer=tensor,antialias=off,scale=1", "torchvision,scale=1"),

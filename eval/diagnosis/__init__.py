@@ -1,7 +1,7 @@
 """Why is an accuracy wrong? Known mistakes are tried on a sample, one change at a time.
 
-    pixels.py       how an image file becomes a crop, as a recipe whose steps can be changed
-    setups.py       a setup: everything between an image file and "right" or "wrong"
+    pixels.py       the crops of many recipes from one image; recipes in another library
+    setups.py       a setup: everything between an image file and a prediction
     edits.py        changes to a model
     orders.py       orders in which a model may number the classes
     hypotheses.py   the table of known mistakes

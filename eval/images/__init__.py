@@ -6,7 +6,7 @@ labels.py      the official labels, and label files
 classes.py     the classes of a model, in index order
 labelset.py    which predictions are right: the set's own labels, or ReaL
 sets.py        ImageNet's validation set, and third-party test sets
-preprocess.py  from the bytes of a file to the model's input, bit for bit
+preprocess.py  from the bytes of a file to the model's input, as a recipe says (eval/recipe.py)
 cache.py       crops kept on disk
 survey.py      checks every image of a set before it is evaluated
 text.py        small text files, and names fit for a message

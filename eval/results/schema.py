@@ -66,7 +66,9 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
     Column("backend", "what computed the logits", lambda e, _: e.setup.backend),
     Column("device", "where they were computed", lambda e, _: e.setup.device),
     Column("precision", "`fp32`, `bf16`, `fp16` or `int8`", lambda e, _: e.setup.precision),
-    Column("preprocess", "name of the preprocessing", lambda e, _: e.subject.preprocess.name),
+    Column(
+        "preprocess", "the recipe, as of `--preprocess`", lambda e, _: e.subject.preprocess.name
+    ),
     _number("images", "images that were evaluated", lambda _, f: f.images),
     _number("images_expected", "images of the whole set", lambda _, f: f.images_expected),
     _number(
@@ -251,7 +253,8 @@ RUN: tuple[Key, ...] = (
     Key("bad_images", "Images", "those that could not be decoded", lambda e: len(e.measured.bad)),
     Key("dataset_sha256", "Images", "SHA-256 over names, labels and contents",
         lambda e: e.measured.dataset_sha256),
-    Key("preprocess", "Pipeline", "name of the preprocessing", lambda e: e.subject.preprocess.name),
+    Key("preprocess", "Pipeline", "the recipe, as of `--preprocess`",
+        lambda e: e.subject.preprocess.name),
     Key("preprocess_description", "Pipeline", "the preprocessing in one line",
         lambda e: e.subject.preprocess.description),
     Key("backend", "Pipeline", "what computed the logits", lambda e: e.setup.backend),
