@@ -341,7 +341,7 @@ def parse(text: str, own: Recipe | None = None, where: str = "--preprocess") -> 
         known = [*named]
         raise UsageError(
             f"{where} {text}: there is no preprocessing {name!r}.{_hint(name, known)}\n"
-            f"Use one of {', '.join(known)}, or a file."
+            f"Use one of {', '.join(known)}, or a file: .toml, .json or .yml."
         )
     values: dict[str, str] = {}
     for pair in pairs:
