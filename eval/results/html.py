@@ -355,10 +355,13 @@ def _thumbnail(evaluation: Record, path: str) -> str | None:
     A missing thumbnail must not prevent the report: the images may have been moved, or the
     preprocessing may be unknown, as for predictions made by another program.
     """
+    preprocess = evaluation.subject.preprocess
     try:
-        crop = evaluation.subject.preprocess.crop(evaluation.measured.valset.read(path))
+        crop = preprocess.crop(evaluation.measured.valset.read(path))
     except (BadImage, EvalError, OSError):
         return None
+    if preprocess.recipe is not None and preprocess.recipe.channels == "bgr":
+        crop = crop[:, :, ::-1]
     file = io.BytesIO()
     small = Image.fromarray(crop).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     small.save(file, "JPEG", quality=80, optimize=True)
