@@ -488,6 +488,20 @@ def test_normalizations(text: str, name: str, result: str) -> None:
     assert normalized(parse(text), name).text == result
 
 
+def test_the_other_library_is_a_change_of_its_own() -> None:
+    """Where it suffices, nothing is said of the steps that it was tried with."""
+
+    class OnlyOpenCV(CountingBench):
+        def ranks(self, setup: Setup, images: int) -> np.ndarray | None:
+            if self.measured(setup) < images:
+                return None
+            return np.full(images, 0 if setup.recipe.decode == "opencv" else 9)
+
+    findings = search(OnlyOpenCV(100, ("unfused",)))
+    assert named(findings) == {"resize": "opencv"}
+    assert any(trial.is_elsewhere and trial.is_better for trial in findings.trials)
+
+
 def test_every_step_is_tried_in_both_libraries() -> None:
     for base in ("torchvision", "paddle", "squash"):
         bench = CountingBench(100, ("unfused",))

@@ -80,6 +80,11 @@ class Trial:
         return f"{words} by {self.library}" if self.is_elsewhere else words
 
     @property
+    def size(self) -> int:
+        """How many changes these are; the other library is one."""
+        return len(self.changes) + self.is_elsewhere
+
+    @property
     def library(self) -> str:
         """What resizes the images."""
         return LIBRARIES[self.setup.recipe.resizer]
@@ -223,7 +228,7 @@ def _form_as_is(bench: Bench) -> Setup:
 
 def _promise(trial: Trial) -> tuple[float, float, float]:
     """What puts a trial in front: the share of images that it gains, then better ranks."""
-    return trial.net / max(trial.images, 1), trial.score, -len(trial.changes)
+    return trial.net / max(trial.images, 1), trial.score, -trial.size
 
 
 def _score(trial: Trial) -> tuple[float, int]:
@@ -356,8 +361,8 @@ def _judge(findings: Findings) -> None:
         return
     top = max(better, key=lambda trial: trial.correct)
     sufficient = [trial for trial in better if not _is_worse(trial, top, len(better))]
-    fewest = min(len(trial.changes) for trial in sufficient)
-    sufficient = [trial for trial in sufficient if len(trial.changes) == fewest]
+    fewest = min(trial.size for trial in sufficient)
+    sufficient = [trial for trial in sufficient if trial.size == fewest]
     best = max(sufficient, key=lambda trial: trial.correct)
     findings.best = best
     names = {best.name}
