@@ -205,6 +205,7 @@ class RuntimePredictor:
         if len(options) > 1:
             options.sort(key=lambda option: self._seconds(label, *option))
         loaded, feed, layout, batch = options[0]
+        self.settings.update(getattr(loaded, "settings", {}))
         form = _Form(label, feed, layout, batch, queue.LifoQueue())
         with quiet():
             size = batch or task.batch_size
