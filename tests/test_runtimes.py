@@ -322,6 +322,30 @@ def source_of(path: Path) -> exported.ExportedSource:
     return exported.open_source(Request(data=".", variant="small", weights=path))
 
 
+@pytest.mark.parametrize("end", ["Softmax", "LogSoftmax", "Sigmoid", ""])
+def test_a_graph_that_ends_in_probabilities(end: str, tmp_path: Path, crops: np.ndarray) -> None:
+    """Their logarithms are the logits but for a number that all classes share."""
+    mean = helper.make_node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0)
+    scale = helper.make_tensor("s", TensorProto.FLOAT, [3], [8, -8, 4])
+    nodes = [[scale], mean, helper.make_node("Mul", ["m", "s"], ["l" if end else "y"])]
+    axis = {} if end == "Sigmoid" else {"axis": 1}
+    last = [helper.make_node(end, ["l"], ["y"], **axis)] if end else []
+    path = graph(tmp_path / "x.onnx", [*nodes, *last], ["n", 3])
+    made = predictor("onnxruntime", path)
+    found = made(crops)["f"]
+    logits = PREPROCESSING.normalize(crops).astype(np.float64).mean((1, 2)) * [8, -8, 4]
+    said = made.settings.get("outputs", {}).get("f", "")
+    if end == "Sigmoid":
+        assert said.startswith("numbers between 0 and 1")
+        assert np.allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-5)
+        return
+    shared = np.log(np.exp(logits).sum(1, keepdims=True)) if end else 0
+    assert np.allclose(found, logits - shared, rtol=1e-4, atol=1e-4)
+    words = {"Softmax": "probabilities, whose", "LogSoftmax": "log-prob", "": ""}
+    assert said.startswith(words[end])
+    assert bool(said) == bool(end)
+
+
 def test_what_was_hashed_is_what_runs(tmp_path: Path, crops: np.ndarray) -> None:
     """The file and its weights are exchanged after the hash was taken, and put back later."""
     eye = np.eye(3, dtype=np.float32).tobytes()
