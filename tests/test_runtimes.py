@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,18 @@ def test_each_format_has_a_runtime_and_the_table_is_light() -> None:
     assert RUNTIMES[".onnx"] == ("onnxruntime", "openvino")
     code = "import sys, eval.backends; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_each_extra_installs_what_its_row_needs() -> None:
+    packages = {"ai_edge_litert": "ai-edge-litert", "litert_torch": "litert-torch"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {
+        name: {re.split("[<>=]", line)[0] for line in lines}
+        for name, lines in project["optional-dependencies"].items()
+    }
+    for row in BACKENDS.values():
+        needed = {packages.get(name, name) for name in (*row.needs, *row.converts)}
+        assert needed <= extras[row.extra] if row.extra else not needed
 
 
 BEGINNINGS = {
