@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from eval.errors import LogitsError
 
 TOP = 5
+_SUM = 0.01  # how far the sum of probabilities may be from 1
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
@@ -46,6 +48,31 @@ def check_logits(logits: NDArray[Any], names: list[str]) -> None:
             f"The logits of {names[row]} have the same value for every class.\n"
             "No trained model does this: check the weights."
         )
+
+
+class Kind(StrEnum):
+    """What a model's outputs are."""
+
+    LOGITS = "logits"
+    LOG_PROBABILITIES = "log-probabilities"
+    PROBABILITIES = "probabilities"
+    SCORES = "numbers between 0 and 1"  # as after a sigmoid: no distribution over the classes
+
+
+def kind_of(outputs: NDArray[Any]) -> Kind:
+    """What the outputs of some images are, by their values alone.
+
+    Args:
+        outputs: finite, (B, C). Sums may be off by 0.01: halves and rounded text are.
+    """
+    values = outputs.astype(np.float64)
+    if (values >= 0).all():
+        if (np.abs(values.sum(axis=1) - 1) < _SUM).all():
+            return Kind.PROBABILITIES
+        return Kind.SCORES if (values <= 1).all() else Kind.LOGITS
+    if (values <= 0).all() and (np.abs(np.exp(values).sum(axis=1) - 1) < _SUM).all():
+        return Kind.LOG_PROBABILITIES
+    return Kind.LOGITS
 
 
 def rank_of_label(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:

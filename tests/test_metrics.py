@@ -12,8 +12,10 @@ from hypothesis.extra import numpy as hnp
 
 from eval.errors import LogitsError
 from eval.metrics import (
+    Kind,
     Scores,
     check_logits,
+    kind_of,
     log_softmax,
     padded,
     percent,
@@ -234,3 +236,19 @@ def test_log_softmax_by_hand() -> None:
 def test_unanswered_images_are_never_correct() -> None:
     scores = Scores.empty(3)
     assert scores.correct(1) == scores.correct(1000) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ([[0.2, 0.3, 0.5], [1, 0, 0]], Kind.PROBABILITIES),
+        ([[0.2, 0.3, 0.495]], Kind.PROBABILITIES),
+        ([[0.2, 0.3, 0.5], [0.9, 0.8, 0]], Kind.SCORES),
+        ([[np.log(0.2), np.log(0.8)]], Kind.LOG_PROBABILITIES),
+        ([[-0.2, -0.3, -0.5]], Kind.LOGITS),
+        ([[0.2, 0.3, 1.5]], Kind.LOGITS),
+        ([[3, -3, 1]], Kind.LOGITS),
+    ],
+)
+def test_what_outputs_are(rows: list[list[float]], kind: Kind) -> None:
+    assert kind_of(np.array(rows)) is kind

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +109,18 @@ def test_each_format_has_a_runtime_and_the_table_is_light() -> None:
     assert RUNTIMES[".onnx"] == ("onnxruntime", "openvino")
     code = "import sys, eval.backends; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_each_extra_installs_what_its_row_needs() -> None:
+    packages = {"ai_edge_litert": "ai-edge-litert", "litert_torch": "litert-torch"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {
+        name: {re.split("[<>=]", line)[0] for line in lines}
+        for name, lines in project["optional-dependencies"].items()
+    }
+    for row in BACKENDS.values():
+        needed = {packages.get(name, name) for name in (*row.needs, *row.converts)}
+        assert needed <= extras[row.extra] if row.extra else not needed
 
 
 BEGINNINGS = {
@@ -239,6 +254,33 @@ def test_pixels_may_be_uint8_and_channels_last(
     assert np.allclose(found, crops.astype(np.float64).mean((1, 2)), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("scale", "zero", "taken"),
+    [
+        (0.0187, 114, "normalized, then quantized (scale 0.0187, zero point 114)"),
+        (1, 0, "pixels as they are (scale 1, zero point 0)"),
+        (1 / 255, 0, "pixels as they are (scale 0.00392157, zero point 0)"),
+        (1 / 127.5, 128, "pixels as they are (scale 0.00784314, zero point 128)"),
+    ],
+)
+def test_a_uint8_input_is_quantized_by_its_own_scale(
+    scale: float, zero: int, taken: str, tmp_path: Path, crops: np.ndarray
+) -> None:
+    """By hand: the whole number nearest to image / scale + zero, or the pixel itself."""
+    needs("litert", converting=False)
+    from test_precision import F32, FLOATS, ROWS, UINT8, Tensor, litert
+
+    pixels = [Tensor(UINT8, [1, 224, 224, 3], b"", scale, zero), Tensor(F32, [1, 224, 224, 3])]
+    path = litert(tmp_path / "x.tflite", [FLOATS], [], pixels)
+    made = predictor("litert", path)
+    whole = crops.astype(np.float64)
+    if "quantized" in taken:
+        whole = np.clip(np.rint(PREPROCESSING.normalize(crops) / scale) + zero, 0, 255)
+    expected = ((whole - zero) * scale).mean((1, 2)) @ ROWS.T
+    assert np.allclose(made(crops)["f"], expected, rtol=1e-3, atol=1e-3)
+    assert made.settings["litert.input"] == taken
+
+
 def test_signatures_by_hand() -> None:
     logits = [("float", [None, 1000])]
     nchw = check_signature("x", [("float", [None, 3, 224, 224])], logits)
@@ -267,6 +309,107 @@ def test_every_file_of_a_model_counts(tmp_path: Path) -> None:
     assert size_of(path) == path.stat().st_size + 48
     (tmp_path / "m.ncnn.param").write_text("7767517\n")
     assert [p.name for p in files_of(tmp_path / "m.ncnn.param")] == ["m.ncnn.param", "m.ncnn.bin"]
+
+
+def test_sessions_that_answer_otherwise_than_when_the_file_was_tried_are_refused(
+    tmp_path: Path, crops: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the second worker's only, and only in this process."""
+    from eval.backends.onnx import OnnxGraph
+
+    mean = helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
+    path = graph(tmp_path / "x.onnx", [[], mean], ["n", 3])
+    assert predictor("onnxruntime", path)(crops)["f"].shape == (BATCH, 3)
+    plain_session, made = OnnxGraph.session, []
+
+    def session(self: OnnxGraph, feed: Feed, batch: int):
+        made.append(plain_session(self, feed, batch))
+        error = 0.01 * (len(made) == 2)
+        return lambda images, answer=made[-1]: answer(images) + error
+
+    monkeypatch.setattr(OnnxGraph, "session", session)
+    with pytest.raises(ModelError, match=r"x\.onnx gives .* other logits with 2 workers"):
+        predictor("onnxruntime", path)
+
+
+def source_of(path: Path) -> exported.ExportedSource:
+    return exported.open_source(Request(data=".", variant="small", weights=path))
+
+
+@pytest.mark.parametrize("end", ["Softmax", "LogSoftmax", "Sigmoid", ""])
+def test_a_graph_that_ends_in_probabilities(end: str, tmp_path: Path, crops: np.ndarray) -> None:
+    """Their logarithms are the logits but for a number that all classes share."""
+    mean = helper.make_node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0)
+    scale = helper.make_tensor("s", TensorProto.FLOAT, [3], [8, -8, 4])
+    nodes = [[scale], mean, helper.make_node("Mul", ["m", "s"], ["l" if end else "y"])]
+    axis = {} if end == "Sigmoid" else {"axis": 1}
+    last = [helper.make_node(end, ["l"], ["y"], **axis)] if end else []
+    path = graph(tmp_path / "x.onnx", [*nodes, *last], ["n", 3])
+    made = predictor("onnxruntime", path)
+    found = made(crops)["f"]
+    logits = PREPROCESSING.normalize(crops).astype(np.float64).mean((1, 2)) * [8, -8, 4]
+    said = made.settings.get("outputs", {}).get("f", "")
+    if end == "Sigmoid":
+        assert said.startswith("numbers between 0 and 1")
+        assert np.allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-5)
+        return
+    shared = np.log(np.exp(logits).sum(1, keepdims=True)) if end else 0
+    assert np.allclose(found, logits - shared, rtol=1e-4, atol=1e-4)
+    words = {"Softmax": "probabilities, whose", "LogSoftmax": "log-prob", "": ""}
+    assert said.startswith(words[end])
+    assert bool(said) == bool(end)
+
+
+def test_what_was_hashed_is_what_runs(tmp_path: Path, crops: np.ndarray) -> None:
+    """The file and its weights are exchanged after the hash was taken, and put back later."""
+    eye = np.eye(3, dtype=np.float32).tobytes()
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [3, 3], eye, raw=True)
+    (tmp_path / "apart").mkdir()
+    mean = helper.make_node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0)
+    nodes = [[weights], mean, helper.make_node("MatMul", ["m", "w"], ["y"])]
+    path = graph(tmp_path / "x.onnx", nodes, ["n", 3])
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="apart/w.bin",
+                    size_threshold=0)  # fmt: skip
+    before = {file: file.read_bytes() for file in (path, tmp_path / "apart/w.bin")}
+    subject = source_of(path).load(3, lambda _: None)
+    assert [(file.path, file.sha256) for file in subject.files] == [
+        (file, hashlib.sha256(data).hexdigest()) for file, data in before.items()
+    ]
+    (tmp_path / "apart/w.bin").write_bytes(np.full(9, 7, np.float32).tobytes())
+    path.write_bytes(b"")
+    found = predictor("onnxruntime", subject.forms["exported"])(crops)["f"]
+    assert np.allclose(found, PREPROCESSING.normalize(crops).mean((1, 2)), atol=1e-5)
+    with pytest.raises(ModelError, match="changed during the evaluation"):
+        subject.check_unchanged()
+    copy = subject.forms["exported"]
+    assert copy.exists()
+    del subject
+    assert not copy.parent.exists()
+
+
+def test_messages_name_the_file_and_not_its_copy(tmp_path: Path) -> None:
+    for name, data in (("x.onnx", b"\x08\x0a" + bytes(range(100))), ("x.xml", b"<net><layers>")):
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / "x.bin").write_bytes(b"")
+        subject = source_of(tmp_path / name).load(1000, lambda _: None)
+        backend = RUNTIMES[Path(name).suffix][0]
+        with pytest.raises(ModelError) as caught:
+            predictor(backend, subject.forms["exported"])
+        assert str(tmp_path / name) in str(caught.value)
+        assert str(subject.forms["exported"].parent) not in str(caught.value)
+
+
+def test_weights_outside_the_folder_are_refused(tmp_path: Path) -> None:
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [4], bytes(16), raw=True)
+    onnx.external_data_helper.set_external_data(tensor, "../w.bin")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    (tmp_path / "m").mkdir()
+    (tmp_path / "w.bin").write_bytes(bytes(16))
+    path = graph(tmp_path / "m/x.onnx", [[tensor], helper.make_node("Identity", ["x"], ["y"])],
+                 ["n"])  # fmt: skip
+    with pytest.raises(ModelError, match=r"x\.onnx keeps its weights in w\.bin, outside"):
+        source_of(path).load(1000, lambda _: None)
 
 
 def test_a_child_that_crashes_or_hangs_is_an_error() -> None:

@@ -170,6 +170,13 @@ def test_lower_precisions_round_the_forms_differently(precision: str) -> None:
     assert (judgment.verdict, judgment.disagreement) == (Verdict.NO_REFERENCE, "")
 
 
+def test_weights_that_are_stored_in_less_are_not_compared_but_their_forms_are() -> None:
+    judgment = judge(two_forms(), of_nine(100.0), "paddle", "fp16 weights")
+    assert judgment.verdict == Verdict.DISAGREE
+    alike = judge(two_forms(difference=0.0), of_nine(100.0), "paddle", "fp16 weights")
+    assert (alike.verdict, alike.disagreement) == (Verdict.NO_REFERENCE, "")
+
+
 def test_small_logits_have_an_absolute_limit() -> None:
     measured = two_forms(difference=0.0011)
     measured.largest_logit = 0.1

@@ -5,6 +5,8 @@ All of it comes from the rows of `eval.backends.BACKENDS` and the modules they n
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +31,48 @@ RUNTIMES = {
 
 # What can be written: its backend, and the ending of the file.
 EXPORTS = {row.export[0]: (name, row.export[1]) for name, row in BACKENDS.items() if row.export[0]}
+
+
+class Copy(type(Path())):  # type: ignore[misc]
+    """A private copy of an exported file: what was hashed is what is used.
+
+    Attributes:
+        original: the file, by whose name messages call it.
+    """
+
+    original: Path
+
+
+def private_copy(path: Path, folder: Path) -> Copy:
+    """Copy an exported file and all that belongs to it into a folder of this process's own.
+
+    Raises:
+        ModelError: it cannot be read or copied, or keeps its weights outside its own folder.
+    """
+    copy = Copy(folder / path.name)
+    copy.original = path
+    try:
+        shutil.copyfile(path, copy)
+        for beside in companions(copy):
+            relative = Path(os.path.normpath(beside)).relative_to(os.path.normpath(folder))
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path.parent / relative, beside)
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be copied to {folder}: {error.strerror or error}.\n"
+            "Make room there, or name another folder in TMPDIR."
+        ) from error
+    except ValueError as error:
+        raise ModelError(
+            f"{path} keeps its weights in {beside.name}, outside its own folder.\n"
+            "Export the model again, with all of its files in one folder."
+        ) from error
+    return copy
+
+
+def name_of(path: Path) -> str:
+    """What to call a file in messages."""
+    return str(getattr(path, "original", path))
 
 
 def is_exported(path: str | Path) -> bool:

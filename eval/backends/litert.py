@@ -50,7 +50,9 @@ class LiteRtGraph:
         self._threads = threads
         self._content = source.read_bytes()
         interpreter = self._interpreter()
-        self.inputs = [_port(entry) for entry in interpreter.get_input_details()]
+        entries = interpreter.get_input_details()
+        self.inputs = [_input_port(entry) for entry in entries]
+        self.settings = {"litert.input": _taken(entries[0])} if entries else {}
         self.outputs = [_port(entry) for entry in interpreter.get_output_details()]
 
     def _interpreter(self) -> Any:
@@ -80,6 +82,32 @@ def _port(entry: dict[str, Any]) -> Port:
     kind = np.dtype(entry["dtype"]).name
     shape = [None if size == -1 else int(size) for size in entry["shape_signature"]]
     return _TYPES.get(kind, kind), shape
+
+
+def _input_port(entry: dict[str, Any]) -> Port:
+    """As `_port`; a float where normalized images are quantized by the graph's own scale."""
+    kind, shape = _port(entry)
+    return ("float" if kind == "uint8" and not _takes_pixels(entry) else kind), shape
+
+
+# Scale and zero point by which a pixel, 0 to 255, stands for itself, for 0 to 1, and for -1 to 1:
+# it is the quantized number already.
+_PIXELS = ((0, 0), (1, 0), (1 / 255, 0), (1 / 127.5, 127), (1 / 127.5, 128), (1 / 128, 128))
+
+
+def _takes_pixels(entry: dict[str, Any]) -> bool:
+    scale, zero = entry["quantization"]
+    return any(abs(scale - each) <= 1e-3 * each and zero == level for each, level in _PIXELS)
+
+
+def _taken(entry: dict[str, Any]) -> str:
+    """What a graph is given, for ``run.json``."""
+    if np.dtype(entry["dtype"]).kind == "f":
+        return "normalized"
+    scale, zero = entry["quantization"]
+    pixels = np.dtype(entry["dtype"]) == np.uint8 and _takes_pixels(entry)
+    kind = "pixels as they are" if pixels else "normalized, then quantized"
+    return f"{kind} (scale {scale:.6g}, zero point {zero})"
 
 
 def _quantized(images: NDArray[Any], entry: dict[str, Any]) -> NDArray[Any]:

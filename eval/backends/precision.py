@@ -13,6 +13,11 @@ _COARSE = (
 )
 
 
+def computed_in(precision: str) -> str:
+    """What a model of that precision computes in: weights that are stored in less become fp32."""
+    return "fp32" if precision.endswith(" weights") else precision
+
+
 def describe(computed: Iterable[str], stored: Iterable[str]) -> str:
     """The precision of a model as the reports name it.
 

@@ -23,6 +23,7 @@ import queue
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -32,17 +33,28 @@ from numpy.typing import NDArray
 
 from eval.backends import BACKENDS, Task, child
 from eval.backends.child import quiet
+from eval.backends.formats import check_file, name_of, precision_of
 from eval.backends.signature import Feed, Port, check_signature
 from eval.errors import EvalError, ModelError
+from eval.metrics import Kind, kind_of
 
 if TYPE_CHECKING:
     from eval.images.preprocess import Crop
 
 DTYPES = {"float": np.float32, "float16": np.float16, "uint8": np.uint8, "int8": np.int8}
-PROBE_SECONDS = 300
+PROBE_SECONDS = 600
+_PROBED = 2  # images, which show a graph that answers once for a batch
 _REPEATS = 3
 _ALIKE = 1e-3  # of the largest logit
+_COARSE = 2e-2  # the same below fp32, where one value that rounds to its neighbor shows
 _TIMED = 3  # runs of each batch size, of which the fastest counts
+
+_OUTPUTS = {
+    Kind.PROBABILITIES: "probabilities, whose logarithms are used as logits",
+    Kind.LOG_PROBABILITIES: "log-probabilities, used as logits",
+    Kind.SCORES: "numbers between 0 and 1, as after a sigmoid: ranks count, probabilities and NLL "
+    "do not",
+}
 
 Session = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -78,11 +90,15 @@ class Converted(NamedTuple):
         label: what to call it in messages.
         sources: batch size to what a runtime's ``load`` takes.
         batch: the only size that was seen to work, where a file itself does not say.
+        probed: its logits of `_noise` when it was tried, float32 (2, classes).
+        within: how far others may be from them, as a fraction of the largest.
     """
 
     label: str
     sources: Mapping[int, Any]
     batch: int | None = None
+    probed: NDArray[np.float32] | None = None
+    within: float = _ALIKE
 
 
 class _Candidates(NamedTuple):
@@ -90,15 +106,13 @@ class _Candidates(NamedTuple):
 
     Attributes:
         name: of the form.
-        label: what to call it in messages.
         graphs: the fastest of them will be used.
-        batch: as in `Converted`.
+        converted: what they were loaded from.
     """
 
     name: str
-    label: str
     graphs: Sequence[Loaded]
-    batch: int | None
+    converted: Converted
 
 
 class _Form(NamedTuple):
@@ -109,6 +123,7 @@ class _Form(NamedTuple):
     layout: str
     batch: int | None  # None: the size of what comes
     sessions: queue.LifoQueue[Session]
+    kind: Kind = Kind.LOGITS
 
 
 def create(task: Task) -> RuntimePredictor:
@@ -120,7 +135,7 @@ def create(task: Task) -> RuntimePredictor:
         for name, form in ready.converted.items():
             with quiet():
                 loaded = [module.load(source, how) for source in form.sources.values()]
-            forms.append(_Candidates(name, form.label, loaded, form.batch))
+            forms.append(_Candidates(name, loaded, form))
         settings = {**module.SETTINGS, f"{task.backend}.threads": task.threads}
         return RuntimePredictor(task, forms, settings)
 
@@ -138,13 +153,21 @@ def converted(task: Task) -> Iterator[Task]:
         ready = {}
         for number, (form, model) in enumerate(task.models.items()):
             if isinstance(model, Path):
-                batch = probe(task.backend, model, size, task.classes, task.precision).batch
-                ready[form] = Converted(str(model), {0: model}, batch)
+                ready[form] = _tried(task, model)
             else:
                 where = Path(folder) / str(number)
                 where.mkdir()
                 ready[form] = Converted(form, module.sources(model, where, sizes, size))
         yield replace(task, converted=ready)
+
+
+def _tried(task: Task, path: Path) -> Converted:
+    """A file, once it has answered as it will be asked."""
+    check_file(path)
+    exact = task.precision == "fp32" and precision_of(path) == "fp32"
+    within = _ALIKE if exact else _COARSE
+    feed, probed = probe(task, path, within)
+    return Converted(name_of(path), {0: path}, feed.batch, probed, within)
 
 
 class RuntimePredictor:
@@ -179,23 +202,48 @@ class RuntimePredictor:
     def _prepared(self, task: Task, candidates: _Candidates) -> _Form:
         """The faster batch size, and a session for each worker."""
         options: list[tuple[Loaded, Feed, str, int | None]] = []
-        label = candidates.label
+        label, known = candidates.converted.label, candidates.converted
         for loaded in candidates.graphs:
             feed = check_signature(
                 label, loaded.inputs, loaded.outputs, task.preprocess.size, task.classes
             )
-            feed = feed._replace(batch=feed.batch or candidates.batch)
+            feed = feed._replace(batch=feed.batch or known.batch)
             layout = loaded.layout or feed.layout
             batches = self._batches(task, feed)
             options.extend((loaded, feed, layout, batch) for batch in batches)
         if len(options) > 1:
             options.sort(key=lambda option: self._seconds(label, *option))
         loaded, feed, layout, batch = options[0]
+        self.settings.update(getattr(loaded, "settings", {}))
         form = _Form(label, feed, layout, batch, queue.LifoQueue())
         with quiet():
-            for _ in range(task.workers):
-                form.sessions.put(loaded.session(feed, batch or task.batch_size))
+            size = batch or task.batch_size
+            sessions = [loaded.session(feed, size) for _ in range(task.workers)]
+        kind = kind_of(self._checked(form, sessions, size, known))
+        if kind is not Kind.LOGITS:
+            self.settings.setdefault("outputs", {})[candidates.name] = _OUTPUTS[kind]
+        form = form._replace(kind=kind)
+        for session in sessions:
+            form.sessions.put(session)
         return form
+
+    def _checked(
+        self, form: _Form, sessions: Sequence[Session], batch: int, known: Converted
+    ) -> NDArray[np.float32]:
+        """What each session, at work at the same time as the others, answers to `_noise`.
+
+        That is what the graph answered when it was probed. Where it was not, as a model that was
+        just converted, they must agree with each other.
+        """
+        images = _noise(form.feed, form.layout, self._preprocess.size, batch)
+
+        def ask(session: Session) -> NDArray[np.float32]:
+            return self._ask(form, session, images)
+
+        expected = ask(sessions[0]) if known.probed is None else known.probed
+        if not _agree(ask, sessions, expected, known.within):
+            raise _unsteady(form.name, self._title, len(sessions), batch)
+        return expected
 
     def _batches(self, task: Task, feed: Feed) -> list[int | None]:
         """The batch sizes that a graph can be used with."""
@@ -251,8 +299,14 @@ class RuntimePredictor:
 
     def _run(self, form: _Form, images: NDArray[Any]) -> NDArray[np.float32]:
         """Float32 logits; where the batch is fixed, in parts, the last one filled up."""
-        count = form.batch or len(images)
         session = form.sessions.get()
+        try:
+            return self._ask(form, session, images)
+        finally:
+            form.sessions.put(session)
+
+    def _ask(self, form: _Form, session: Session, images: NDArray[Any]) -> NDArray[np.float32]:
+        count = form.batch or len(images)
         parts = []
         try:
             for start in range(0, len(images), count):
@@ -272,9 +326,10 @@ class RuntimePredictor:
                 f"{form.name}: {self._title} fails on an image ({child.first_line(error)}).\n"
                 "Export the model again, or try another backend."
             ) from error
-        finally:
-            form.sessions.put(session)
-        return np.concatenate(parts).astype(np.float32, copy=len(parts) == 1)
+        outputs = np.concatenate(parts).astype(np.float32, copy=len(parts) == 1)
+        if form.kind is Kind.PROBABILITIES:  # one that was rounded to 0 is the smallest there is
+            return np.log(np.maximum(outputs, np.finfo(np.float32).smallest_subnormal))
+        return outputs
 
     def _check(self, form: _Form, answer: NDArray[Any], count: int) -> None:
         """One row for each image, as wide as it should be."""
@@ -290,62 +345,62 @@ class RuntimePredictor:
             )
 
 
-def probe(
-    backend: str, path: Path, size: int, classes: int | None = None, precision: str = "fp32"
-) -> Feed:
+def probe(task: Task, path: Path, within: float) -> tuple[Feed, NDArray[np.float32]]:
     """Load a file and run it, in a child process, so that nothing it does can end this one.
 
-    It must give the same images the same logits every time. A file that does not say whether its
-    batch is fixed may crash or answer wrongly at another size: where two images fail, or get other
-    logits together than alone, a batch of one is tried.
+    It must give the same images the same logits every time, and by as many workers at once, in
+    batches as large as the task has, as alone. A file that does not say whether its batch is fixed
+    may crash or answer wrongly at another size: where two images fail, or get other logits together
+    than alone, a batch of one is tried.
 
     Args:
-        backend: a key of `BACKENDS`.
+        task: how it will be used.
         path: an exported file, whoever made it.
-        size: of a side of its images.
-        classes: how many logits it must give; None: any number.
-        precision: what the runtime is to compute in.
+        within: how far logits may differ between workers, as a fraction of the largest.
 
     Returns:
-        What the file takes and gives.
+        What the file takes and gives, and its logits of two images of `_noise`.
 
     Raises:
         ModelError: it cannot be loaded or run, or is not an image classifier.
         UsageError: the runtime does not have the precision here.
     """
-    from eval.backends.formats import check_file
-
-    check_file(path)
-    entry = BACKENDS[backend]
+    entry, name = BACKENDS[task.backend], name_of(path)
+    options = {
+        "size": task.preprocess.size,
+        "classes": task.classes,
+        "precision": task.precision,
+        "workers": task.workers,
+        "batch": task.batch_size,
+        "within": within,
+    }
     failed: list[ModelError] = []
-    for batch in (2, 1) if entry.silent_batch else (2,):  # two show a graph that gives one row
+    for count in (_PROBED, 1) if entry.silent_batch else (_PROBED,):
         try:
             answer: dict[str, Any] = child.call(
-                f"{path}: {entry.title}",
+                f"{name}: {entry.title}",
                 "eval.backends.session:probe_here",
                 seconds=PROBE_SECONDS,
-                backend=backend,
+                backend=task.backend,
                 path=str(path.absolute()),
-                name=str(path),
-                options=[size, classes, precision, batch],
+                name=name,
+                options={**options, "count": count},
             )
         except ModelError as error:
             failed.append(error)
         else:
-            return Feed(**answer)
-    message = str(failed[0])
+            return Feed(**answer["feed"]), np.array(answer["logits"], np.float32)
+    message = str(failed[0]).replace(str(path.absolute()), name)
     if "\n" not in message:
         message = f"{message}\nExport the model again, or get an intact copy."
     raise ModelError(message)
 
 
-def probe_here(backend: str, path: str, name: str, options: Sequence[Any]) -> dict[str, Any]:
-    """What `probe` does in the child process; the fields of a `Feed`."""
-    size, classes, precision, batch = options
-    entry = BACKENDS[backend]
-    module = entry.load()
+def probe_here(backend: str, path: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `probe` does in the child process: a `Feed` and the logits."""
+    entry, size, classes = BACKENDS[backend], options["size"], options["classes"]
     try:
-        loaded: Loaded = module.load(Path(path), Compute(precision))
+        loaded: Loaded = entry.load().load(Path(path), Compute(options["precision"]))
     except (EvalError, ImportError):
         raise
     except Exception as error:
@@ -354,11 +409,8 @@ def probe_here(backend: str, path: str, name: str, options: Sequence[Any]) -> di
             "Export the model again, or get an intact copy with all of its files."
         ) from error
     feed = check_signature(name, loaded.inputs, loaded.outputs, size, classes)
-    count = feed.batch or batch
-    shape = (3, size, size) if (loaded.layout or feed.layout) == "NCHW" else (size, size, 3)
-    kept = np.float32 if feed.type == "int8" else DTYPES[feed.type]
-    levels = 255 if feed.type == "uint8" else 1  # pixels as they are, or as a model normalizes them
-    images = (levels * np.random.default_rng(0).random((count, *shape))).astype(kept)
+    count = feed.batch or options["count"]
+    images = _noise(feed, loaded.layout or feed.layout, size, count)
     answer = np.asarray(loaded.session(feed, count)(images))
     if answer.ndim != 2 or len(answer) != count or (classes and answer.shape[1] != classes):
         raise ModelError(
@@ -378,14 +430,50 @@ def probe_here(backend: str, path: str, name: str, options: Sequence[Any]) -> di
                 f"{name} gives an image different logits in a batch than alone.\n"
                 "Export the model again, or try another backend."
             )
-    fixed = feed.batch or (1 if count == 1 else None)
-    return feed._replace(batch=fixed, classes=answer.shape[1])._asdict()
+    feed = feed._replace(batch=feed.batch or (1 if count == 1 else None), classes=answer.shape[1])
+    workers, batch = options["workers"], feed.batch or options["batch"]
+    loaded = entry.load().load(Path(path), Compute(options["precision"], workers))
+    images = _noise(feed, loaded.layout or feed.layout, size, batch)
+    sessions = [loaded.session(feed, batch) for _ in range(workers)]
+    if not _agree(lambda each: np.asarray(each(images)), sessions, answer, options["within"]):
+        raise _unsteady(name, entry.title, workers, batch)
+    return {"feed": feed._asdict(), "logits": answer[:_PROBED].astype(float).tolist()}
 
 
-def _alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
+def _agree(
+    ask: Callable[[Session], NDArray[Any]],
+    sessions: Sequence[Session],
+    expected: NDArray[Any],
+    within: float,
+) -> bool:
+    """Whether sessions that compute at the same time all answer `_noise` as expected."""
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        answers = list(pool.map(ask, sessions))
+    rows = min(_PROBED, len(expected))
+    return all(_alike(expected[np.arange(len(a)) % rows], a, within) for a in answers)
+
+
+def _unsteady(name: str, title: str, workers: int, batch: int) -> ModelError:
+    return ModelError(
+        f"{name} gives the same images other logits with {workers} workers and batches of {batch}."
+        f"\n{title} computes this model wrongly here: use --workers 1, another backend or another "
+        "format."
+    )
+
+
+def _noise(feed: Feed, layout: str, size: int, count: int) -> NDArray[Any]:
+    """Images as a graph wants them; the first two are given again and again."""
+    shape = (3, size, size) if layout == "NCHW" else (size, size, 3)
+    kept = np.float32 if feed.type == "int8" else DTYPES[feed.type]
+    levels = 255 if feed.type == "uint8" else 1  # pixels as they are, or as a model normalizes them
+    images = (levels * np.random.default_rng(0).random((_PROBED, *shape))).astype(kept)
+    return np.ascontiguousarray(images[np.arange(count) % _PROBED])
+
+
+def _alike(one: NDArray[Any], other: NDArray[Any], within: float = _ALIKE) -> bool:
     """Whether logits (N, classes) are the same but for rounding.
 
     NaN equals NaN here: a run refuses logits that are not finite, and says so.
     """
     first, second = np.nan_to_num(one.astype(float)), np.nan_to_num(other.astype(float))
-    return bool(np.abs(first - second).max() <= _ALIKE * np.abs(first).max())
+    return bool(np.abs(first - second).max() <= within * np.abs(first).max())

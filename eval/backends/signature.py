@@ -17,8 +17,9 @@ class Feed(NamedTuple):
 
     Attributes:
         layout: ``NCHW`` or ``NHWC``.
-        type: ``float``, ``float16``, ``uint8`` or ``int8``. Floats are normalized; an integer input
-            takes the pixels as they are, unless the file says how it was quantized.
+        type: ``float``, ``float16``, ``uint8`` or ``int8``. ``uint8`` takes the pixels as they are,
+            all others normalized ones; where a file says how its whole numbers were quantized, the
+            session does that.
         batch: images in a batch; None: any number.
         classes: how many logits it gives; None where the file does not say.
     """

@@ -12,6 +12,7 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from eval.backends.precision import computed_in
 from eval.config import Reference, Tolerance, VariantConfig
 from eval.images.sets import VAL
 from eval.metrics import TOP, anytime_interval, percent, wilson_interval
@@ -257,10 +258,10 @@ def _why_not_compared(case: _Case, images: int) -> str:
 def forms_disagree(measured: Measurement, precision: str) -> str:
     """How the forms' logits differ, if rounding cannot explain it; else "".
 
-    Only fp32 is judged: lower precisions round the two forms differently by design.
+    Only what computes in fp32 is judged: less rounds the two forms differently by design.
     """
     difference = measured.max_logit_diff
-    if difference is None or precision != JUDGED_PRECISION:
+    if difference is None or computed_in(precision) != JUDGED_PRECISION:
         return ""
     limit = FORM_TOLERANCE * max(1.0, measured.largest_logit or 0.0)
     if difference <= limit:

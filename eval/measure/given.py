@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 from eval.errors import DataError, LogitsError, UsageError
 from eval.images.labels import examples, image_key, shown
 from eval.images.valset import Sample
-from eval.metrics import TOP, Scores, check_logits, padded, rank_of_label, top_classes
+from eval.metrics import (
+    TOP,
+    Kind,
+    Scores,
+    check_logits,
+    kind_of,
+    padded,
+    rank_of_label,
+    top_classes,
+)
 
 CHUNK = 2048  # images whose logits are sorted at a time
 
@@ -372,8 +381,7 @@ def _read_arrays(path: Path, classes: int, names: Path | None, array: str | None
         with np.errstate(invalid="ignore"):  # NaN is found by the check
             chunk = values[start : start + CHUNK].astype(np.float64)
         check_logits(chunk, list(listed[start : start + CHUNK]))
-        sums = chunk.sum(axis=1)
-        probabilities &= bool((chunk >= 0).all() and (np.abs(sums - 1) < 0.01).all())
+        probabilities &= kind_of(chunk) is Kind.PROBABILITIES
     return Logits(tuple(listed), values, probabilities)
 
 

@@ -65,7 +65,13 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
     ),
     Column("backend", "what computed the logits", lambda e, _: e.setup.backend),
     Column("device", "where they were computed", lambda e, _: e.setup.device),
-    Column("precision", "`fp32`, `bf16`, `fp16` or `int8`", lambda e, _: e.setup.precision),
+    Column(
+        "precision",
+        "what was computed in: `fp32`, `bf16`, `fp16`, `int8`, ...; `fp16 weights` and the like "
+        "where only the weights are stored in less than fp32; `unknown` where a file does not show "
+        "it",
+        lambda e, _: e.setup.precision,
+    ),
     Column(
         "preprocess", "the recipe, as of `--preprocess`", lambda e, _: e.subject.preprocess.name
     ),
