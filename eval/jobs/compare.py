@@ -12,8 +12,9 @@ from eval.errors import UsageError
 from eval.files import remove, write_atomically
 from eval.judge.gate import DEFAULTS, FAILING, Asked, Comparison, check_baseline_verdict, compare
 from eval.judge.verdict import Verdict
-from eval.results.read import PREDICTIONS, SUMMARY, read_result
+from eval.results.read import read_result
 from eval.results.regression_report import csv_files, junit, markdown
+from eval.results.schema import PREDICTIONS_FILE, SUMMARY_FILE
 from eval.text import printable
 
 
@@ -99,18 +100,18 @@ def accept(candidate: str | Path, folder: Path) -> None:
                 f"{candidate} says {row.verdict} ({printable(row.form)}): it cannot become a "
                 f"baseline.\nOnly results that say one of {others} can."
             )
-    with (source / SUMMARY).open(encoding="utf-8", newline="") as file:
+    with (source / SUMMARY_FILE).open(encoding="utf-8", newline="") as file:
         summary = file.read()
     # The summary goes first and comes back last: no moment shows a mixture of two results.
-    remove(folder / SUMMARY)
+    remove(folder / SUMMARY_FILE)
     if result.predictions:
         columns = {"path": result.predictions.paths, "label": result.predictions.labels}
         for form, rank in result.predictions.rank.items():
             columns |= {f"{form}_rank": rank, f"{form}_top1": result.predictions.top1[form]}
-        write_atomically(folder / PREDICTIONS, pd.DataFrame(columns).to_csv(index=False))
+        write_atomically(folder / PREDICTIONS_FILE, pd.DataFrame(columns).to_csv(index=False))
     else:
-        remove(folder / PREDICTIONS)
-    write_atomically(folder / SUMMARY, summary)
+        remove(folder / PREDICTIONS_FILE)
+    write_atomically(folder / SUMMARY_FILE, summary)
 
 
 def _write(output: Path | None, files: Mapping[str, str]) -> None:

@@ -26,7 +26,8 @@ from eval.images.labels import examples
 from eval.images.preprocess import BadImage, Crop, Preprocess, table_of
 from eval.images.sets import VAL
 from eval.images.valset import ValSet, open_valset
-from eval.judge.verdict import Judgment, judge
+from eval.judge.result import SCORED
+from eval.judge.verdict import JUDGED_PRECISION, Judgment, judge
 from eval.measure.engine import Measurement
 from eval.measure.given import Answers, match, read_answers
 from eval.models import ModelFile, Subject, identify
@@ -35,7 +36,7 @@ from eval.recipe import Recipe, parse
 from eval.results.evaluation import Evaluation
 from eval.results.record import Computation
 
-FORM = "scored"
+FORM = SCORED
 
 
 def score(args: argparse.Namespace, command: str) -> Evaluation:
@@ -59,7 +60,7 @@ def score(args: argparse.Namespace, command: str) -> Evaluation:
     answers = read_answers(args.predictions, len(valset.classes), args.names, args.array)
     measured = _measure(args, valset, answers)
     # A tolerance asks for the comparison, whatever the precision.
-    precision = "fp32" if args.tolerance is not None else args.precision
+    precision = JUDGED_PRECISION if args.tolerance is not None else args.precision
     return Evaluation(
         subject=_subject(args, config, files),
         data=str(args.data),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from eval.judge.verdict import FormResult
-from eval.results.schema import TOP
+from eval.metrics import TOP
 
 if TYPE_CHECKING:
     from eval.measure.latency import LatencyRow

@@ -75,10 +75,10 @@ def append_history(path: Path, result: Path) -> None:
             locked by another process.
     """
     from eval.files import locked
-    from eval.results.read import SUMMARY, read_rows
-    from eval.results.schema import SUMMARY_COLUMNS
+    from eval.results.read import read_rows
+    from eval.results.schema import SUMMARY_COLUMNS, SUMMARY_FILE
 
-    added = read_rows(result / SUMMARY if result.is_dir() else result)
+    added = read_rows(result / SUMMARY_FILE if result.is_dir() else result)
     header = _csv([SUMMARY_COLUMNS])
     rows = _csv([row.cells[name] for name in SUMMARY_COLUMNS] for row in added)
     later = f"python -m eval.history {path} --add {result}"

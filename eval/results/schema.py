@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from eval.metrics import TOP
+
 if TYPE_CHECKING:  # reading a result needs none of them
     import numpy as np
     import pandas as pd
@@ -25,7 +27,6 @@ BAD_IMAGES_FILE = "bad_images.csv"
 LATENCY_FILE = "latency.csv"
 RUN_FILE = "run.json"
 PAGE_FILE = "report.html"
-TOP = 5  # ranked classes that are kept of each image
 
 
 @dataclass(frozen=True)
