@@ -441,7 +441,7 @@ def test_a_lock_that_becomes_free_in_time_is_taken(
 def test_a_lock_file_with_other_content_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "x.lock").write_text("a letter")
     with files.locked(tmp_path / "x"):
-        assert files.lock_owner(tmp_path / "x") == "another process"
+        assert files.Lock(tmp_path / "x.lock").owner() == "another process"
     assert (tmp_path / "x.lock").read_text() == "a letter"
 
 

@@ -13,6 +13,7 @@ from eval.images.classes import IMAGENET, ImageClass
 from eval.judge.gate import Check, ClassChange, Comparison, Flip, Paired
 from eval.judge.result import Row
 from eval.metrics import percent, wilson_interval
+from eval.results.schema import CLASSES_TABLE, COMPARISON_TABLE, FLIPS_TABLE
 from eval.text import printable
 
 SHOWN = 20  # flips and classes in the Markdown; the CSV files have all
@@ -164,7 +165,7 @@ def _flip_table(flips: Sequence[Flip], names: ClassNames) -> list[str]:
         [flip.path, names[flip.label], names[flip.before], names[flip.after], flip.kind]
         for flip in flips[:SHOWN]
     )
-    more = f"{len(flips):,} predictions changed; all are in regression_flips.csv."
+    more = f"{len(flips):,} predictions changed; all are in {FLIPS_TABLE}."
     return [*_table(("image", "label", "before", "after", ""), rows), "", more]
 
 
@@ -181,7 +182,7 @@ def _class_table(classes: Sequence[ClassChange], names: ClassNames) -> list[str]
         ]
         for row in classes[:SHOWN]
     )
-    more = f"{len(classes):,} classes changed; all are in regression_classes.csv."
+    more = f"{len(classes):,} classes changed; all are in {CLASSES_TABLE}."
     return [*_table(("class", "images", "before", "after", "change"), rows), "", more]
 
 
@@ -231,11 +232,11 @@ def csv_files(comparisons: Sequence[Comparison]) -> dict[str, str]:
         if paired:
             flips += [key | _flip_cells(flip) for flip in paired.flips]
             classes += [key | vars(change) for change in paired.classes]
-    files = {"regression.csv": _csv(rows, rows[0])}
+    files = {COMPARISON_TABLE: _csv(rows, rows[0])}
     if any(row.paired for row in comparisons):
         none = Flip("", 0, 0, 0, 0, 0)
-        files["regression_flips.csv"] = _csv(flips, (*_KEY, *_flip_cells(none)))
-        files["regression_classes.csv"] = _csv(classes, (*_KEY, *vars(ClassChange(0, 0, 0, 0))))
+        files[FLIPS_TABLE] = _csv(flips, (*_KEY, *_flip_cells(none)))
+        files[CLASSES_TABLE] = _csv(classes, (*_KEY, *vars(ClassChange(0, 0, 0, 0))))
     return files
 
 

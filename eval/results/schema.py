@@ -27,6 +27,30 @@ BAD_IMAGES_FILE = "bad_images.csv"
 LATENCY_FILE = "latency.csv"
 RUN_FILE = "run.json"
 PAGE_FILE = "report.html"
+CONSOLE_FILE = "console.txt"
+DIAGNOSIS_FILE = "diagnosis.html"
+SWEEP_FILE = "sweep.csv"
+JUNIT_FILE = "junit.xml"
+COMPARISON_FILE = "regression.md"
+COMPARISON_TABLE, FLIPS_TABLE, CLASSES_TABLE = (
+    "regression.csv",
+    "regression_flips.csv",
+    "regression_classes.csv",
+)
+COMPARISON_FILES = (COMPARISON_FILE, COMPARISON_TABLE, FLIPS_TABLE, CLASSES_TABLE, JUNIT_FILE)
+# What makes a result, the summary first: without it, the others claim nothing.
+RESULT_FILES = (
+    SUMMARY_FILE,
+    RUN_FILE,
+    PAGE_FILE,
+    PREDICTIONS_FILE,
+    PER_CLASS_FILE,
+    BAD_IMAGES_FILE,
+    LATENCY_FILE,
+    CONSOLE_FILE,
+    DIAGNOSIS_FILE,
+    *COMPARISON_FILES,
+)
 
 
 @dataclass(frozen=True)
