@@ -20,6 +20,7 @@ from eval.options import add_compute_options, add_subject_options, positive
 from eval.processes import is_first_process
 from eval.progress import ProgressBar
 from eval.request import ON_BAD_IMAGE, Request
+from eval.text import printable_lines
 
 if TYPE_CHECKING:
     from eval.results.evaluation import Evaluation
@@ -79,9 +80,9 @@ def _main(arguments: Sequence[str], kept: list[Path], done: list[Evaluation]) ->
 
         print(f"\n{text(evaluation.comparisons, (str(request.baseline), str(request.output)))}")
     for problem in evaluation.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {printable_lines(str(problem))}", file=sys.stderr)
     if evaluation.judgment.disagreement:
-        print(f"error: {evaluation.judgment.disagreement}", file=sys.stderr)
+        print(f"error: {printable_lines(evaluation.judgment.disagreement)}", file=sys.stderr)
     _explain(evaluation, request, args)
     return evaluation.exit_code
 

@@ -279,8 +279,8 @@ def test_missing_file_and_folder(tmp_path: Path):
 
 def test_shown_text_is_one_short_printable_line():
     assert shown("a b") == "a b"
-    assert shown("a\nb\x1b") == r"'a\nb\x1b'"
-    assert shown("\udcff.jpg") == r"'\udcff.jpg'"
+    assert shown("a\nb\x1b") == r"a\nb\x1b"
+    assert shown("\udcff.jpg") == r"\udcff.jpg"
     assert len(shown("a" * 1000)) == 120
 
 

@@ -39,7 +39,7 @@ from eval.recipe import parse
 from eval.request import FORMS, PRECISIONS, Request
 from eval.results.read import read_predictions, read_rows
 from eval.results.schema import PREDICTIONS_FILE, SUMMARY_FILE
-from eval.text import examples
+from eval.text import examples, printable
 
 SHOWN = 5
 
@@ -124,7 +124,7 @@ class Audit:
             f"At most {100 * self.largest_share_wrong:.2f} % of the rows are wrong (95 % sure).",
             f"{self.outcome.upper()}",
         ]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def _shown(row: Mapping[str, Any]) -> str:

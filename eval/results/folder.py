@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pandas as pd
+
 from eval.errors import UsageError
 from eval.files import Lock, own_folder, write_atomically
 from eval.results.record import Record
@@ -30,6 +32,7 @@ from eval.results.schema import (
     run_document,
     summary_table,
 )
+from eval.text import csv_cell
 
 _LOCK = ".lock"
 PREVIOUS = "previous"  # folder that the files of an earlier run are moved to
@@ -244,7 +247,11 @@ def unwritable(path: Path, error: OSError) -> UsageError:
 
 
 def csv_text(table: Any, **options: Any) -> str:
-    """A table as the text of a CSV file."""
+    """A table as the text of a CSV file, whose text is no formula."""
+    for name in table.columns:
+        if table[name].dtype == object or pd.api.types.is_string_dtype(table[name].dtype):
+            cells = [csv_cell(v) if isinstance(v, str) else v for v in table[name]]
+            table = table.assign(**{name: pd.Series(cells, dtype=object, index=table.index)})
     return str(table.to_csv(index=False, lineterminator="\n", **options))
 
 

@@ -38,6 +38,7 @@ from eval.results.plots import (
     reliability_plot,
 )
 from eval.results.schema import shown_facts
+from eval.text import printable
 
 if TYPE_CHECKING:
     from eval.results.record import Record
@@ -124,6 +125,7 @@ def _environment(classes: ClassList) -> Environment:
         loader=PackageLoader("eval", "resources"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

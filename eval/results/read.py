@@ -42,7 +42,7 @@ from eval.results.schema import (
     SUMMARY_COLUMNS,
     SUMMARY_FILE,
 )
-from eval.text import printable
+from eval.text import from_csv_cell, printable
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 # Bounded, so that no number takes long to read: 1e-99999999 has a hundred million digits.
@@ -503,7 +503,7 @@ def _read_csv(path: Path, *, drop_unfinished: bool = False) -> tuple[list[str], 
                 f"{path}, row {number} has {len(row)} of {len(header)} columns. The file is "
                 "damaged or was edited."
             )
-    return header, rows
+    return header, [[from_csv_cell(cell) for cell in row] for row in rows]
 
 
 def finished_length(data: bytes) -> int:

@@ -431,9 +431,8 @@ printed by `python -m eval.results.schema`.
 
 `summary.csv` is written last: where it stands, all other files of its run stand beside it. Files
 are UTF-8; percentages are unrounded numbers (`80.07`), counts are integers, and an empty cell is a
-value that does not exist. Cells are written as they are: a path that begins with `=`, `+`, `-` or
-`@` is not escaped, since escaping would change it. Import the columns as text before you open such
-a file in a spreadsheet program.
+value that does not exist. A text that begins with `=`, `+`, `-` or `@` has a `'` before it, so that
+no spreadsheet program takes it for a formula.
 """
 
 
