@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
@@ -161,7 +162,7 @@ def _config(args: argparse.Namespace) -> VariantConfig:
     if reference is None:
         raise UsageError(f"--tolerance: {config.name} has no figure to compare with.")
     tolerance = Tolerance(args.tolerance, "given with --tolerance")
-    reference = replace(reference, gated=True)
+    reference = msgspec.structs.replace(reference, gated=True)
     return replace(config, reference=_for_all(reference), tolerance={args.preprocess: tolerance})
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from eval.metrics import TOP
 
 if TYPE_CHECKING:  # reading a result needs none of them
@@ -292,7 +294,7 @@ RUN: tuple[Key, ...] = (
     Key("git_commit", "Code", "of the checkout, with + if it was modified",
         lambda e: e.provenance.git_commit),
     Key("published", "Reference", "the reported figures, tolerances and third-party results",
-        lambda e: asdict(e.subject.published), shown=False),
+        lambda e: msgspec.to_builtins(e.subject.published), shown=False),
     Key("results", "Reference", "figures, verdict and reason of each form",
         lambda e: [_result(f) for f in e.judgment.forms], shown=False),
     Key("disagreement", "Reference", "how the two forms disagree; empty if they do not",
