@@ -49,6 +49,8 @@ def write_atomically(path: Path, text: str) -> None:
             ):
                 file.write(text)
                 file.flush()
+                if path.exists():  # such as one that a group may write
+                    os.chmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))  # noqa: PTH101
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:

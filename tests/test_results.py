@@ -29,7 +29,6 @@ from eval.judge.verdict import Verdict, expected_correct
 from eval.results.read import (
     SUMMARY_COLUMNS,
     _row,
-    finished_length,
     read_result,
     read_rows,
 )
@@ -279,26 +278,6 @@ def test_what_is_no_result_is_refused(tmp_path: Path, name: str, message: str) -
     write_rows(tmp_path / "folder" / "summary.csv", rows)
     with pytest.raises(UsageError, match=re.escape(message)):
         read_result(tmp_path / name)
-
-
-def test_an_unfinished_row_can_be_left_out(tmp_path: Path) -> None:
-    rows = [summary_row(ranks(60), run_id="a"), summary_row(ranks(61), run_id="b")]
-    path = write_rows(tmp_path / "history.csv", rows)
-    path.write_bytes(path.read_bytes()[:-20])
-    assert [row.run_id for row in read_rows(path, drop_unfinished=True)] == ["a"]
-
-
-@given(st.lists(st.lists(st.text('a,"\n', max_size=4), min_size=2, max_size=2), max_size=4),
-       st.data())  # fmt: skip
-def test_finished_length_is_the_last_end_of_a_row(
-    rows: list[list[str]], data: st.DataObject
-) -> None:
-    """Of a CSV file cut anywhere, those rows are left whose line end is still there."""
-    quoted = ["".join(f'"{c.replace(chr(34), chr(34) * 2)}",' for c in row) + "\n" for row in rows]
-    whole = "".join(quoted).encode()
-    cut = data.draw(st.integers(0, len(whole)))
-    ends = [len("".join(quoted[:n]).encode()) for n in range(len(quoted) + 1)]
-    assert finished_length(whole[:cut]) == max(end for end in ends if end <= cut)
 
 
 # --- Verdicts must follow from the figures beside them

@@ -195,7 +195,7 @@ def read_classes(path: Path) -> ClassList:
     Raises:
         UsageError: it cannot be read, or is no such file, or is damaged.
     """
-    header, rows = _read_csv(path)
+    header, rows = read_table(path)
     missing = [name for name in ("synset", "name") if name not in header]
     if missing or not rows:
         what = f"no column {examples(missing)}" if missing else "no rows"
@@ -204,17 +204,13 @@ def read_classes(path: Path) -> ClassList:
     return ClassList(str(path), tuple(ImageClass(row[places[0]], row[places[1]]) for row in rows))
 
 
-def read_rows(path: Path, *, drop_unfinished: bool = False) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
     """Rows of a ``summary.csv`` or a history, in the order of the file.
-
-    Args:
-        path: the file.
-        drop_unfinished: ignore a last row that its writer did not finish.
 
     Raises:
         UsageError: it cannot be read, or is no such file, or is damaged.
     """
-    header, rows = _read_csv(path, drop_unfinished=drop_unfinished)
+    header, rows = read_table(path)
     missing = [name for name in SUMMARY_COLUMNS if name not in header]
     if missing:
         raise UsageError(
@@ -394,7 +390,7 @@ def read_predictions(path: Path, classes: int | None = None) -> Predictions:
     Raises:
         UsageError: it cannot be read, or is no such file, or is damaged.
     """
-    header, rows = _read_csv(path)
+    header, rows = read_table(path)
     columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
     forms = [name.removesuffix("_rank") for name in header if name.endswith("_rank")]
     needed = ["path", "label", *(f"{form}_top1" for form in forms)]
@@ -477,16 +473,19 @@ def _damaged(where: str, found: str, reason: str) -> UsageError:
     )
 
 
-def _read_csv(path: Path, *, drop_unfinished: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV file whose every row is whole."""
+def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file whose every row is whole.
+
+    Raises:
+        UsageError: it cannot be read, or is no such file, or is damaged.
+    """
     try:
         if path.exists() and not path.is_file():  # a pipe would keep us waiting for ever
             raise UsageError(f"{path} is not a regular file.")
         data = path.read_bytes()
-        end = finished_length(data)
-        if end < len(data) and not drop_unfinished:
+        if data and not data.endswith(b"\n"):
             raise UsageError(f"{path} is cut off: its last line has no end.")
-        text = data[:end].decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file.") from None
@@ -504,13 +503,3 @@ def _read_csv(path: Path, *, drop_unfinished: bool = False) -> tuple[list[str], 
                 "damaged or was edited."
             )
     return header, [[from_csv_cell(cell) for cell in row] for row in rows]
-
-
-def finished_length(data: bytes) -> int:
-    """How much of a CSV file is whole rows: up to the last line end outside of quotes."""
-    end = len(data)
-    while end := data.rfind(b"\n", 0, end) + 1:
-        if data.count(b'"', 0, end) % 2 == 0:
-            return end
-        end -= 1
-    return 0
