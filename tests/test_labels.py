@@ -12,7 +12,7 @@ import pytest
 from small_valsets import name, solution
 
 from eval.errors import DataError
-from eval.images.classes import ClassList, ImageClass, imagenet_classes, label_of_synset
+from eval.images.classes import IMAGENET, ClassList, ImageClass, imagenet_classes
 from eval.images.labels import (
     image_key,
     is_image,
@@ -289,7 +289,7 @@ def test_labels_and_classes_fit():
     names = [imagenet_classes()[label].name.split(",")[0] for label in official_labels()[:3]]
     assert names[0] == "sea snake"
     assert names[2] == "Shetland sheepdog"
-    assert label_of_synset()["n01751748"] == 65
+    assert IMAGENET.index_of["n01751748"] == 65
 
 
 # Whole messages, and the edges of what is recognized

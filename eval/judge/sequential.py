@@ -17,17 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval.config import VariantConfig
+from eval.judge.gate import Limits
 from eval.judge.verdict import compared_with, expected_counts
 from eval.metrics import ALPHA, evidence_against, hardest_to_reject, possible_totals
-
-if TYPE_CHECKING:
-    from eval.judge.gate import Limits
 
 
 class Figure(NamedTuple):

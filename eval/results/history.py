@@ -230,8 +230,6 @@ def plot(series: Series, path: Path) -> None:
 
 def _draw(panel: Axes, variant: str, rows: Sequence[Row]) -> None:
     """Draw the runs of a variant, oldest first; those on other images are another line."""
-    from eval.metrics import percent
-
     lines: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         lines.setdefault((row.form, row.preprocess, row.dataset_sha256), []).append(row)

@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from eval.metrics import TOP
 
-if TYPE_CHECKING:  # reading a result needs none of them
-    import numpy as np
-    import pandas as pd
-    from numpy.typing import NDArray
-
+if TYPE_CHECKING:  # takes torch, which nobody needs to read a result
     from eval.judge.verdict import FormResult
     from eval.results.record import Record
 
@@ -334,8 +333,6 @@ def _flips(evaluation: Record) -> list[dict[str, Any]]:
 
 def summary_table(evaluation: Record) -> pd.DataFrame:
     """One row per form."""
-    import pandas as pd
-
     rows = [
         {column.name: column.value(evaluation, result) for column in SUMMARY}
         for result in evaluation.judgment.forms
@@ -345,8 +342,6 @@ def summary_table(evaluation: Record) -> pd.DataFrame:
 
 def predictions_table(evaluation: Record) -> pd.DataFrame:
     """One row per image; what a bad image has no value for is empty."""
-    import pandas as pd
-
     measured = evaluation.measured
     columns: dict[str, Any] = {
         "index": range(len(measured.valset.samples)),
@@ -365,9 +360,6 @@ def predictions_table(evaluation: Record) -> pd.DataFrame:
 
 def per_class_table(evaluation: Record) -> pd.DataFrame:
     """One row per class of the model."""
-    import numpy as np
-    import pandas as pd
-
     measured = evaluation.measured
     classes = measured.valset.classes
     columns: dict[str, Any] = {
@@ -385,8 +377,6 @@ def per_class_table(evaluation: Record) -> pd.DataFrame:
 
 def bad_images_table(evaluation: Record) -> pd.DataFrame:
     """One row per image that could not be decoded."""
-    import pandas as pd
-
     samples = evaluation.measured.valset.samples
     rows = [
         {"index": i, "path": samples[i].path, "label": samples[i].label, "reason": reason}
@@ -397,16 +387,12 @@ def bad_images_table(evaluation: Record) -> pd.DataFrame:
 
 def latency_table(evaluation: Record) -> pd.DataFrame:
     """One row per form, number of threads and stage."""
-    import pandas as pd
-
     columns = [name for name, _ in LATENCY]
     rows = [[getattr(row, name) for name in columns] for row in evaluation.latency]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _empty_if_negative(values: NDArray[np.int64]) -> pd.Series[int]:
-    import pandas as pd
-
     return pd.Series(values, dtype="Int64").mask(values < 0)
 
 
