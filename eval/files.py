@@ -50,7 +50,7 @@ def write_atomically(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 if path.exists():  # such as one that a group may write
-                    os.chmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))  # noqa: PTH101
+                    temporary.chmod(stat.S_IMODE(path.stat().st_mode))
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
@@ -163,10 +163,12 @@ class Lock:
         handle = self._lock._context.lock_file_fd
         with suppress(OSError, UnicodeDecodeError):
             assert handle is not None
-            content = os.pread(handle, 200, 0).decode()
+            os.lseek(handle, 0, os.SEEK_SET)
+            content = os.read(handle, 200).decode()
             if not content or _OWNER.fullmatch(content):
                 os.ftruncate(handle, 0)
-                os.pwrite(handle, text.encode(), 0)
+                os.lseek(handle, 0, os.SEEK_SET)
+                os.write(handle, text.encode())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_evaluations import evaluation_of, random_measurement
 from small_results import (
     HEADER,
     IMAGES,
@@ -25,14 +27,16 @@ from small_results import (
 )
 
 from eval.errors import UsageError
+from eval.images.valset import Sample
 from eval.judge.verdict import Verdict, expected_correct
+from eval.results.history import append_history
 from eval.results.read import (
     SUMMARY_COLUMNS,
     _row,
     read_result,
     read_rows,
 )
-from eval.text import printable
+from eval.text import csv_cell, from_csv_cell, markdown, printable
 
 EARLY, LATE = "2026-01-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"
 
@@ -561,3 +565,59 @@ def test_a_name_too_long_is_an_error_of_one_line(tmp_path: Path) -> None:
 )
 def test_printable_text(text: str, safe: str) -> None:
     assert printable(text) == safe
+
+
+@given(st.text())
+def test_no_text_moves_a_cursor_or_ends_a_line(text: str) -> None:
+    assert printable(text).isprintable()
+    assert markdown(text).isprintable()
+    assert not re.search(r"(?<!\\)[|`*_\[\]<]", markdown(text).replace("\\\\", ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+cmd", "'+cmd"),
+        ("-x", "'-x"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"),
+        ("'=1", "''=1"),
+        ("-0.5", "-0.5"),
+        ("+5", "+5"),
+        ("-1e-05", "-1e-05"),
+        ("-1+2", "'-1+2"),
+        ("a=1", "a=1"),
+        ("'quoted'", "'quoted'"),
+        ("", ""),
+    ],
+)
+def test_no_cell_is_a_formula(text: str, cell: str) -> None:
+    assert csv_cell(text) == cell
+    assert from_csv_cell(cell) == text
+
+
+@given(st.text(st.sampled_from("'=+-@1a.\t\r"), max_size=6))
+def test_cells_are_read_as_they_were_written(text: str) -> None:
+    assert from_csv_cell(csv_cell(text)) == text
+
+
+def test_names_that_look_like_formulas_come_back(tmp_path: Path) -> None:
+    """Written by us, with marks, and read again without."""
+    measured = random_measurement(30)
+    names = (*(f"=cmd|' /C calc'!A{i:02}.JPEG" for i in range(29)), "@x.JPEG")
+    samples = tuple(Sample(name, i) for i, name in enumerate(names))
+    measured.valset = dataclasses.replace(measured.valset, samples=samples)
+    evaluation = evaluation_of(measured, command="-x --data '=1'")
+    evaluation.save(tmp_path)
+    text = (tmp_path / "predictions.csv").read_text()
+    assert "\n1,'=cmd|' /C calc'!A01.JPEG,1," in text
+    assert "\n29,'@x.JPEG,29," in text
+    assert (tmp_path / "summary.csv").read_text().rstrip().endswith(",'-x --data '=1'")
+    result = read_result(tmp_path)
+    assert result.predictions is not None
+    assert result.predictions.paths == names
+    assert {row.cells["command"] for row in result.rows.values()} == {"-x --data '=1'"}
+    append_history(tmp_path / "history.csv", tmp_path)
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert rows == (tmp_path / "summary.csv").read_text().splitlines()

@@ -217,7 +217,7 @@ def _accuracy_plot(evaluation: Record) -> Markup:
     rows = [Accuracy(result.form, result.accuracy(1), result.interval()) for result in results]
     image_set = evaluation.measured.valset.image_set
     rows += [
-        Accuracy(other.name, other.top1)
+        Accuracy(printable(other.name), other.top1)
         for other in evaluation.subject.published.others_on(image_set.name)
     ]
     return accuracy_plot(rows, results[0].reference[1])
