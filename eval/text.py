@@ -36,7 +36,7 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
     """`text` that stays text in a Markdown table, whatever a file is called."""
     safe = html.escape(printable(re.sub(r"\s", " ", text)), quote=False)
     return re.sub(r"([\\`*_|\[\]~#@])", r"\\\1", safe)

@@ -36,7 +36,7 @@ from eval.results.read import (
     read_result,
     read_rows,
 )
-from eval.text import csv_cell, from_csv_cell, markdown, printable
+from eval.text import csv_cell, from_csv_cell, markdown_text, printable
 
 EARLY, LATE = "2026-01-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"
 
@@ -570,8 +570,8 @@ def test_printable_text(text: str, safe: str) -> None:
 @given(st.text())
 def test_no_text_moves_a_cursor_or_ends_a_line(text: str) -> None:
     assert printable(text).isprintable()
-    assert markdown(text).isprintable()
-    assert not re.search(r"(?<!\\)[|`*_\[\]<]", markdown(text).replace("\\\\", ""))
+    assert markdown_text(text).isprintable()
+    assert not re.search(r"(?<!\\)[|`*_\[\]<]", markdown_text(text).replace("\\\\", ""))
 
 
 @pytest.mark.parametrize(

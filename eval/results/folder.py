@@ -249,7 +249,7 @@ def unwritable(path: Path, error: OSError) -> UsageError:
 def csv_text(table: Any, **options: Any) -> str:
     """A table as the text of a CSV file, whose text is no formula."""
     for name in table.columns:
-        if table[name].dtype == object or pd.api.types.is_string_dtype(table[name].dtype):
+        if pd.api.types.is_string_dtype(table[name].dtype):  # or objects of any kind
             cells = [csv_cell(v) if isinstance(v, str) else v for v in table[name]]
             table = table.assign(**{name: pd.Series(cells, dtype=object, index=table.index)})
     return str(table.to_csv(index=False, lineterminator="\n", **options))

@@ -502,4 +502,6 @@ def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
                 f"{path}, row {number} has {len(row)} of {len(header)} columns. The file is "
                 "damaged or was edited."
             )
-    return header, [[from_csv_cell(cell) for cell in row] for row in rows]
+    if "'" in text:
+        rows = [[from_csv_cell(cell) for cell in row] for row in rows]
+    return header, rows

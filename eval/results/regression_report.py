@@ -12,8 +12,7 @@ from eval.judge.gate import Check, ClassChange, Comparison, Flip, Paired
 from eval.judge.result import Row
 from eval.metrics import percent, wilson_interval
 from eval.results.schema import CLASSES_TABLE, COMPARISON_TABLE, FLIPS_TABLE
-from eval.text import csv_cell, printable
-from eval.text import markdown as markdown_text
+from eval.text import csv_cell, markdown_text, printable
 
 SHOWN = 20  # flips and classes in the Markdown; the CSV files have all
 SHOWN_ON_STDOUT = 5
