@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from eval.cli import program, run_command
-from eval.files import write_atomically
+from eval.files import remove, write_atomically
 from eval.options import (
     add_array_options,
     add_backend_option,
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(arguments)
+    if args.json:
+        remove(args.json)  # an earlier audit must not look like this one's
     options = {name: value for name, value in vars(args).items() if name in _REQUESTED}
     command = shlex.join(["python", "-m", "eval.audit", *arguments])
     from eval.jobs.audit import Given, Sampling, audit

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from eval.errors import EvalError, UsageError
+from eval.text import printable_lines
 
 NAME = "pplcnet-eval"
 
@@ -127,7 +128,7 @@ def run_command(
         try:
             code = action(arguments)
         except EvalError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable_lines(str(error))}", file=sys.stderr)
             if verbose:
                 traceback.print_exc()
             code = error.exit_code

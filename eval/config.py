@@ -27,8 +27,18 @@ IMAGE_SETS = (VAL_SET, "ImageNetV2", "ImageNet-A", "ImageNet-R", "ImageNet-Sketc
 LIBRARIES = ("timm:", "torchvision:")  # a `model` that begins so is another library's
 
 
-@dataclass(frozen=True)
-class Reference:
+# A class that is a table in a file refuses unknown keys there, and values of other types.
+_Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
+_MAX_IMAGES = 10_000_000
+_RESERVED_NAME = "demo"
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Reference(_Table, frozen=True):
     """A reported accuracy, in percent.
 
     Attributes:
@@ -37,22 +47,20 @@ class Reference:
         gated: whether a run fails if it differs by more than the tolerance.
     """
 
-    source: str
-    top1: float | None = None
-    top5: float | None = None
+    source: _Text
+    top1: _Percent | None = None
+    top5: _Percent | None = None
     gated: bool = True
 
 
-@dataclass(frozen=True)
-class Tolerance:
+class Tolerance(_Table, frozen=True):
     """How many images a count may differ from the reference by, and why."""
 
-    images: int
-    reason: str
+    images: Annotated[int, msgspec.Meta(ge=0, le=_MAX_IMAGES)]
+    reason: _Text
 
 
-@dataclass(frozen=True)
-class OtherResult:
+class OtherResult(_Table, frozen=True):
     """A third-party result, in percent: shown next to ours, never compared with it.
 
     Attributes:
@@ -62,11 +70,11 @@ class OtherResult:
         set: name of the image set it was measured on.
     """
 
-    name: str
-    source: str
-    top1: float
-    top5: float | None = None
-    set: str = VAL_SET
+    name: _Text
+    source: _Text
+    top1: _Percent
+    top5: _Percent | None = None
+    set: _Text = VAL_SET
 
 
 @dataclass(frozen=True)
@@ -154,58 +162,23 @@ def load_config(path: Path) -> VariantConfig:
         file = msgspec.convert(table, _File)
     except msgspec.ValidationError as error:
         raise UsageError(f"{path}: {_explain(str(error), table)}") from None
-    return file.config(_tolerances(path, file))
+    return VariantConfig(
+        name=file.name,
+        model=file.model,
+        images=file.images,
+        reference={"": file.reference} if file.reference else {},
+        tolerance=_tolerances(path, file),
+        others=file.others,
+    )
 
 
-# The schema of a file. Each class is a table in it. `__post_init__` checks what concerns more than
-# a single value; msgspec adds the table's name to the message.
-
-_Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
-_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
-_MAX_IMAGES = 10_000_000
-_RESERVED_NAME = "demo"
-
-
-class _Table(msgspec.Struct, forbid_unknown_fields=True):
-    pass
-
-
-class _ReferenceTable(_Table):
-    source: _Text
-    top1: _Percent | None = None
-    top5: _Percent | None = None
-    gated: bool = True
-
-    def __post_init__(self) -> None:
-        if self.top1 is None and self.top5 is None:
-            raise ValueError("neither top1 nor top5: a source alone is not a reference")
-        _check_order(self.top1, self.top5)
-
-
-class _ToleranceTable(_Table):
-    images: Annotated[int, msgspec.Meta(ge=0, le=_MAX_IMAGES)]
-    reason: _Text
-
-
-class _OtherTable(_Table):
-    name: _Text
-    source: _Text
-    top1: _Percent
-    top5: _Percent | None = None
-    set: _Text = VAL_SET
-
-    def __post_init__(self) -> None:
-        _check_order(self.top1, self.top5)
-        _check_known("set", self.set, IMAGE_SETS)
-
-
-class _File(_Table):
+class _File(_Table, frozen=True):
     name: str
     model: str
     images: Annotated[int, msgspec.Meta(ge=1, le=_MAX_IMAGES)] = IMAGENET_VAL_IMAGES
-    reference: _ReferenceTable | None = None
+    reference: Reference | None = None
     tolerance: dict[str, Any] = msgspec.field(default_factory=dict)  # see `_tolerances`
-    others: tuple[_OtherTable, ...] = ()
+    others: tuple[OtherResult, ...] = ()
 
     def __post_init__(self) -> None:
         from pplcnet import VARIANTS  # imports no torch, but takes a tenth of a second
@@ -213,17 +186,15 @@ class _File(_Table):
         _check_name(self.name)
         if not self.model.startswith(LIBRARIES):
             _check_known("model", self.model, VARIANTS)
-
-    def config(self, tolerance: Mapping[str, Tolerance]) -> VariantConfig:
-        fields = msgspec.structs.asdict
-        return VariantConfig(
-            name=self.name,
-            model=self.model,
-            images=self.images,
-            reference={"": Reference(**fields(self.reference))} if self.reference else {},
-            tolerance=tolerance,
-            others=tuple(OtherResult(**fields(row)) for row in self.others),
-        )
+        if self.reference:
+            _check_order("reference", self.reference)
+            if self.reference.top1 is None and self.reference.top5 is None:
+                raise ValueError(
+                    "reference: neither top1 nor top5: a source alone is not a reference"
+                )
+        for place, other in enumerate(self.others):
+            _check_order(f"others[{place}]", other)
+            _check_known(f"others[{place}]: set", other.set, IMAGE_SETS)
 
 
 def _tolerances(path: Path, file: _File) -> dict[str, Tolerance]:
@@ -242,7 +213,7 @@ def _tolerances(path: Path, file: _File) -> dict[str, Tolerance]:
                 f"{path}: tolerance: {name} = {_shortened(value)}: unknown key.{_hint(name, known)}"
             ) from None
         try:
-            row = msgspec.convert(value, _ToleranceTable)
+            row = msgspec.convert(value, Tolerance)
         except msgspec.ValidationError as error:
             root = f"tolerance.{name}"
             raise UsageError(f"{path}: {_explain(str(error), value, root)}") from None
@@ -252,7 +223,7 @@ def _tolerances(path: Path, file: _File) -> dict[str, Tolerance]:
             )
         if text in found:
             raise UsageError(f"{path}: tolerance: {name}: there are two for the recipe {text}.")
-        found[text] = Tolerance(row.images, row.reason)
+        found[text] = row
     return found
 
 
@@ -267,9 +238,9 @@ def _check_name(name: str) -> None:
         raise ValueError(f"name = {name!r}: reserved for --demo")
 
 
-def _check_order(top1: float | None, top5: float | None) -> None:
-    if top1 is not None and top5 is not None and top5 < top1:
-        raise ValueError(f"top5 = {top5:g}: less than top1 = {top1:g}")
+def _check_order(where: str, row: Reference | OtherResult) -> None:
+    if row.top1 is not None and row.top5 is not None and row.top5 < row.top1:
+        raise ValueError(f"{where}: top5 = {row.top5:g}: less than top1 = {row.top1:g}")
 
 
 def _check_known(key: str, value: str, known: Iterable[str]) -> None:
@@ -342,7 +313,7 @@ def _keys_of(path: str) -> tuple[str, ...]:
     """The valid keys of the table at a path."""
     tables: dict[str, type[_Table]] = {
         "": _File,
-        "reference": _ReferenceTable,
-        "others": _OtherTable,
+        "reference": Reference,
+        "others": OtherResult,
     }
-    return tables.get(path.partition("[")[0], _ToleranceTable).__struct_fields__
+    return tables.get(path.partition("[")[0], Tolerance).__struct_fields__

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from eval.cli import program, run_command
 from eval.diagnosis import IMAGES
+from eval.files import remove
 from eval.options import (
     add_array_options,
     add_compute_options,
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(arguments)
+    for file in filter(None, (args.json, args.html)):
+        remove(file)  # an earlier diagnosis must not look like this one's
     options = {name: value for name, value in vars(args).items() if name in _REQUESTED}
     request = Request(**options, command=shlex.join(["python", "-m", "eval.diagnose", *arguments]))
     from eval.diagnosis.report import text

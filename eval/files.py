@@ -7,11 +7,14 @@ import os
 import re
 import secrets
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from eval.errors import UsageError
 
@@ -19,7 +22,7 @@ PATIENCE = 60.0  # seconds to wait for a lock
 NOTICE = 2.0  # seconds until a wait is mentioned
 
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF}
-_OWNER = re.compile(r"process ([0-9]{1,10}) on ([\w.-]{1,100})\n")
+_OWNER = re.compile(r"process ([0-9]{1,10}) on (\S{1,100})\n")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -46,6 +49,8 @@ def write_atomically(path: Path, text: str) -> None:
             ):
                 file.write(text)
                 file.flush()
+                if path.exists():  # such as one that a group may write
+                    temporary.chmod(stat.S_IMODE(path.stat().st_mode))
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
@@ -88,9 +93,87 @@ def remove(path: Path) -> None:
         raise UsageError(f"{path} cannot be removed: {error.strerror or error}.") from error
 
 
+class Lock:
+    """A lock file, which says who holds it; the lock ends with the process that holds it.
+
+    Args:
+        path: the lock file; its folder must exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path, thread_local=False)
+
+    def acquire(self, patience: float = 0.0) -> bool:
+        """Take the lock, within `patience` seconds; whether that was possible.
+
+        Raises:
+            OSError: the lock file cannot be written, or is a link.
+        """
+        if self.path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link", str(self.path))
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                self._lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+            except Timeout:
+                return False
+            if self.is_current():
+                break
+            self._lock.release()  # its last holder removed it meanwhile
+        self._sign(f"process {os.getpid()} on {socket.gethostname()}\n")
+        return True
+
+    def is_current(self) -> bool:
+        """Whether the lock that is held is that of the file which now has its path."""
+        handle = self._lock._context.lock_file_fd
+        if handle is None:
+            return self._lock.is_locked  # on a file system without such locks
+        try:
+            there = os.stat(self.path, follow_symlinks=False)  # noqa: PTH116 - 3.11's takes no file
+            return os.path.samestat(there, os.fstat(handle))
+        except OSError:
+            return False
+
+    def release(self, *, remove: bool = False) -> None:
+        """Give the lock back, if it is held, and remove its file, if that is still its own."""
+        if not self._lock.is_locked:
+            return
+        try:
+            self._sign("")
+            if remove and self.is_current():
+                with suppress(OSError):
+                    self.path.unlink()
+        finally:
+            self._lock.release()
+
+    def owner(self) -> str:
+        """Who holds the lock, in words, as far as its file says."""
+        deadline = time.monotonic() + 0.2  # a new owner may be about to sign
+        while time.monotonic() < deadline:
+            with suppress(OSError, UnicodeDecodeError):
+                content = self.path.read_text(encoding="utf-8")
+                if _OWNER.fullmatch(content):
+                    return content.strip()
+            time.sleep(0.05)
+        return "another process"
+
+    def _sign(self, text: str) -> None:
+        """Say in the file who holds it, unless it is something else; only a help."""
+        handle = self._lock._context.lock_file_fd
+        with suppress(OSError, UnicodeDecodeError):
+            assert handle is not None
+            os.lseek(handle, 0, os.SEEK_SET)
+            content = os.read(handle, 200).decode()
+            if not content or _OWNER.fullmatch(content):
+                os.ftruncate(handle, 0)
+                os.lseek(handle, 0, os.SEEK_SET)
+                os.write(handle, text.encode())
+
+
 @contextmanager
 def locked(path: Path, advice: str = "") -> Iterator[None]:
-    """Hold the lock ``PATH.lock``, which ends with the process that holds it.
+    """Hold the lock ``PATH.lock``.
 
     After `NOTICE` seconds of waiting, stderr shows who holds it.
 
@@ -102,49 +185,45 @@ def locked(path: Path, advice: str = "") -> Iterator[None]:
         UsageError: another process has held it for `PATIENCE` seconds.
         OSError: the lock file cannot be written.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire(timeout=NOTICE)
-    except Timeout:
+    lock = Lock(Path(f"{path}.lock"))
+    if not lock.acquire(NOTICE):
         print(
-            f"{path} is locked by {lock_owner(path)}: waiting up to {PATIENCE:g} s",
+            f"{path} is locked by {lock.owner()}: waiting up to {PATIENCE:g} s",
             file=sys.stderr,
             flush=True,
         )
-        try:
-            lock.acquire(timeout=max(0.0, PATIENCE - NOTICE))
-        except Timeout:
+        if not lock.acquire(max(0.0, PATIENCE - NOTICE)):
             raise UsageError(
-                f"{path} has been locked by {lock_owner(path)} for {PATIENCE:g} s."
+                f"{path} has been locked by {lock.owner()} for {PATIENCE:g} s."
                 + (f"\n{advice}" if advice else "")
-            ) from None
+            )
     try:
-        _sign(Path(lock.lock_file), f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     finally:
-        try:
-            _sign(Path(lock.lock_file), "")
-        finally:
-            lock.release()
+        lock.release()
 
 
-def _sign(lock_file: Path, text: str) -> None:
-    """Say in the lock file who holds the lock, unless the file is something else; only a help."""
-    with suppress(OSError, UnicodeDecodeError):
-        content = lock_file.read_text(encoding="utf-8")
-        if not content or _OWNER.fullmatch(content):
-            lock_file.write_text(text, encoding="utf-8")
+def open_own(path: Path) -> int:
+    """Open a file of ours to be read and written in place, or make it; never through a link.
+
+    Raises:
+        OSError: it cannot be opened, or it is a link or not a regular file.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(handle)
+        raise OSError(errno.EMLINK, "it is a link or not a regular file", str(path))
+    return handle
 
 
-def lock_owner(path: Path) -> str:
-    """Who holds the lock of `path`, in words, as far as the lock file says."""
-    deadline = time.monotonic() + 0.2  # a new owner may be about to sign
-    while time.monotonic() < deadline:
-        with suppress(OSError, UnicodeDecodeError):
-            content = Path(f"{path}.lock").read_text(encoding="utf-8")
-            if _OWNER.fullmatch(content):
-                return content.strip()
-        time.sleep(0.05)
-    return "another process"
+def own_folder(path: Path) -> Path:
+    """A folder of ours, which is made if it is missing; never a link to another one.
+
+    Raises:
+        OSError: it cannot be made, or it is a link or no folder.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link", str(path))
+    return path

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.cli import program, run_command
+from eval.errors import EvalError
 from eval.options import add_compute_options, add_subject_options, positive
 from eval.processes import is_first_process
 from eval.progress import ProgressBar
 from eval.request import ON_BAD_IMAGE, Request
+from eval.text import printable_lines
 
 if TYPE_CHECKING:
     from eval.results.evaluation import Evaluation
@@ -33,12 +35,27 @@ that disagree; 70 a bug in this package; 130 interrupted.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and give its exit code."""
     kept: list[Path] = []  # the output folder, once it is known
-    return run_command(lambda words: _main(words, kept), argv, interrupted=lambda: _kept(kept))
+    done: list[Evaluation] = []
+    code = run_command(
+        lambda words: _main(words, kept, done), argv, interrupted=lambda: _kept(kept)
+    )
+    if done and code != done[0].exit_code:  # such as a diagnosis or a stdout that failed
+        from eval.results.folder import record_exit_code
+
+        run_command(lambda _: record_exit_code(kept[0], done[0].provenance.run_id, code), argv)
+    return code
 
 
-def _main(arguments: Sequence[str], kept: list[Path]) -> int:
+def _main(arguments: Sequence[str], kept: list[Path], done: list[Evaluation]) -> int:
     args = _parser().parse_args(arguments)
-    request = to_request(args, arguments)
+    try:
+        request = to_request(args, arguments)
+    except EvalError:
+        if is_first_process():
+            from eval.results.folder import put_away
+
+            put_away(args.output)
+        raise
     assert request.output is not None
     kept.append(Path(request.output))
     from eval.jobs.evaluate import evaluate
@@ -49,6 +66,7 @@ def _main(arguments: Sequence[str], kept: list[Path]) -> int:
         evaluation = evaluate(request, progress)
     if not is_first_process():
         return 0  # the first one reports: torchrun would end it as soon as another one failed
+    done.append(evaluation)
 
     from eval.results.console import format_evaluation
 
@@ -62,9 +80,9 @@ def _main(arguments: Sequence[str], kept: list[Path]) -> int:
 
         print(f"\n{text(evaluation.comparisons, (str(request.baseline), str(request.output)))}")
     for problem in evaluation.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {printable_lines(str(problem))}", file=sys.stderr)
     if evaluation.judgment.disagreement:
-        print(f"error: {evaluation.judgment.disagreement}", file=sys.stderr)
+        print(f"error: {printable_lines(evaluation.judgment.disagreement)}", file=sys.stderr)
     _explain(evaluation, request, args)
     return evaluation.exit_code
 
@@ -73,6 +91,7 @@ def _explain(evaluation: Evaluation, request: Request, args: argparse.Namespace)
     """If the accuracy is far too low, say how to find out why, or find it out."""
     from eval.diagnosis.report import text
     from eval.jobs.diagnose import diagnose, diagnose_command, save, suggests_diagnosis
+    from eval.results.schema import DIAGNOSIS_FILE
 
     if not suggests_diagnosis(evaluation) and not evaluation.judgment.warnings:
         return
@@ -84,8 +103,8 @@ def _explain(evaluation: Evaluation, request: Request, args: argparse.Namespace)
     assert request.output is not None
     print()
     print(text(found))
-    save(found, None, Path(request.output) / "diagnosis.html")
-    print(f"Diagnosis: {Path(request.output) / 'diagnosis.html'}")
+    save(found, None, Path(request.output) / DIAGNOSIS_FILE)
+    print(f"Diagnosis: {Path(request.output) / DIAGNOSIS_FILE}")
 
 
 def _kept(folders: Sequence[Path]) -> str:

@@ -67,17 +67,20 @@ def _run(arguments: Sequence[str]) -> int:
         print(f"{args.baseline} now holds {args.candidate}. Review the change, and commit it.")
         return 0
     from eval.judge.gate import Asked
+    from eval.results.folder import OutputFolder
     from eval.results.regression_report import text
+    from eval.results.schema import COMPARISON_FILES
 
-    asked = Asked(
-        form=args.form,
-        top1=_limit("--max-drop-top1", args.max_drop_top1),
-        top5=_limit("--max-drop-top5", args.max_drop_top5),
-        flips=args.max_flips,
-        allow_other_weights=args.allow_other_weights,
-        allow_failed_baseline=args.allow_failed_baseline,
-    )
-    comparisons = compare_results(args.baseline, args.candidate, asked, output=args.output)
+    with OutputFolder(args.output, COMPARISON_FILES) as output:
+        asked = Asked(
+            form=args.form,
+            top1=_limit("--max-drop-top1", args.max_drop_top1),
+            top5=_limit("--max-drop-top5", args.max_drop_top5),
+            flips=args.max_flips,
+            allow_other_weights=args.allow_other_weights,
+            allow_failed_baseline=args.allow_failed_baseline,
+        )
+        comparisons = compare_results(args.baseline, args.candidate, asked, output=output)
     print(text(comparisons, (args.baseline, args.candidate)))
     return max(row.exit_code for row in comparisons)
 

@@ -56,14 +56,13 @@ def _main(arguments: Sequence[str]) -> int:
     from eval.results.console import format_evaluation
     from eval.results.folder import OutputFolder
 
-    evaluation = score(args, f"{program('score')} {shlex.join(arguments)}")
-    output = args.output or Path("results") / evaluation.provenance.run_id
-    with OutputFolder(output) as folder:
-        folder.claim()
-        evaluation.save(output)
+    with OutputFolder(args.output) as folder:
+        evaluation = score(args, f"{program('score')} {shlex.join(arguments)}")
+        folder.path = folder.path or Path("results") / evaluation.provenance.run_id
+        folder.save(evaluation)
 
     print(format_evaluation(evaluation))
-    print(f"{evaluation.setup.settings['answers']}\nReports: {output}")
+    print(f"{evaluation.setup.settings['answers']}\nReports: {folder.path}")
     return evaluation.exit_code
 
 

@@ -9,8 +9,6 @@ out; one that fails is named, and the others go on.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,7 +18,6 @@ from eval.backends import BACKENDS
 from eval.cli import program, run_command
 from eval.config import load_variant
 from eval.errors import UsageError
-from eval.files import write_atomically
 from eval.options import positive
 from eval.recipe import OWN, Recipe, split_list
 from eval.recipe_files import recipe_of
@@ -34,8 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
+    import pandas as pd
+
     from eval.jobs import sweep
     from eval.measure.settings import keep_freed_memory
+    from eval.results.folder import OutputFolder, csv_text, put_away
+    from eval.results.schema import SWEEP_FILE
 
     planned = list(sweep.combinations(args))
     if not planned:
@@ -45,13 +46,12 @@ def _main(arguments: Sequence[str]) -> int:
         raise UsageError("--weights: two files have the same name. Rename one of them.")
     keep_freed_memory()
     requests = [row.request(args, args.output / row.name) for row in planned]
-    image_set = sweep.fill_cache(requests, args.quiet)
-    rows = list(sweep.run_rows(planned, requests, args.quiet))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, sweep.COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(args.output / "sweep.csv", text.getvalue())
+    with OutputFolder(args.output, (SWEEP_FILE,)) as folder:
+        for name in names:
+            put_away(args.output / name)
+        image_set = sweep.fill_cache(requests, args.quiet)
+        rows = list(sweep.run_rows(planned, requests, args.quiet))
+        folder.write(SWEEP_FILE, csv_text(pd.DataFrame(rows, columns=list(sweep.COLUMNS))))
     print(sweep.table(rows, sweep.short_names(planned)))
     print("Flips: images whose best class is not that of the first row of the same pixels.")
     for variant in args.variant:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,10 +13,52 @@ from eval.errors import DataError
 _LARGEST_FILE = 64 << 20  # bytes; the largest real one, Kaggle's list of labels, has 2 MB
 
 
+def printable(text: str) -> str:
+    """`text` made harmless for a line of a terminal, Markdown, XML or HTML.
+
+    What moves a cursor, ends a line, changes the direction of writing or has no sign is escaped.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
+    )
+
+
 def shown(text: str) -> str:
     """`text` fit for a line of a message: printable, and not endless."""
-    text = text if len(text) <= 120 else f"{text[:117]}..."
-    return text if text.isprintable() else ascii(text)
+    return printable(text if len(text) <= 120 else f"{text[:117]}...")
+
+
+def printable_lines(text: str) -> str:
+    """Lines of our own that may name what a stranger has named; they stay lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def markdown_text(text: str) -> str:
+    """`text` that stays text in a Markdown table, whatever a file is called."""
+    safe = html.escape(printable(re.sub(r"\s", " ", text)), quote=False)
+    return re.sub(r"([\\`*_|\[\]~#@])", r"\\\1", safe)
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
+
+
+def csv_cell(text: str) -> str:
+    """`text` for a cell of a CSV file: no formula for a spreadsheet, by a quotation mark before it.
+
+    `from_csv_cell` takes the mark away again.
+    """
+    if _FORMULA.match(text) and not _NUMBER.fullmatch(text):
+        return f"'{text}"
+    return text
+
+
+def from_csv_cell(cell: str) -> str:
+    """The text of a cell that `csv_cell` made; others, such as numbers, are themselves."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def examples(rows: Iterable[str]) -> str:
@@ -77,11 +121,3 @@ def read_text(path: Path, what: str, rows: str) -> str:
         raise DataError(
             f"{shown(str(path))} cannot be read: {error.strerror or error}.\nGive a {what}."
         ) from error
-
-
-def printable(text: str) -> str:
-    """`text` fit for a line of a terminal: what moves its cursor or has no sign is escaped."""
-    return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
-        for sign in text
-    )

@@ -359,6 +359,7 @@ def test_a_lost_stdout_loses_neither_the_verdict_nor_the_history(
     verdict = "FAIL" if code == 1 else "PASS"
     assert [row["verdict"] for row in rows_of(tmp_path / "history.csv")] == [verdict]
     assert verdicts(tmp_path / "out") == {verdict}
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["exit_code"] == code
 
 
 # Bad images, interruptions, torchrun

@@ -186,3 +186,11 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None
         check=False,
     )  # fmt: skip
     assert (shown.returncode, shown.stdout) == (0, "caf\\udce9 \\u2013\n")
+
+
+def test_an_error_shows_names_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(words: Sequence[str]) -> int:
+        raise UsageError("x\x1b[2J\u202e is no file.\nName another one.")
+
+    assert run_command(fail, []) == 2
+    assert capsys.readouterr().err == ("error: x\\x1b[2J\\u202e is no file.\nName another one.\n")

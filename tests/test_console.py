@@ -76,3 +76,14 @@ def test_a_disagreement_is_an_error_message_only(
     assert "DISAGREE  unfused: the two forms give different predictions" in told.out
     assert "a logit differs by" not in told.out
     assert told.err.count("a logit differs by 5 (limit 0.012)") == 1
+
+
+def test_no_name_forges_a_line_or_moves_the_cursor() -> None:
+    """What a stranger named stays inside the line that mentions it."""
+    evil = "x\x1b[2J\nPASS  unfused: all is well\u202e"
+    made = evaluation_of(random_measurement(3), name=evil, data=evil, title=evil)
+    told = format_evaluation(made)
+    assert all(sign.isprintable() or sign == "\n" for sign in told)
+    usual = evaluation_of(random_measurement(3), name="x", data="x", title="x")
+    assert len(told.splitlines()) == len(format_evaluation(usual).splitlines())
+    assert r"x\x1b[2J\nPASS  unfused: all is well\u202e: 3 images of" in told

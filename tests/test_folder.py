@@ -13,18 +13,20 @@ import pytest
 from filelock import FileLock
 from small_evaluations import evaluation_of, random_measurement
 
+from eval import files
 from eval.errors import UsageError
 from eval.measure.latency import LatencyRow
 from eval.results import folder as folder_module
 from eval.results import folder as write
 from eval.results.evaluation import Evaluation
-from eval.results.folder import REPORTS, OutputFolder, set_aside, unwritable, write_reports
+from eval.results.folder import OutputFolder, set_aside, unwritable, write_reports
+from eval.results.schema import RESULT_FILES
 
 # What a result may consist of; the contract's names.
 NAMES = [
     "summary.csv", "run.json", "report.html", "predictions.csv", "per_class.csv", "bad_images.csv",
-    "latency.csv", "regression.md", "regression.csv", "regression_flips.csv",
-    "regression_classes.csv", "junit.xml",
+    "latency.csv", "console.txt", "diagnosis.html", "regression.md", "regression.csv",
+    "regression_flips.csv", "regression_classes.csv", "junit.xml",
 ]  # fmt: skip
 
 
@@ -40,7 +42,7 @@ def names_in(folder: Path) -> list[str]:
 
 def full(folder: Path, text: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in REPORTS:
+    for name in RESULT_FILES:
         (folder / name).write_text(f"{text} {name}")
     return folder
 
@@ -49,7 +51,7 @@ def full(folder: Path, text: str) -> Path:
 
 
 def test_every_file_of_an_earlier_result_is_moved(tmp_path: Path) -> None:
-    assert list(REPORTS) == NAMES
+    assert list(RESULT_FILES) == NAMES
     full(tmp_path, "old")
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "journal").mkdir()
@@ -93,9 +95,9 @@ def test_a_new_folder_is_made_when_it_is_claimed(tmp_path: Path) -> None:
     with OutputFolder(path) as folder:
         assert not path.exists()
         folder.claim()
-        assert names_in(path) == [".lock", ".lock-owner"]
-        owner = (path / ".lock-owner").read_text()
-        assert owner == f"process {os.getpid()} on {socket.gethostname()}"
+        assert names_in(path) == [".lock"]
+        owner = (path / ".lock").read_text()
+        assert owner == f"process {os.getpid()} on {socket.gethostname()}\n"
         folder.claim()  # twice is once
         assert (folder.path, folder.note) == (path, "")
     assert names_in(path) == []
@@ -104,11 +106,11 @@ def test_a_new_folder_is_made_when_it_is_claimed(tmp_path: Path) -> None:
 def test_an_existing_folder_is_claimed_at_once(tmp_path: Path) -> None:
     full(tmp_path, "old")
     with OutputFolder(tmp_path) as folder:
-        assert names_in(tmp_path) == [".lock", ".lock-owner", "previous"]
+        assert names_in(tmp_path) == [".lock", "previous"]
         assert folder.note == f"{tmp_path}: moved the earlier result to {tmp_path / 'previous'}"
         (tmp_path / "summary.csv").write_text("new")
         folder.claim()  # not once more: this would move the run's own files
-        assert names_in(tmp_path) == [".lock", ".lock-owner", "previous", "summary.csv"]
+        assert names_in(tmp_path) == [".lock", "previous", "summary.csv"]
     assert names_in(tmp_path) == ["previous", "summary.csv"]
 
 
@@ -141,20 +143,19 @@ def test_the_refused_run_leaves_the_other_one_alone(tmp_path: Path) -> None:
         with pytest.raises(UsageError), refused:
             pass
         refused.__exit__(None, None, None)
-        assert names_in(tmp_path) == [".lock", ".lock-owner", "summary.csv"]
+        assert names_in(tmp_path) == [".lock", "summary.csv"]
         with pytest.raises(UsageError, match="is in use by another run"):
             OutputFolder(tmp_path).claim()
 
 
 @pytest.mark.parametrize(
     ("content", "owner"),
-    [(None, "process unknown"), (b"\xff", "process unknown"), (b"x" * 101, "x" * 100),
-     ("process é".encode(), "process é")],
+    [(b"", "another process"), (b"\xff", "another process"), (b"x" * 101, "another process"),
+     ("process 12 on büro\n".encode(), "process 12 on büro")],
 )  # fmt: skip
-def test_an_owner_that_is_not_known(tmp_path: Path, content: bytes | None, owner: str) -> None:
+def test_an_owner_that_is_not_known(tmp_path: Path, content: bytes, owner: str) -> None:
     with FileLock(tmp_path / ".lock"):
-        if content is not None:
-            (tmp_path / ".lock-owner").write_bytes(content)
+        (tmp_path / ".lock").write_bytes(content)
         with pytest.raises(UsageError) as caught:
             OutputFolder(tmp_path).claim()
     assert f"is in use by another run ({owner}).\n" in str(caught.value)
@@ -166,8 +167,9 @@ def test_a_lock_is_never_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     class Lock(FileLock):
         def acquire(self, timeout: float = -1, **_: object) -> None:
             timeouts.append(timeout)
+            super().acquire(timeout=timeout)
 
-    monkeypatch.setattr(folder_module, "FileLock", Lock)
+    monkeypatch.setattr(files, "FileLock", Lock)
     with OutputFolder(tmp_path):
         assert timeouts == [0]
 
@@ -183,7 +185,7 @@ def test_a_folder_can_be_used_again(tmp_path: Path) -> None:
     folder = OutputFolder(tmp_path)
     for _ in range(2):
         with folder:
-            assert names_in(tmp_path) == [".lock", ".lock-owner"]
+            assert names_in(tmp_path) == [".lock"]
     assert names_in(tmp_path) == []
 
 
@@ -223,7 +225,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_an_error_without_a_name_is_one_of_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(_: Path) -> bool:
+    def fails(*_: object) -> bool:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(folder_module, "set_aside", fails)
@@ -248,7 +250,7 @@ def test_a_lock_file_that_cannot_be_removed_is_no_error(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refuse)
         folder.__exit__(None, None, None)
-    assert names_in(tmp_path) == [".lock", ".lock-owner"]
+    assert names_in(tmp_path) == [".lock"]
     with OutputFolder(tmp_path):  # it is free, although its files are there
         pass
     assert names_in(tmp_path) == []
@@ -256,8 +258,7 @@ def test_a_lock_file_that_cannot_be_removed_is_no_error(
 
 def test_lock_files_that_are_gone_are_no_error(tmp_path: Path) -> None:
     with OutputFolder(tmp_path):
-        for name in (".lock", ".lock-owner"):
-            (tmp_path / name).unlink()
+        (tmp_path / ".lock").unlink()
     assert names_in(tmp_path) == []
 
 

@@ -414,9 +414,14 @@ def test_names_from_outside_are_escaped(plotted: None) -> None:
         others=(OtherResult(evil, evil, 50.0), OtherResult("$x^2$ & <b>", "", 60.0)),
     )
     versions = {"torch": "2", "torchvision": "0", "timm": "1", evil: evil}
-    html = page_of(measured, config, command=f"python {evil}", versions=versions, device=evil)
+    html = page_of(
+        measured, config, command=f"python {evil}", versions=versions, device=f"{evil}\x1b[2J\u202e"
+    )
     page = Page(html)
     assert "<script>alert" not in html
+    assert "\x1b" not in html
+    assert "\u202e" not in html
+    assert r"\x1b[2J\u202e" in page.text
     assert len(page.all("script")) == 1
     assert not any("onerror" in attributes for _, attributes in page.elements)
     assert f"The crop of n01440764/{quotes}" in [image["alt"] for image in page.all("img")]

@@ -16,6 +16,7 @@ from small_evaluations import evaluation_of, random_measurement
 from eval import Request
 from eval.errors import UsageError
 from eval.jobs.evaluate import follow_up
+from eval.results.folder import OutputFolder
 from eval.results.model_card import Benchmark, eval_results, model_card
 
 BENCHMARK = Benchmark("someone/ImageNet-1k", "val_top1")
@@ -183,7 +184,7 @@ def test_a_run_writes_both(tmp_path: Path) -> None:
     evaluation = evaluation_of(random_measurement(50_000))
     card = tmp_path / "README.md"
     request = Request(data="x", model_card=card, hub_benchmark="a/b:c")
-    assert not follow_up(evaluation, request).problems
+    assert not follow_up(evaluation, request, OutputFolder(None)).problems
     share = 100 * evaluation.measured.scores["unfused"].correct(1) / 50_000
     assert ModelCard.load(card).data.eval_results[0].metric_value == share
     files = sorted((tmp_path / ".eval_results").iterdir())
@@ -195,6 +196,6 @@ def test_a_run_writes_both(tmp_path: Path) -> None:
 def test_a_part_of_the_set_writes_neither(tmp_path: Path) -> None:
     evaluation = evaluation_of(random_measurement(1_000))
     request = Request(data="x", model_card=tmp_path / "README.md", hub_benchmark="a/b:c")
-    (problem,) = follow_up(evaluation, request).problems
+    (problem,) = follow_up(evaluation, request, OutputFolder(None)).problems
     assert "1,000 of 1,000 images" in str(problem)
     assert list(tmp_path.iterdir()) == []

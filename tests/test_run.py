@@ -339,9 +339,10 @@ def test_a_run_can_be_stopped_and_continued(valset: ValSet, tmp_path: Path) -> N
     bell = Bell(9)  # never: the run ends by itself, and says so
     last = part(valset, tmp_path, bell, [])
     assert bell.asked == [("begin", 8, 1), ("after", 3), "finish"]
-    assert_same(
-        engine.assemble(valset, [last], ("a", "b")), measured(valset, tmp_path / "x", Fake())
-    )
+    whole = measured(valset, tmp_path / "x", Fake())
+    assert_same(engine.assemble(valset, [last], ("a", "b")), whole)
+    late = engine.assemble(valset, [last], ("a", "b"), "certain in the last batch", {"limit": 3})
+    assert (late.stopped, late.bound) == ("", {}), "every image was measured: the counts decide"
 
 
 def test_one_form_differs_nowhere(valset: ValSet, tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from math import comb
 
 import numpy as np
 import pytest
+from small_evaluations import counted
 
 from eval.config import Reference, Tolerance, VariantConfig
 from eval.judge.gate import Limit, Limits
 from eval.judge.sequential import BaselineStop, EarlyStop, Exchange, Figure, references
+from eval.judge.verdict import expected_counts, judge
 from eval.metrics import anytime_interval, evidence_against, possible_totals
 
 TOP1, TOP5 = Figure("unfused", 1), Figure("unfused", 5)
@@ -161,6 +163,39 @@ def test_references_are_those_that_the_verdict_compares_with() -> None:
     )  # fmt: skip
     assert references(shown, "paddle", ("unfused",)) == {}
     assert EarlyStop(50_000, {}, 10).update({}, 1000) is None
+
+
+def test_stop_early_and_verdict_count_every_reference_alike() -> None:
+    """Every reference of two decimals, every number of images to 2,000; by hand in whole numbers.
+
+    r hundredths of a percent of n images are r n / 10,000; a half is rounded up.
+    """
+    images = np.arange(1, 2001)
+    for hundredths in range(1, 10_001):
+        reference = Reference("doc", hundredths / 100)
+        nearest = (2 * hundredths * images + 10_000) // 20_000
+        config = VariantConfig("x", "base", images, {"": reference},  # type: ignore[arg-type]
+                               {"paddle": Tolerance(0, "so")})  # fmt: skip
+        stop = references(config, "paddle", ("unfused",))[TOP1]
+        np.testing.assert_array_equal(stop, nearest, str(hundredths))
+        np.testing.assert_array_equal(expected_counts(reference, images)[1], nearest)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("images", [1, 2, 8, 40, 1000, 2000])
+@pytest.mark.parametrize("hundredths", [1, 1250, 3205, 7625, 9999, 10_000])
+def test_stop_early_and_verdict_agree_on_whole_sets(hundredths: int, images: int) -> None:
+    """76.25 % of 1,000 are 763 to both; `round` gives 762."""
+    tolerance = images // 20
+    config = VariantConfig("x", "base", images, {"": Reference("doc", hundredths / 100)},
+                           {"paddle": Tolerance(tolerance, "so")})  # fmt: skip
+    wanted = references(config, "paddle", ("unfused",))
+    stop = EarlyStop(images, wanted, tolerance)
+    for edge in (wanted[TOP1] - tolerance, wanted[TOP1] + tolerance):
+        for right in {edge - 1, edge, edge + 1} & set(range(images + 1)):
+            (form,) = judge(counted(right, images, images), config, "paddle", "fp32").forms
+            assert form.verdict in ("PASS", "FAIL")
+            said = stop.update({TOP1: right}, images)
+            assert (said is not None) == (form.verdict == "FAIL"), (right, form.reason)
 
 
 def test_what_is_said_and_kept() -> None:

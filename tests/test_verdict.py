@@ -332,6 +332,37 @@ def test_an_early_end_is_a_fail() -> None:
     assert judgment.forms[0].reason == "ended early: certain after 5 images"
 
 
+def test_a_stop_in_the_last_batch_is_no_early_end() -> None:
+    """Every image was measured: the counts decide, whatever the test said before it."""
+    measured = counted(9, 9, images=9, stopped="certain after 9 images")
+    (form,) = judge(measured, of_nine(100.0), "paddle", "fp32").forms
+    assert (form.verdict, form.reason) == (
+        Verdict.PASS,
+        "top-1 +0 images vs. reference; tolerance 0",
+    )
+    measured = counted(8, 8, images=9, stopped="certain after 9 images")
+    (form,) = judge(measured, of_nine(100.0), "paddle", "fp32").forms
+    assert (form.verdict, form.reason) == (
+        Verdict.FAIL,
+        "top-1 -1 images vs. reference; tolerance 0",
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "flips", "verdict"),
+    [(9, 5, "PASS"), (9, 6, "DISAGREE"), (1000, 10, "PASS"), (1000, 11, "DISAGREE")],
+)
+def test_forms_whose_predictions_differ_do_not_pass(images: int, flips: int, verdict: str) -> None:
+    """The logits are close, and yet more than 5 predictions (or 1 %) are others."""
+    measured = two_forms(images, images, difference=0.001)
+    measured.scores["unfused"].top[:flips, 0] = 7
+    config = dataclasses.replace(of_nine(100.0), images=images)
+    judgment = judge(measured, config, "paddle", "fp32")
+    assert judgment.verdict == verdict
+    assert (f"{flips} predictions flip" in judgment.disagreement) == (verdict == "DISAGREE")
+    assert judge(measured, config, "paddle", "bf16").verdict == Verdict.NO_REFERENCE
+
+
 def test_one_form_that_fails_fails_the_run() -> None:
     measured = two_forms(difference=0.0)
     measured.scores["reparameterized"].rank[0] = 10

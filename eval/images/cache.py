@@ -28,7 +28,7 @@ from types import TracebackType
 import numpy as np
 
 from eval.errors import UnreadableImage, UsageError
-from eval.files import write_atomically
+from eval.files import open_own, own_folder, write_atomically
 from eval.images.preprocess import BadImage, Crop, Preprocess, exact_opencv
 from eval.images.valset import ValSet, image_list_sha256
 
@@ -74,9 +74,9 @@ class CropCache:
         self._shape = (preprocess.size, preprocess.size, 3)
         self._crop_bytes = math.prod(self._shape)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._crops = os.open(self.folder / "crops.bin", os.O_RDWR | os.O_CREAT, 0o644)
-            self._index = os.open(self.folder / "index.bin", os.O_RDWR | os.O_CREAT, 0o644)
+            own_folder(self.folder)
+            self._crops = open_own(self.folder / "crops.bin")
+            self._index = open_own(self.folder / "index.bin")
             missing = len(valset.samples) - os.fstat(self._index).st_size // RECORD.itemsize
             free = shutil.disk_usage(self.folder).free
         except OSError as error:

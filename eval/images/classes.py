@@ -140,8 +140,3 @@ class ImageNetClass(NamedTuple):
 def imagenet_classes() -> tuple[ImageNetClass, ...]:
     """The rows of `IMAGENET`."""
     return tuple(ImageNetClass(*row) for row in IMAGENET.rows)
-
-
-def label_of_synset() -> Mapping[str, int]:
-    """Synset to label index."""
-    return IMAGENET.index_of

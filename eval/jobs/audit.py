@@ -32,14 +32,14 @@ from eval.judge.result import Predictions, Row
 from eval.measure.engine import choose_batch_size, choose_workers
 from eval.measure.given import read_answers
 from eval.measure.settings import exact_settings
-from eval.metrics import CONFIDENCE, largest_number_wrong
+from eval.metrics import CONFIDENCE, TOP, largest_number_wrong
 from eval.models import Source, Subject, open_source
 from eval.progress import Event, Observer, ignore
 from eval.recipe import parse
 from eval.request import FORMS, PRECISIONS, Request
-from eval.results.read import PREDICTIONS, SUMMARY, read_predictions, read_rows
-from eval.results.schema import TOP
-from eval.text import examples
+from eval.results.read import read_predictions, read_rows
+from eval.results.schema import PREDICTIONS_FILE, SUMMARY_FILE
+from eval.text import examples, printable
 
 SHOWN = 5
 
@@ -124,7 +124,7 @@ class Audit:
             f"At most {100 * self.largest_share_wrong:.2f} % of the rows are wrong (95 % sure).",
             f"{self.outcome.upper()}",
         ]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def _shown(row: Mapping[str, Any]) -> str:
@@ -245,9 +245,9 @@ class Written:
         """
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder.\nName a result folder.")
-        rows = read_rows(folder / SUMMARY)
-        predictions = read_predictions(folder / PREDICTIONS)
-        with (folder / PREDICTIONS).open(newline="", encoding="utf-8") as file:
+        rows = read_rows(folder / SUMMARY_FILE)
+        predictions = read_predictions(folder / PREDICTIONS_FILE)
+        with (folder / PREDICTIONS_FILE).open(newline="", encoding="utf-8") as file:
             table = list(csv.DictReader(file))
         answers = {}
         for form, ranks in predictions.rank.items():

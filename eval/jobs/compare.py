@@ -9,11 +9,19 @@ from pathlib import Path
 import pandas as pd
 
 from eval.errors import UsageError
-from eval.files import remove, write_atomically
+from eval.files import remove
 from eval.judge.gate import DEFAULTS, FAILING, Asked, Comparison, check_baseline_verdict, compare
 from eval.judge.verdict import Verdict
-from eval.results.read import PREDICTIONS, SUMMARY, read_result
+from eval.results.folder import OutputFolder, csv_text
+from eval.results.read import read_result
 from eval.results.regression_report import csv_files, junit, markdown
+from eval.results.schema import (
+    COMPARISON_FILE,
+    JUNIT_FILE,
+    PREDICTIONS_FILE,
+    RESULT_FILES,
+    SUMMARY_FILE,
+)
 from eval.text import printable
 
 
@@ -22,7 +30,7 @@ def compare_results(
     candidate: str | Path,
     asked: Asked | None = None,
     *,
-    output: Path | None = None,
+    output: OutputFolder | None = None,
 ) -> list[Comparison]:
     """Compare two results, and write the reports of the comparison.
 
@@ -30,7 +38,7 @@ def compare_results(
         baseline: a result folder, ``summary.csv``, history, or ``FILE#RUN_ID``.
         candidate: the same.
         asked: form and limits.
-        output: where ``regression.md``, ``regression*.csv`` and ``junit.xml`` go, if anywhere.
+        output: the claimed folder for ``regression.md``, ``regression*.csv`` and ``junit.xml``.
 
     Raises:
         UsageError: the two cannot be compared, or a file cannot be read or written. If they
@@ -43,7 +51,7 @@ def compare_results(
         comparisons = compare(read_result(baseline, skip_runs=own), after, asked or DEFAULTS)
     except UsageError as error:
         try:
-            _write(output, {"junit.xml": junit([], error)})
+            _write(output, {JUNIT_FILE: junit([], error)})
             _append_step_summary(f"## Accuracy: not compared\n\n```text\n{error}\n```\n")
         except UsageError as other:  # must not hide why nothing was compared
             raise UsageError(f"{error}\n{other}") from error
@@ -51,7 +59,7 @@ def compare_results(
     report = markdown(comparisons, sources)
     _write(
         output,
-        {"regression.md": report, "junit.xml": junit(comparisons), **csv_files(comparisons)},
+        {COMPARISON_FILE: report, JUNIT_FILE: junit(comparisons), **csv_files(comparisons)},
     )
     _append_step_summary(report)
     return comparisons
@@ -99,24 +107,27 @@ def accept(candidate: str | Path, folder: Path) -> None:
                 f"{candidate} says {row.verdict} ({printable(row.form)}): it cannot become a "
                 f"baseline.\nOnly results that say one of {others} can."
             )
-    with (source / SUMMARY).open(encoding="utf-8", newline="") as file:
+    with (source / SUMMARY_FILE).open(encoding="utf-8", newline="") as file:
         summary = file.read()
-    # The summary goes first and comes back last: no moment shows a mixture of two results.
-    remove(folder / SUMMARY)
-    if result.predictions:
-        columns = {"path": result.predictions.paths, "label": result.predictions.labels}
-        for form, rank in result.predictions.rank.items():
-            columns |= {f"{form}_rank": rank, f"{form}_top1": result.predictions.top1[form]}
-        write_atomically(folder / PREDICTIONS, pd.DataFrame(columns).to_csv(index=False))
-    else:
-        remove(folder / PREDICTIONS)
-    write_atomically(folder / SUMMARY, summary)
+    # What belongs to the result that was here before is moved away, but for the two that version
+    # control keeps. The summary goes first and comes back last: no moment shows a mixture.
+    kept = (SUMMARY_FILE, PREDICTIONS_FILE)
+    with OutputFolder(folder, [name for name in RESULT_FILES if name not in kept]) as output:
+        remove(folder / SUMMARY_FILE)
+        if result.predictions:
+            columns = {"path": result.predictions.paths, "label": result.predictions.labels}
+            for form, rank in result.predictions.rank.items():
+                columns |= {f"{form}_rank": rank, f"{form}_top1": result.predictions.top1[form]}
+            output.write(PREDICTIONS_FILE, csv_text(pd.DataFrame(columns)))
+        else:
+            remove(folder / PREDICTIONS_FILE)
+        output.write(SUMMARY_FILE, summary)
 
 
-def _write(output: Path | None, files: Mapping[str, str]) -> None:
+def _write(output: OutputFolder | None, files: Mapping[str, str]) -> None:
     if output:
         for name, content in files.items():
-            write_atomically(output / name, content)
+            output.write(name, content)
 
 
 def _append_step_summary(report: str) -> None:

@@ -46,11 +46,12 @@ from eval.progress import Event, Observer, ignore
 from eval.provenance import Provenance, code_sha256, versions
 from eval.request import Benchmark, Request
 from eval.results.evaluation import Evaluation
-from eval.results.folder import OutputFolder
+from eval.results.folder import OutputFolder, run_json
 from eval.results.history import append_history, check_history
 from eval.results.model_card import eval_results, model_card
 from eval.results.read import read_result
 from eval.results.record import Computation, LabelResult
+from eval.results.schema import RUN_FILE
 
 
 def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
@@ -72,8 +73,7 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
         LogitsError: a prediction is not finite, or the same for every class.
     """
     started = datetime.now(UTC)
-    source = open_source(request)
-    check_follow_ups(request, source)
+    check_folders(request)
     with (
         process_group() as group,
         OutputFolder(_path(request.output), is_first=group.is_first) as folder,
@@ -81,6 +81,8 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
     ):
         if folder.note:
             progress(Event(message=folder.note))
+        source = open_source(request)
+        check_follow_ups(request, source)
         run = Run(request, source, group, folder, progress)
         valset = _open_images(run, workspace)
 
@@ -103,9 +105,9 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
                     latency=_latency(run, subject, setup, valset),
                 )
                 if folder.path is not None and group.is_first:
-                    evaluation.save(folder.path)
+                    folder.save(evaluation)
                     journal.remove()
-        return follow_up(evaluation, request) if group.is_first else evaluation
+        return follow_up(evaluation, request, folder) if group.is_first else evaluation
 
 
 @dataclass(frozen=True)
@@ -119,24 +121,34 @@ class Run:
     progress: Observer
 
 
+def check_folders(request: Request) -> None:
+    """Check, before the output folder is claimed, that it is there and no other's.
+
+    Raises:
+        UsageError: what follows the run needs an output folder, or another one.
+    """
+    if request.output is None and (request.history or request.baseline):
+        raise UsageError("--history and --baseline need the reports: name an --output folder.")
+    if request.output is not None and request.baseline:
+        baseline = Path(request.baseline)
+        places = {baseline.resolve(), baseline.parent.resolve() if baseline.is_file() else None}
+        if Path(request.output).resolve() in places:
+            raise UsageError("--baseline and --output are the same folder: name another one.")
+
+
 def check_follow_ups(request: Request, source: Source) -> None:
     """Check, before hours are spent, that the history and the baseline can be used.
 
     Raises:
-        UsageError: one of them cannot, or needs an output folder that was not named.
+        UsageError: one of them cannot.
     """
-    if request.history or request.baseline:
-        if request.output is None:
-            raise UsageError("--history and --baseline need the reports: name an --output folder.")
-        if request.history:
-            check_history(Path(request.history))
-        if request.baseline:
-            if Path(request.baseline).resolve() == Path(request.output).resolve():
-                raise UsageError("--baseline and --output are the same folder: name another one.")
-            check_baseline(request.baseline, source.name, choose_preprocess(source).name)
+    if request.history:
+        check_history(Path(request.history))
+    if request.baseline:
+        check_baseline(request.baseline, source.name, choose_preprocess(source).name)
 
 
-def follow_up(evaluation: Evaluation, request: Request) -> Evaluation:
+def follow_up(evaluation: Evaluation, request: Request, folder: OutputFolder) -> Evaluation:
     """Add the summary to the history, and compare with the baseline.
 
     A failure here neither changes nor hides the verdict: it is added to `problems`.
@@ -155,12 +167,16 @@ def follow_up(evaluation: Evaluation, request: Request) -> Evaluation:
     if request.baseline and request.output and not evaluation.measured.stopped:
         forms = list(evaluation.measured.scores)
         asked = Asked(form=forms[0]) if len(forms) == 1 else Asked()
-        output = Path(request.output)
         try:
-            comparisons = tuple(compare_results(request.baseline, output, asked, output=output))
+            comparisons = tuple(
+                compare_results(request.baseline, request.output, asked, output=folder)
+            )
         except EvalError as error:
             problems.append(error)
-    return replace(evaluation, comparisons=comparisons, problems=tuple(problems))
+    followed = replace(evaluation, comparisons=comparisons, problems=tuple(problems))
+    if followed.exit_code != evaluation.exit_code:
+        folder.write(RUN_FILE, run_json(followed))
+    return followed
 
 
 def _write_model_card(evaluation: Evaluation, path: Path, hub_benchmark: str | None) -> None:

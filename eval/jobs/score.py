@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
@@ -26,7 +27,8 @@ from eval.images.labels import examples
 from eval.images.preprocess import BadImage, Crop, Preprocess, table_of
 from eval.images.sets import VAL
 from eval.images.valset import ValSet, open_valset
-from eval.judge.verdict import Judgment, judge
+from eval.judge.result import SCORED
+from eval.judge.verdict import JUDGED_PRECISION, Judgment, judge
 from eval.measure.engine import Measurement
 from eval.measure.given import Answers, match, read_answers
 from eval.models import ModelFile, Subject, identify
@@ -35,7 +37,7 @@ from eval.recipe import Recipe, parse
 from eval.results.evaluation import Evaluation
 from eval.results.record import Computation
 
-FORM = "scored"
+FORM = SCORED
 
 
 def score(args: argparse.Namespace, command: str) -> Evaluation:
@@ -59,7 +61,7 @@ def score(args: argparse.Namespace, command: str) -> Evaluation:
     answers = read_answers(args.predictions, len(valset.classes), args.names, args.array)
     measured = _measure(args, valset, answers)
     # A tolerance asks for the comparison, whatever the precision.
-    precision = "fp32" if args.tolerance is not None else args.precision
+    precision = JUDGED_PRECISION if args.tolerance is not None else args.precision
     return Evaluation(
         subject=_subject(args, config, files),
         data=str(args.data),
@@ -160,7 +162,7 @@ def _config(args: argparse.Namespace) -> VariantConfig:
     if reference is None:
         raise UsageError(f"--tolerance: {config.name} has no figure to compare with.")
     tolerance = Tolerance(args.tolerance, "given with --tolerance")
-    reference = replace(reference, gated=True)
+    reference = msgspec.structs.replace(reference, gated=True)
     return replace(config, reference=_for_all(reference), tolerance={args.preprocess: tolerance})
 
 

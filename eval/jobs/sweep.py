@@ -30,6 +30,7 @@ from eval.progress import Event, ProgressBar
 from eval.request import Request
 from eval.results.console import format_evaluation
 from eval.results.evaluation import Evaluation
+from eval.results.schema import CONSOLE_FILE
 
 COLUMNS = (
     *("name", "variant", "weights", "form", "backend", "precision", "preprocess", "images"),
@@ -286,7 +287,7 @@ def run_rows(
             print(f"{combination.name}: {type(error).__name__}: {error}", file=sys.stderr)
             yield {**_asked(combination, output), "exit_code": CRASHED}
             continue
-        write_atomically(output / "console.txt", format_evaluation(evaluation) + "\n")
+        write_atomically(output / CONSOLE_FILE, format_evaluation(evaluation) + "\n")
         (scores,) = evaluation.measured.scores.values()
         best = scores.top[:, 0]
         pixels = combination.variant, evaluation.subject.preprocess.description

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import UsageError
+from eval.images.labels import image_key
 from eval.images.valset import ValSet
 from eval.judge.gate import Asked
 from eval.judge.result import Predictions, Result
 from eval.judge.sequential import BaselineStop, EarlyStop, Exchange, Figure, references
+from eval.judge.verdict import JUDGED_PRECISION
 from eval.measure.journal import Records
 from eval.models import Subject
 from eval.processes import Group
@@ -172,7 +174,7 @@ def stopper_for(
     compared = references(subject.published, preprocess, forms)
     whole = len(valset.samples)
     judged = valset.image_set.is_judged and whole == subject.published.images
-    if compared and judged and precision == "fp32":
+    if compared and judged and precision == JUDGED_PRECISION:
         tolerance = subject.published.tolerance[preprocess].images
         tests.append(ReferenceTest(EarlyStop(whole, compared, tolerance)))
     if baseline is not None and baseline.predictions is not None:
@@ -188,8 +190,6 @@ def stopper_for(
 def _baseline_test(
     subject: Subject, valset: ValSet, baseline: Result, predictions: Predictions
 ) -> BaselineTest:
-    from eval.images.labels import image_key
-
     place = {key: i for i, key in enumerate(predictions.keys())}
     keys = [image_key(sample.path) for sample in valset.samples]
     try:

@@ -13,6 +13,8 @@ from eval.images.classes import ClassList
 from eval.images.labels import image_key
 from eval.judge.verdict import Verdict
 
+SCORED = "scored"  # the form of predictions that were made elsewhere
+
 
 @dataclass(frozen=True)
 class Row:

@@ -17,16 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval.config import VariantConfig
+from eval.judge.gate import Limits
+from eval.judge.verdict import compared_with, expected_counts
 from eval.metrics import ALPHA, evidence_against, hardest_to_reject, possible_totals
-
-if TYPE_CHECKING:
-    from eval.judge.gate import Limits
 
 
 class Figure(NamedTuple):
@@ -40,7 +39,7 @@ class Figure(NamedTuple):
 
 
 def references(config: VariantConfig, preprocess: str, forms: tuple[str, ...]) -> dict[Figure, int]:
-    """The reported counts that a run of the whole set is compared with.
+    """The reported counts that a run of the whole set is compared with, as the verdict does.
 
     Args:
         config: what is reported about the model.
@@ -50,16 +49,11 @@ def references(config: VariantConfig, preprocess: str, forms: tuple[str, ...]) -
     Returns:
         Empty where nothing is gated.
     """
-    reference = config.reference_for(preprocess)
-    if reference is None or not reference.gated or preprocess not in config.tolerance:
+    reference, _ = compared_with(config, preprocess)
+    if reference is None:
         return {}
-    reported = {1: reference.top1, 5: reference.top5}
-    return {
-        Figure(form, k): round(percent / 100 * config.images)
-        for form in forms
-        for k, percent in reported.items()
-        if percent is not None
-    }
+    counts = expected_counts(reference, config.images)
+    return {Figure(form, k): count for form in forms for k, count in counts.items()}
 
 
 @dataclass

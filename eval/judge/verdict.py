@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # Largest difference between the forms' logits, relative to the largest logit. Folding changes the
 # order of float32 roundings only: 5e-5 was seen with a head that amplifies them on purpose.
 FORM_TOLERANCE = 1e-3
+# Most images whose top-1 predictions may differ: 5, or 1 %. A prediction flips only where the two
+# largest logits are closer than twice the difference, which is rare on a trained network.
+FLIPS, FLIP_SHARE = 5, 0.01
 JUDGED_PRECISION = "fp32"  # what the reported figures were measured in
 
 
@@ -143,8 +146,100 @@ def judge(
 
 
 @dataclass(frozen=True)
+class Facts:
+    """All that the verdict of a form depends on, as counted in a run or as written in a summary.
+
+    Attributes:
+        images: how many were measured.
+        whole: how many the whole set has.
+        bad: how many of the measured ones cannot be decoded.
+        gaps: k to the count minus the one that was reported, for the figures that are reported.
+        tolerance: images by which a count may differ; None if nothing is compared.
+        precision: what was computed in.
+        disagree: whether the two forms differ by more than rounding can explain.
+        stopped: why the run ended before its last image; empty if it did not.
+    """
+
+    images: int
+    whole: int
+    bad: int
+    gaps: Mapping[int, int]
+    tolerance: int | None
+    precision: str
+    disagree: bool = False
+    stopped: str = ""
+
+
+def decide(facts: Facts) -> tuple[Verdict, str]:
+    """The verdict of a form, and why: the first reason that applies.
+
+    By this, a run gets its verdict, and a summary that is read may have it.
+    """
+    images, whole = facts.images, facts.whole
+    if facts.disagree:
+        return Verdict.DISAGREE, "the two forms give different predictions"
+    if facts.bad:
+        return Verdict.INCOMPLETE, (
+            f"{facts.bad:,} of {images:,} images cannot be decoded and count as wrong: not "
+            "compared with the reference"
+        )
+    if images < whole:
+        if facts.stopped:
+            return Verdict.FAIL, f"ended early: {facts.stopped}"
+        return Verdict.PARTIAL, f"{images:,} of {whole:,} images: a part of the set is not compared"
+    if images > whole:
+        return Verdict.NO_REFERENCE, (
+            f"{images:,} images, but the reference is for {whole:,}: not compared"
+        )
+    if facts.precision != JUDGED_PRECISION:
+        return Verdict.NO_REFERENCE, (
+            f"the reported figures are {JUDGED_PRECISION}: a {facts.precision} run is not compared "
+            "with them"
+        )
+    if facts.tolerance is None or not facts.gaps:
+        return Verdict.NO_REFERENCE, "there is no reference or no tolerance"
+    outside = any(abs(gap) > facts.tolerance for gap in facts.gaps.values())
+    reason = ", ".join(f"top-{k} {gap:+,}" for k, gap in facts.gaps.items())
+    return (
+        Verdict.FAIL if outside else Verdict.PASS,
+        f"{reason} images vs. reference; tolerance {facts.tolerance:,}",
+    )
+
+
+def expected_correct(accuracy: float, images: int) -> int:
+    """The count that a reported accuracy stands for: the nearest, a half rounded up.
+
+    In exact arithmetic on the decimal that was written: 77.04 of 50,000 is 38,520.
+    """
+    exact = Fraction(repr(accuracy))
+    return (2 * exact.numerator * images + 100 * exact.denominator) // (200 * exact.denominator)
+
+
+def expected_counts(reference: Reference, images: int) -> dict[int, int]:
+    """K to the count that was reported of a set of `images`, for the figures that are reported."""
+    return {k: expected_correct(figure, images) for k, figure in _figures(reference).items()}
+
+
+def compared_with(
+    published: VariantConfig, preprocess: str
+) -> tuple[Reference, Tolerance] | tuple[None, None]:
+    """What runs of the whole set are compared with; None where they are not compared."""
+    reference = published.reference_for(preprocess)
+    tolerance = published.tolerance.get(preprocess)
+    if reference is None or tolerance is None or not (reference.gated and _figures(reference)):
+        return None, None
+    return reference, tolerance
+
+
+def _figures(reference: Reference) -> dict[int, float]:
+    """K to the reported accuracy, for those that are reported."""
+    both = {1: reference.top1, TOP: reference.top5}
+    return {k: figure for k, figure in both.items() if figure is not None}
+
+
+@dataclass(frozen=True)
 class _Case:
-    """All that a verdict depends on."""
+    """A run, and what is known about the model."""
 
     measured: Measurement
     published: VariantConfig
@@ -168,108 +263,95 @@ class _Case:
     def reference(self) -> Reference | None:
         return self.published.reference_for(self.preprocess) if self.is_val else None
 
-    @property
-    def tolerance(self) -> Tolerance | None:
-        """None where nothing is compared."""
-        gated = self.reference and self.reference.gated and _figures(self.reference)
-        return self.published.tolerance.get(self.preprocess) if gated else None
-
-
-def expected_correct(accuracy: float, images: int) -> int:
-    """The count that a reported accuracy stands for: the nearest, a half rounded up.
-
-    In exact arithmetic on the decimal that was written: 77.04 of 50,000 is 38,520.
-    """
-    exact = Fraction(repr(accuracy)) * images / 100
-    return int(exact + Fraction(1, 2))
-
-
-def _figures(reference: Reference) -> dict[int, float]:
-    """K to the reported accuracy, for those that are reported."""
-    both = {1: reference.top1, TOP: reference.top5}
-    return {k: figure for k, figure in both.items() if figure is not None}
-
 
 def _judge_form(case: _Case, form: str) -> FormResult:
-    images = len(case.measured.valset.samples)
-    whole = case.images_expected
-    scores = case.measured.scores[form]
-    correct = {k: scores.correct(k) for k in (1, TOP)}
-    figures = _figures(case.reference) if case.reference else {}
-    expected = {k: expected_correct(figure, whole) for k, figure in figures.items()}
-    tolerance = case.tolerance
-    gaps = {k: correct[k] - expected[k] for k in expected}
-    verdict, reason = _decide(case, gaps, images)
-    comparable = images == whole and not case.measured.bad
+    measured, reference, whole = case.measured, case.reference, case.images_expected
+    images = len(measured.valset.samples)
+    correct = {k: measured.scores[form].correct(k) for k in (1, TOP)}
+    expected = expected_counts(reference, whole) if reference else {}
+    tolerance = compared_with(case.published, case.preprocess)[1] if case.is_val else None
+    facts = Facts(
+        images=images,
+        whole=whole,
+        bad=len(measured.bad),
+        gaps={k: correct[k] - count for k, count in expected.items()},
+        tolerance=tolerance.images if tolerance else None,
+        precision=case.precision,
+        disagree=bool(case.disagreement),
+        stopped=measured.stopped,
+    )
+    verdict, reason = decide(facts)
+    if verdict is Verdict.NO_REFERENCE:
+        reason = _why_not_compared(case) or reason
+    figures = _figures(reference) if reference else {}
     return FormResult(
         form=form,
         images=images,
         images_expected=whole,
         correct=correct,
         reference={k: figures.get(k) for k in (1, TOP)},
-        reference_source=case.reference.source if case.reference else "",
-        tolerance=tolerance.images if tolerance else None,
+        reference_source=reference.source if reference else "",
+        tolerance=facts.tolerance,
         verdict=verdict,
         reason=reason,
-        expected=expected if comparable else {},
+        expected=expected if images == whole and not measured.bad else {},
         anytime=anytime_interval(correct[1], images, whole) if images < whole else None,
     )
 
 
-def _decide(case: _Case, gaps: Mapping[int, int], images: int) -> tuple[Verdict, str]:
-    """The verdict of a form, and why: the first reason that applies."""
-    whole, bad, tolerance = case.images_expected, len(case.measured.bad), case.tolerance
-    if case.disagreement:
-        return Verdict.DISAGREE, "the two forms give different predictions"
-    if bad:
-        return Verdict.INCOMPLETE, (
-            f"{bad:,} of {images:,} images cannot be decoded and count as wrong: not compared "
-            "with the reference"
-        )
-    if case.measured.stopped:
-        return Verdict.FAIL, f"ended early: {case.measured.stopped}"
-    if images < whole:
-        return Verdict.PARTIAL, f"{images:,} of {whole:,} images: a part of the set is not compared"
-    if tolerance is None or case.precision != JUDGED_PRECISION or images > whole:
-        return Verdict.NO_REFERENCE, _why_not_compared(case, images)
-    outside = any(abs(gap) > tolerance.images for gap in gaps.values())
-    reason = ", ".join(f"top-{k} {gap:+,}" for k, gap in gaps.items())
-    return (
-        Verdict.FAIL if outside else Verdict.PASS,
-        f"{reason} images vs. reference; tolerance {tolerance.images:,}",
-    )
-
-
-def _why_not_compared(case: _Case, images: int) -> str:
-    image_set, name = case.measured.valset.image_set, case.published.name
+def _why_not_compared(case: _Case) -> str:
+    """What the figures alone do not show; empty if they say it all."""
+    name = case.published.name
     if not case.is_val:
-        return f"{image_set.name}: the reported figures are for the {VAL.name} set"
-    if images > case.images_expected:
-        return f"{images:,} images, but the reference is for {case.images_expected:,}: not compared"
+        image_set = case.measured.valset.image_set.name
+        return f"{image_set}: the reported figures are for the {VAL.name} set"
+    if len(case.measured.valset.samples) > case.images_expected:
+        return ""
     if case.reference is None or not _figures(case.reference):
         return f"{name} has no reported figure to compare with"
     if case.precision != JUDGED_PRECISION:
-        return f"the reported figures are fp32: a {case.precision} run is not compared with them"
+        return ""
     if not case.reference.gated:
         return "the reported figure is for information only"
     return f"{name} has no tolerance for the preprocessing {case.preprocess}: not compared"
 
 
-def forms_disagree(measured: Measurement, precision: str) -> str:
-    """How the forms' logits differ, if rounding cannot explain it; else "".
+def forms_differ(
+    difference: float | None, largest_logit: float | None, flips: int, images: int, precision: str
+) -> bool:
+    """Whether two forms differ by more than rounding can explain.
 
     Only what computes in fp32 is judged: less rounds the two forms differently by design.
+
+    Args:
+        difference: the largest of a logit between the forms; None with one form.
+        largest_logit: the largest absolute logit; None where it is not known.
+        flips: images whose top-1 predictions differ.
+        images: how many were measured.
+        precision: what was computed in.
     """
-    difference = measured.max_logit_diff
     if difference is None or computed_in(precision) != JUDGED_PRECISION:
-        return ""
-    limit = FORM_TOLERANCE * max(1.0, measured.largest_logit or 0.0)
-    if difference <= limit:
+        return False
+    return difference > _logit_limit(largest_logit) or flips > max(FLIPS, FLIP_SHARE * images)
+
+
+def _logit_limit(largest_logit: float | None) -> float:
+    return FORM_TOLERANCE * max(1.0, largest_logit or 0.0)
+
+
+def forms_disagree(measured: Measurement, precision: str) -> str:
+    """How the forms' logits differ, if rounding cannot explain it; else ""."""
+    difference, flips = measured.max_logit_diff, len(measured.flips)
+    images = len(measured.valset.samples)
+    if difference is None or not forms_differ(
+        difference, measured.largest_logit, flips, images, precision
+    ):
         return ""
     return (
         f"The unfused and the reparameterized form disagree: a logit differs by {difference:.3g} "
-        f"(limit {limit:.3g}) on {measured.where_logits_differ}, {len(measured.flips)} predictions "
-        "flip.\nThe reparameterization does not preserve these weights: do not deploy it."
+        f"(limit {_logit_limit(measured.largest_logit):.3g}) on {measured.where_logits_differ}, "
+        f"{flips} predictions flip.\n"
+        "The reparameterization does not preserve these weights: do not deploy it."
     )
 
 

@@ -303,6 +303,8 @@ def assemble(
     """
     records = np.concatenate([part.records for part in parts])
     records = records[np.argsort(records["index"], kind="stable")]
+    if len(records) >= len(valset.samples):
+        stopped, bound = "", None  # after the last image, the counts decide
     if stopped and len(np.unique(records["index"])) == len(records):
         valset = replace(valset, samples=tuple(valset.samples[i] for i in records["index"]))
         records["index"] = np.arange(len(records))

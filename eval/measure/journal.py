@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import UsageError
-from eval.files import write_atomically
+from eval.files import open_own, own_folder, write_atomically
 from eval.metrics import TOP
 
 Records = NDArray[np.void]
@@ -68,9 +68,13 @@ class Journal:
         self._path = self._folder / f"{process}.bin"
         self._dtype = _with_checksum(record_dtype(forms))
         self._seed = zlib.crc32(_digest(dict(identity)))
+        try:
+            own_folder(self._folder)
+        except OSError as error:
+            raise UsageError(f"{self._folder} cannot be used: {error.strerror}.") from error
         self._check_identity(output, dict(identity))
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = open_own(self._path)
             # A truncated record would shift all records after it.
             size = os.fstat(self._file).st_size
             os.ftruncate(self._file, size - size % self._dtype.itemsize)

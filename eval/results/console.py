@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from eval.judge.verdict import FormResult
-from eval.results.schema import TOP
+from eval.metrics import TOP
+from eval.text import printable
 
 if TYPE_CHECKING:
     from eval.measure.latency import LatencyRow
@@ -37,7 +38,7 @@ def format_evaluation(evaluation: Record) -> str:
         *(f"{r.verdict}  {r.form}: {r.reason}" for r in evaluation.judgment.forms),
         *evaluation.judgment.warnings,
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _table(rows: list[Cells]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval.results.folder import write_reports
+from eval.results.folder import OutputFolder
 from eval.results.record import Record
 from eval.results.schema import per_class_table, predictions_table, summary_table
 
@@ -37,4 +37,5 @@ class Evaluation(Record):
         Raises:
             UsageError: the folder cannot be written to.
         """
-        write_reports(Path(folder), self)
+        with OutputFolder(Path(folder)) as output:
+            output.save(self)

@@ -1,20 +1,20 @@
-"""The output folder of a run: used by one run at a time, and never showing another run's result."""
+"""The folder that a command writes to: for one run at a time, never showing another's result."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
+import pandas as pd
 
 from eval.errors import UsageError
+from eval.files import Lock, own_folder, write_atomically
 from eval.results.record import Record
 from eval.results.schema import (
     BAD_IMAGES_FILE,
@@ -22,6 +22,7 @@ from eval.results.schema import (
     PAGE_FILE,
     PER_CLASS_FILE,
     PREDICTIONS_FILE,
+    RESULT_FILES,
     RUN_FILE,
     SUMMARY_FILE,
     bad_images_table,
@@ -31,27 +32,33 @@ from eval.results.schema import (
     run_document,
     summary_table,
 )
+from eval.text import csv_cell
 
 _LOCK = ".lock"
-_OWNER = ".lock-owner"
+PREVIOUS = "previous"  # folder that the files of an earlier run are moved to
 
 
 class OutputFolder:
-    """Where a run keeps its journal and writes its reports.
+    """Where a command writes its files: the one protocol of all that write into a folder.
 
     An existing folder is claimed at once, so that a run that fails does not leave an earlier
-    run's verdict behind as its own; a new one is made when there is something to keep.
+    run's files behind as its own; a new one is made when there is something to keep. It is used by
+    one run at a time: before anything is written, its lock must still be the one that is held.
 
     Args:
         path: the folder; None if nothing is to be written.
+        files: names of the files that the command writes there.
         is_first: whether this is the process that writes; the others write nothing.
     """
 
-    def __init__(self, path: Path | None, *, is_first: bool = True) -> None:
+    def __init__(
+        self, path: Path | None, files: Sequence[str] = RESULT_FILES, *, is_first: bool = True
+    ) -> None:
         self.path = path
         self.note = ""
+        self._files = files
         self._is_first = is_first
-        self._lock: FileLock | None = None
+        self._lock: Lock | None = None
 
     def __enter__(self) -> OutputFolder:
         if self.path is not None and self.path.exists():
@@ -71,11 +78,8 @@ class OutputFolder:
         self._release()
 
     def _release(self) -> None:
-        if self._lock is not None and self.path is not None:
-            for name in (_OWNER, _LOCK):
-                with contextlib.suppress(OSError):
-                    (self.path / name).unlink()
-            self._lock.release()
+        if self._lock is not None:
+            self._lock.release(remove=True)
             self._lock = None
 
     def claim(self) -> None:
@@ -88,57 +92,61 @@ class OutputFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / _LOCK)
-            lock.acquire(timeout=0)
+            lock = Lock(self.path / _LOCK)
+            if not lock.acquire():
+                raise UsageError(
+                    f"{self.path} is in use by another run ({lock.owner()}).\n"
+                    "Wait for it, or name another folder with --output."
+                )
             self._lock = lock
-            owner = f"process {os.getpid()} on {socket.gethostname()}"
-            (self.path / _OWNER).write_text(owner, encoding="utf-8")
-            blocked = [name for name in REPORTS if (self.path / name).is_dir()]
+            blocked = [name for name in self._files if (self.path / name).is_dir()]
             if blocked:
                 raise UsageError(
                     f"{self.path / blocked[0]} is a folder, but a report needs that name.\n"
                     "Move it away, or name another folder with --output."
                 )
-            if set_aside(self.path):
+            if set_aside(self.path, self._files):
                 self.note = f"{self.path}: moved the earlier result to {self.path / PREVIOUS}"
         except FileExistsError:
             raise UsageError(
                 f"--output {self.path} is a file.\nName a folder; it need not exist yet."
             ) from None
-        except Timeout:
-            raise UsageError(
-                f"{self.path} is in use by another run ({self._owner()}).\n"
-                "Wait for it, or name another folder with --output."
-            ) from None
         except OSError as error:
             raise unwritable(self.path, error) from error
 
-    def _owner(self) -> str:
-        assert self.path is not None
-        try:
-            return (self.path / _OWNER).read_text(encoding="utf-8")[:100]
-        except (OSError, UnicodeDecodeError):
-            return "process unknown"
+    def check(self) -> None:
+        """Check that the folder is still this run's, before something in it is changed.
 
+        Raises:
+            UsageError: it was removed or replaced, and may be another run's by now.
+        """
+        if self._lock is not None and not self._lock.is_current():
+            raise UsageError(
+                f"{self.path} was removed or replaced during the run: nothing was written to it.\n"
+                "Run again, with a folder of its own for each run."
+            )
 
-PREVIOUS = "previous"  # folder that the files of an earlier run are moved to
+    def write(self, name: str, text: str) -> None:
+        """Write a file.
 
+        Raises:
+            UsageError: the folder is no longer this run's, or cannot be written to.
+        """
+        self.claim()
+        self.check()
+        if self.path is not None and self._is_first:
+            write_atomically(self.path / name, text)
 
-# What makes a result, the summary first: without it, the others claim nothing.
-REPORTS = (
-    SUMMARY_FILE,
-    RUN_FILE,
-    PAGE_FILE,
-    PREDICTIONS_FILE,
-    PER_CLASS_FILE,
-    BAD_IMAGES_FILE,
-    LATENCY_FILE,
-    "regression.md",
-    "regression.csv",
-    "regression_flips.csv",
-    "regression_classes.csv",
-    "junit.xml",
-)
+    def save(self, evaluation: Record) -> None:
+        """Write all files of a result.
+
+        Raises:
+            UsageError: the folder is no longer this run's, or cannot be written to.
+        """
+        self.claim()
+        self.check()
+        if self.path is not None and self._is_first:
+            write_reports(self.path, evaluation)
 
 
 def write_reports(folder: Path, evaluation: Record) -> None:
@@ -150,16 +158,16 @@ def write_reports(folder: Path, evaluation: Record) -> None:
     from eval.results.html import html_report
 
     files = {
-        PREDICTIONS_FILE: _csv(predictions_table(evaluation), float_format="%.6g"),
-        PER_CLASS_FILE: _csv(per_class_table(evaluation)),
+        PREDICTIONS_FILE: csv_text(predictions_table(evaluation), float_format="%.6g"),
+        PER_CLASS_FILE: csv_text(per_class_table(evaluation)),
         PAGE_FILE: html_report(evaluation),
         RUN_FILE: run_json(evaluation),
-        SUMMARY_FILE: _csv(summary_table(evaluation)),
+        SUMMARY_FILE: csv_text(summary_table(evaluation)),
     }
     if evaluation.measured.bad:
-        files = {BAD_IMAGES_FILE: _csv(bad_images_table(evaluation)), **files}
+        files = {BAD_IMAGES_FILE: csv_text(bad_images_table(evaluation)), **files}
     if evaluation.latency:
-        files = {LATENCY_FILE: _csv(latency_table(evaluation)), **files}
+        files = {LATENCY_FILE: csv_text(latency_table(evaluation)), **files}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         set_aside(folder)
@@ -168,20 +176,19 @@ def write_reports(folder: Path, evaluation: Record) -> None:
         raise unwritable(folder, error) from error
 
 
-def set_aside(folder: Path) -> bool:
-    """Move the files of an earlier result in a folder to ``previous/``; whether there were any.
+def set_aside(folder: Path, files: Sequence[str] = RESULT_FILES) -> bool:
+    """Move earlier files of these names to ``previous/``; whether there were any.
 
     A folder must not show the result of another run than the one that last used it.
 
     Raises:
         OSError: a file cannot be moved.
     """
-    found = [name for name in REPORTS if (folder / name).is_file()]
+    found = [name for name in files if (folder / name).is_symlink() or (folder / name).is_file()]
     if not found:
         return False
-    previous = folder / PREVIOUS
-    previous.mkdir(exist_ok=True)
-    for name in REPORTS:
+    previous = own_folder(folder / PREVIOUS)
+    for name in files:
         with contextlib.suppress(FileNotFoundError):
             (previous / name).unlink()
     for name in found:
@@ -189,9 +196,45 @@ def set_aside(folder: Path) -> bool:
     return True
 
 
+def put_away(folder: Path | None) -> None:
+    """Move an earlier result out of a folder that a run was to use, but never came to claim.
+
+    Raises:
+        UsageError: another run is using it, or it cannot be written to.
+    """
+    with OutputFolder(folder):
+        pass
+
+
+def record_exit_code(folder: Path, run_id: str, code: int) -> int:
+    """Correct the exit code in ``run.json``, where the process ends with another one.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    path = folder / RUN_FILE
+    lock = Lock(folder / _LOCK)
+    try:
+        if not lock.acquire():
+            return 0  # by now another run's
+        document = json.loads(path.read_bytes())
+        if document["run_id"] == run_id and document["exit_code"] != code:
+            write_atomically(path, _json(document | {"exit_code": code}))
+    except OSError as error:
+        raise unwritable(path, error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} was changed after the run: {error!r}.") from error
+    finally:
+        lock.release(remove=True)
+    return 0
+
+
 def run_json(evaluation: Record) -> str:
     """``run.json``."""
-    document = run_document(evaluation)
+    return _json(run_document(evaluation))
+
+
+def _json(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2, default=str, allow_nan=False) + "\n"
 
 
@@ -203,7 +246,12 @@ def unwritable(path: Path, error: OSError) -> UsageError:
     )
 
 
-def _csv(table: Any, **options: Any) -> str:
+def csv_text(table: Any, **options: Any) -> str:
+    """A table as the text of a CSV file, whose text is no formula."""
+    for name in table.columns:
+        if pd.api.types.is_string_dtype(table[name].dtype):  # or objects of any kind
+            cells = [csv_cell(v) if isinstance(v, str) else v for v in table[name]]
+            table = table.assign(**{name: pd.Series(cells, dtype=object, index=table.index)})
     return str(table.to_csv(index=False, lineterminator="\n", **options))
 
 

@@ -1,32 +1,33 @@
 """A history: a CSV file with the rows of many ``summary.csv``, and its trend.
 
 A lock file beside it makes writers take turns; the lock ends with the process that holds it. Each
-writer adds all its rows or none, so no row is lost, mixed or cut off; the next writer removes what
-a killed one left unfinished.
+writer replaces the file by one that has its rows as well, so that whoever dies or reads meanwhile,
+it is whole.
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
-import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from datetime import UTC
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from eval.errors import UsageError
+from eval.files import locked, write_atomically
+from eval.judge.result import Row
+from eval.metrics import percent
+from eval.results.read import read_rows, read_table
+from eval.results.schema import SUMMARY_COLUMNS, SUMMARY_FILE
+from eval.text import csv_cell, printable
 
-if TYPE_CHECKING:  # neither is needed for --help
+if TYPE_CHECKING:  # takes a second, and only drawing needs it
     from matplotlib.axes import Axes
 
-    from eval.judge.result import Row
-
-
-Series = dict[tuple[str, str], list["Row"]]  # (variant, form) to its rows, oldest first
+Series = dict[tuple[str, str], list[Row]]  # (variant, form) to its rows, oldest first
 
 
 MOST_PANELS = 40  # variants in one plot
@@ -40,16 +41,12 @@ def check_history(path: Path) -> None:
     Raises:
         UsageError: it is a folder, has other columns, is damaged, or cannot be written to.
     """
-    from eval.results.schema import SUMMARY_COLUMNS
-
     try:
         _refuse_folder(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with Path(f"{path}.lock").open("ab"):
             pass
-        if path.exists():
-            with path.open("r+b") as file:
-                _end_of_rows(path, file.read(), _csv([SUMMARY_COLUMNS]))
+        _content(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
@@ -74,19 +71,15 @@ def append_history(path: Path, result: Path) -> None:
         UsageError: the file has other columns, is damaged, cannot be written to, or stays
             locked by another process.
     """
-    from eval.files import locked
-    from eval.results.read import SUMMARY, read_rows
-    from eval.results.schema import SUMMARY_COLUMNS
-
-    added = read_rows(result / SUMMARY if result.is_dir() else result)
-    header = _csv([SUMMARY_COLUMNS])
-    rows = _csv([row.cells[name] for name in SUMMARY_COLUMNS] for row in added)
+    added = read_rows(result / SUMMARY_FILE if result.is_dir() else result)
+    rows = _csv([csv_cell(row.cells[name]) for name in SUMMARY_COLUMNS] for row in added)
     later = f"python -m eval.history {path} --add {result}"
     try:
         _refuse_folder(path)
+        path = path.resolve() if path.is_symlink() else path  # the lock is that of the file
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path, f"Nothing was added. Later: {later}"):
-            _append(path, header, rows)
+            write_atomically(path, (_content(path) or _csv([SUMMARY_COLUMNS])) + rows)
     except OSError as error:
         raise UsageError(
             f"{path} cannot be written: {error.strerror or error}.\nAdd the result later: {later}"
@@ -96,78 +89,42 @@ def append_history(path: Path, result: Path) -> None:
         raise
 
 
-def _append(path: Path, header: bytes, rows: bytes) -> None:
-    """Add whole rows, under the lock: all of them, or none."""
-    from eval.files import sync_folder
+def _content(path: Path) -> str:
+    """A history as it is, with its line ends; empty if there is none yet.
 
-    new = not path.exists()
-    try:
-        with path.open("a+b", buffering=0) as file:  # nothing is left to be written at the end
-            file.seek(0)
-            end = _end_of_rows(path, file.read(), header)
-            try:
-                file.truncate(end)
-                _write_all(file, rows if end else header + rows)
-                os.fsync(file.fileno())
-                if new:
-                    sync_folder(path.parent)
-            except BaseException:
-                with suppress(OSError):
-                    file.truncate(end)
-                raise
-    except BaseException:
-        if new:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-        raise
-
-
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    """An unbuffered write may stop anywhere, as on a disk that fills up."""
-    while data:
-        data = data[file.write(data) :]
-
-
-def _end_of_rows(path: Path, data: bytes, header: bytes) -> int:
-    """Where the next row belongs: behind the last complete one.
-
-    Only what a killed writer can have left is cut off, never other data.
+    Raises:
+        UsageError: it has other columns, or is damaged.
+        OSError: it cannot be read or written.
     """
-    from eval.results.read import finished_length
-
-    end = finished_length(data)
-    rest = data[end:]
-    first = data[: data.find(b"\n") + 1].replace(b"\r\n", b"\n").removeprefix(codecs.BOM_UTF8)
-    if first != header if end else not header.startswith(rest):
+    if not path.exists():
+        return ""
+    with path.open("r+", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        text = file.read()
+    if text and read_table(path)[0] != list(SUMMARY_COLUMNS):
         raise UsageError(
             f"{path} has other columns than a history of eval.imagenet. Name another file."
         )
-    if b"\n" in rest:
-        raise UsageError(f"{path} is damaged: from byte {end} on, a quotation mark is not closed.")
-    return end
+    return text
 
 
-def _csv(rows: Iterable[Sequence[str]]) -> bytes:
+def _csv(rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue()
 
 
 def read_history(path: Path, variant: str | None = None, form: str | None = None) -> Series:
     """Rows of a history by variant and form, oldest first.
 
     Args:
-        path: the history; a row that is being written is left out.
+        path: the history.
         variant: only this one.
         form: only this one.
 
     Raises:
         UsageError: it cannot be read, or has no such rows.
     """
-    from eval.results.read import read_rows
-    from eval.text import printable
-
-    rows = read_rows(path, drop_unfinished=True)
+    rows = read_rows(path)
     series: Series = {}
     for row in sorted(rows, key=lambda row: row.started_at):
         if variant in (None, row.variant) and form in (None, row.form):
@@ -183,8 +140,6 @@ def trend(series: Series) -> str:
 
     The change is in images, from the previous run on the same images; a star marks other weights.
     """
-    from eval.text import printable
-
     tables = []
     for (variant, form), rows in series.items():
         for preprocess in dict.fromkeys(row.preprocess for row in rows):
@@ -214,10 +169,6 @@ def _table(variant: str, rows: Sequence[Row]) -> Iterator[str]:
 
 def _names(variant: str, rows: Sequence[Row]) -> list[str]:
     """A column with its header: run ids without the variant, or times and ids of another form."""
-    from datetime import UTC
-
-    from eval.text import printable
-
     names, others = [f"{variant}-..."], ["started (UTC)    run"]
     for row in rows:
         time = row.started_at.astimezone(UTC)
@@ -230,8 +181,6 @@ def _names(variant: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _figures(row: Row, before: Row | None) -> str:
-    from eval.metrics import percent
-
     figures = f"{row.images:>7,}"
     for k in (1, 5):
         change = ""
@@ -281,9 +230,6 @@ def plot(series: Series, path: Path) -> None:
 
 def _draw(panel: Axes, variant: str, rows: Sequence[Row]) -> None:
     """Draw the runs of a variant, oldest first; those on other images are another line."""
-    from eval.metrics import percent
-    from eval.text import printable
-
     lines: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         lines.setdefault((row.form, row.preprocess, row.dataset_sha256), []).append(row)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eval.errors import EvalError
-from eval.images.classes import ClassList
 from eval.images.preprocess import BadImage
 from eval.images.sets import VAL
 from eval.judge.verdict import FormResult, Verdict
@@ -38,6 +36,7 @@ from eval.results.plots import (
     reliability_plot,
 )
 from eval.results.schema import shown_facts
+from eval.text import printable
 
 if TYPE_CHECKING:
     from eval.results.record import Record
@@ -76,39 +75,41 @@ def html_report(evaluation: Record) -> str:
         The HTML, which can be encoded as UTF-8.
     """
     measured, judgment = evaluation.measured, evaluation.judgment
+    subject = evaluation.subject
     shown = judgment.forms[-1].form
     script = _resource("report.js")
-    page = _environment(measured.valset.classes).get_template("report.html.jinja")
-    preprocess = evaluation.subject.preprocess.name
-    html = page.render(
+    page = _environment(evaluation).get_template("report.html.jinja")
+    word = subject.published.reference_word
+    return page.render(
         style=Markup(_resource("report.css")),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        name=evaluation.subject.name,
-        subject=f"{evaluation.subject.title} on {_set_name(evaluation)}",
-        caution=evaluation.subject.caution,
-        provenance=evaluation.provenance,
-        setup=evaluation.setup,
-        preprocess=preprocess,
-        shown=shown,
+        evaluation=evaluation,
+        subject=subject,
+        measured=measured,
+        judgment=judgment,
+        samples=measured.valset.samples,
         results=judgment.forms,
-        reference_word=evaluation.subject.published.reference_word,
-        verdict=_verdict(evaluation),
-        figures=_figures(evaluation),
+        image_set=_set_name(evaluation),
+        headline=_HEADLINES[judgment.verdict].format(
+            reference="reported accuracy" if word == "reported" else word
+        ),
+        groups=_groups(judgment.forms, word),
+        reasons=dict.fromkeys(r.reason for r in judgment.forms if r.verdict not in _COMPARED),
+        others=subject.published.others_on(measured.valset.image_set.name),
+        tolerance=subject.published.tolerance.get(subject.preprocess.name),
         accuracy_plot=_accuracy_plot(evaluation),
-        agreement=_agreement(evaluation),
-        bad=_bad_images(measured),
-        bad_count=len(measured.bad),
-        tolerance=evaluation.subject.published.tolerance.get(preprocess),
-        mistakes=_mistakes(evaluation, shown),
+        shown=shown,
+        flips=measured.flips.tolist() if len(measured.scores) > 1 else [],
+        bad=sorted(measured.bad.items()),
+        mistakes=_mistakes(measured, shown),
         pairs=_pairs(measured, shown),
         classes=_classes(measured, shown),
         empty_classes=len(measured.valset.classes) - len(np.unique(measured.labels)),
         confidence=_confidence(measured, shown),
         facts_groups=_facts_groups(evaluation),
+        limits={"flips": FLIPS, "listed": LISTED},
     )
-    # A file name may contain bytes that are not text; Python represents them as lone surrogates.
-    return html.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _set_name(evaluation: Record) -> str:
@@ -119,11 +120,13 @@ def _set_name(evaluation: Record) -> str:
     return "the ImageNet validation set" if image_set is VAL else image_set.name
 
 
-def _environment(classes: ClassList) -> Environment:
+def _environment(evaluation: Record) -> Environment:
+    classes = evaluation.measured.valset.classes
     environment = Environment(
         loader=PackageLoader("eval", "resources"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -134,6 +137,7 @@ def _environment(classes: ClassList) -> Environment:
         "signed": _signed,
         "class_name": lambda label: classes.title(label) if label >= 0 else NOTHING,
         "path": _path,
+        "thumbnail": lambda path: _thumbnail(evaluation, path),
     }
     return environment
 
@@ -166,48 +170,17 @@ def _path(path: str) -> Markup:
 # ---- the verdict
 
 
-@dataclass(frozen=True)
-class _VerdictText:
-    """The verdict at the top of the page.
-
-    Attributes:
-        name: the verdict of the run.
-        headline: one sentence.
-        groups: forms, with the name, percentage and description of their top-1 and top-5; forms
-            with the same counts are one group.
-        reasons: why nothing was judged, without repetitions.
-        warnings: reasons to doubt the results, whatever the verdict.
-    """
-
-    name: str
-    headline: str
-    groups: list[tuple[str, list[tuple[str, float, str]]]]
-    reasons: list[str]
-    warnings: list[str]
-
-
-def _verdict(evaluation: Record) -> _VerdictText:
-    judgment = evaluation.judgment
-    reference = evaluation.subject.published.reference_word
+def _groups(
+    results: Sequence[FormResult], reference: str
+) -> dict[tuple[tuple[str, float, str], ...], list[str]]:
+    """Name, percentage and description of top-1 and top-5, with the forms that share them."""
     groups: dict[tuple[tuple[str, float, str], ...], list[str]] = {}
-    for result in judgment.forms:
+    for result in results:
         lines = tuple(
             (f"Top-{k}", result.accuracy(k), count_in_words(result, k, reference)) for k in (1, TOP)
         )
         groups.setdefault(lines, []).append(result.form)
-    words = {"reported": "reported accuracy"}.get(reference, reference)
-    disagreement = [judgment.disagreement] if judgment.disagreement else []
-    reasons = [r.reason for r in judgment.forms if r.verdict not in _COMPARED]
-    return _VerdictText(
-        judgment.verdict.value,
-        _HEADLINES[judgment.verdict].format(reference=words),
-        [
-            ("Both forms" if len(forms) > 1 else forms[0].capitalize(), list(lines))
-            for lines, forms in groups.items()
-        ],
-        list(dict.fromkeys(reasons)),
-        [*disagreement, *judgment.warnings],
-    )
+    return groups
 
 
 def count_in_words(result: FormResult, k: int, reference: str = "reported") -> str:
@@ -239,114 +212,18 @@ def count_in_words(result: FormResult, k: int, reference: str = "reported") -> s
     return text
 
 
-# ---- the table of results
-
-
-@dataclass(frozen=True)
-class _Figures:
-    """A row of the table; None is shown as a dash."""
-
-    name: str
-    kind: str  # measured, reported or other (third-party)
-    note: str
-    top1: float | None
-    top5: float | None
-    correct: tuple[int | None, int | None] = (None, None)
-    gap: tuple[int | None, int | None] = (None, None)
-    nll: float | None = None
-    params: int | None = None
-    macs: int | None = None
-
-
-def _figures(evaluation: Record) -> list[_Figures]:
-    subject, measured = evaluation.subject, evaluation.measured
-    rows = [
-        _Figures(
-            name=result.form,
-            kind="measured",
-            note="",
-            top1=result.accuracy(1),
-            top5=result.accuracy(TOP),
-            correct=(result.correct[1], result.correct[TOP]),
-            gap=(result.gap(1), result.gap(TOP)),
-            nll=measured.scores[result.form].mean_nll,
-            params=subject.params.get(result.form),
-            macs=subject.macs.get(result.form),
-        )
-        for result in evaluation.judgment.forms
-    ]
-    rows += [
-        _Figures(
-            name=f"{form}, {score.name} labels",
-            kind="measured",
-            note=f"on the {score.images:,} images that have such labels",
-            top1=score.top1,
-            top5=score.top5,
-            correct=(score.top1_correct, score.top5_correct),
-        )
-        for form, score in evaluation.by_other_labels
-    ]
-    first = evaluation.judgment.forms[0]
-    if first.reference[1] is not None:
-        rows.append(
-            _Figures(
-                subject.published.reference_word,
-                "reported",
-                first.reference_source,
-                first.reference[1],
-                first.reference[TOP],
-                correct=(first.expected.get(1), first.expected.get(TOP)),
-            )
-        )
-    rows += [
-        _Figures(other.name, "other", other.source, other.top1, other.top5)
-        for other in subject.published.others_on(measured.valset.image_set.name)
-    ]
-    return rows
-
-
 def _accuracy_plot(evaluation: Record) -> Markup:
     results = evaluation.judgment.forms
     rows = [Accuracy(result.form, result.accuracy(1), result.interval()) for result in results]
     image_set = evaluation.measured.valset.image_set
     rows += [
-        Accuracy(other.name, other.top1)
+        Accuracy(printable(other.name), other.top1)
         for other in evaluation.subject.published.others_on(image_set.name)
     ]
     return accuracy_plot(rows, results[0].reference[1])
 
 
 # ---- single images
-
-
-@dataclass(frozen=True)
-class _Card:
-    """One image with its predictions.
-
-    Attributes:
-        path: inside the validation set.
-        thumbnail: a data URI; None if the image cannot be shown.
-        label: its class.
-        answers: for each form shown: its name, its top-1 class and probability, and the position of
-            the label (1 is best).
-    """
-
-    path: str
-    thumbnail: str | None
-    label: int
-    answers: list[tuple[str, int, float, int]]
-
-
-def _card(evaluation: Record, index: int, forms: Iterable[str], *, thumbnail: bool) -> _Card:
-    measured = evaluation.measured
-    sample = measured.valset.samples[index]
-    answers = []
-    for form in forms:
-        scores = measured.scores[form]
-        place = int(scores.rank[index]) + 1
-        answers.append((form, int(scores.top[index, 0]), float(scores.prob[index, 0]), place))
-    picture = _thumbnail(evaluation, sample.path) if thumbnail else None
-    return _Card(sample.path, picture, sample.label, answers)
 
 
 def _thumbnail(evaluation: Record, path: str) -> str | None:
@@ -368,71 +245,16 @@ def _thumbnail(evaluation: Record, path: str) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-@dataclass(frozen=True)
-class _Agreement:
-    """How well the predictions of the two forms agree.
-
-    Attributes:
-        flips: number of images with different top-1 predictions.
-        max_diff: largest absolute difference of a logit.
-        where: path of the image with that difference.
-        cards: the first flips, with thumbnails.
-        listed: the next flips, without thumbnails.
-    """
-
-    flips: int
-    max_diff: float | None
-    where: str
-    cards: list[_Card]
-    listed: list[_Card]
-
-
-def _agreement(evaluation: Record) -> _Agreement | None:
-    """Compare the forms; None if there is only one."""
-    measured = evaluation.measured
-    if len(measured.scores) < 2:
-        return None
-    flips = [int(index) for index in measured.flips]
-    forms = list(measured.scores)
-    return _Agreement(
-        len(flips),
-        measured.max_logit_diff,
-        measured.where_logits_differ,
-        [_card(evaluation, i, forms, thumbnail=True) for i in flips[:FLIPS]],
-        [_card(evaluation, i, forms, thumbnail=False) for i in flips[FLIPS:][:LISTED]],
-    )
-
-
-def _mistakes(evaluation: Record, form: str) -> list[_Card]:
-    """The wrong predictions with the greatest confidence."""
-    scores = evaluation.measured.scores[form]
+def _mistakes(measured: Measurement, form: str) -> list[int]:
+    """Indices of the wrong predictions with the greatest confidence."""
+    scores = measured.scores[form]
     confidence = scores.prob[:, 0]
     wrong = np.flatnonzero((scores.rank > 0) & np.isfinite(confidence))
-    first = wrong[np.argsort(-confidence[wrong], kind="stable")[:MISTAKES]]
-    return [_card(evaluation, int(i), [form], thumbnail=True) for i in first]
-
-
-def _bad_images(measured: Measurement) -> list[tuple[str, str]]:
-    """Path and reason of the first images that could not be decoded."""
-    first = sorted(measured.bad.items())[:LISTED]
-    return [(measured.valset.samples[index].path, reason) for index, reason in first]
+    first: list[int] = wrong[np.argsort(-confidence[wrong], kind="stable")[:MISTAKES]].tolist()
+    return first
 
 
 # ---- classes
-
-
-@dataclass(frozen=True)
-class _ClassRow:
-    """One class, with at least one image."""
-
-    label: int
-    synset: str
-    name: str
-    images: int
-    correct1: list[int]  # of each form
-    top1: float
-    top5: float
-    taken_for: tuple[int, int] | None  # most frequent wrong prediction, and how often
 
 
 def _pairs(measured: Measurement, form: str) -> list[dict[str, int]]:
@@ -442,8 +264,12 @@ def _pairs(measured: Measurement, form: str) -> list[dict[str, int]]:
     return [{str(k): int(v) for k, v in row.items()} for row in frequent.to_dict("records")]
 
 
-def _classes(measured: Measurement, form: str) -> list[_ClassRow]:
-    """The classes that have images, worst first."""
+def _classes(measured: Measurement, form: str) -> list[dict[str, Any]]:
+    """The classes that have images, worst first.
+
+    `correct` has the count of each form, `taken_for` the most frequent wrong prediction and how
+    often it was made.
+    """
     classes = measured.valset.classes
     labels = measured.labels
     images = np.bincount(labels, minlength=len(classes))
@@ -460,19 +286,19 @@ def _classes(measured: Measurement, form: str) -> list[_ClassRow]:
         )
     }
     rows = [
-        _ClassRow(
-            label=int(label),
-            synset=classes.rows[label].folder,
-            name=classes.rows[label].title,
-            images=int(images[label]),
-            correct1=[int(counts[label]) for counts in correct[1]],
-            top1=100 * float(correct[1][shown][label] / images[label]),
-            top5=100 * float(correct[TOP][shown][label] / images[label]),
-            taken_for=taken_for.get(int(label)),
-        )
+        {
+            "label": int(label),
+            "synset": classes.rows[label].folder,
+            "name": classes.rows[label].title,
+            "images": int(images[label]),
+            "correct": [int(counts[label]) for counts in correct[1]],
+            "top1": 100 * float(correct[1][shown][label] / images[label]),
+            "top5": 100 * float(correct[TOP][shown][label] / images[label]),
+            "taken_for": taken_for.get(int(label)),
+        }
         for label in np.flatnonzero(images)
     ]
-    return sorted(rows, key=lambda row: (row.top1, row.top5, row.label))
+    return sorted(rows, key=lambda row: (row["top1"], row["top5"], row["label"]))
 
 
 def _answered_classes(
@@ -487,29 +313,13 @@ def _answered_classes(
 # ---- confidence
 
 
-@dataclass(frozen=True)
-class _Confidence:
-    """The calibration of the top-1 probabilities.
+def _confidence(measured: Measurement, form: str) -> dict[str, Any] | None:
+    """The calibration of the top-1 probabilities, with its plots; None if a form has none.
 
-    Attributes:
-        images: number of images with a probability.
-        ece: expected calibration error of each form, in percentage points.
-        excess: mean confidence minus accuracy, in percentage points.
-        coverage: rows of coverage in percent, lowest confidence (0 to 1), and accuracy in percent.
-        reliability_plot, coverage_plot, places_plot: SVG.
+    `ece` is the expected calibration error of each form, and `excess` the mean confidence minus the
+    accuracy, both in percentage points; `coverage` has rows of coverage in percent, lowest
+    confidence (0 to 1) and accuracy in percent.
     """
-
-    images: int
-    ece: dict[str, float]
-    excess: float
-    coverage: list[tuple[float, float, float]]
-    reliability_plot: Markup
-    coverage_plot: Markup
-    places_plot: Markup
-
-
-def _confidence(measured: Measurement, form: str) -> _Confidence | None:
-    """None if a form has no probabilities, as predictions of another program may."""
     bins = {}
     for name, scores in measured.scores.items():
         answered = (scores.rank >= 0) & np.isfinite(scores.prob[:, 0])
@@ -521,11 +331,11 @@ def _confidence(measured: Measurement, form: str) -> _Confidence | None:
     confidence, correct = scores.prob[answered, 0], scores.rank[answered] == 0
     curve = coverage_curve(confidence, correct)
     entries = dict.fromkeys(curve.keeping(share) for share in SHARES)
-    return _Confidence(
-        images=int(answered.sum()),
-        ece={name: 100 * values.ece for name, values in bins.items()},
-        excess=100 * float(confidence.mean() - correct.mean()),
-        coverage=[
+    return {
+        "images": int(answered.sum()),
+        "ece": {name: 100 * values.ece for name, values in bins.items()},
+        "excess": 100 * float(confidence.mean() - correct.mean()),
+        "coverage": [
             (
                 100 * float(curve.coverage[entry]),
                 float(curve.confidence[entry]),
@@ -533,10 +343,10 @@ def _confidence(measured: Measurement, form: str) -> _Confidence | None:
             )
             for entry in entries
         ],
-        reliability_plot=reliability_plot(bins[form]),
-        coverage_plot=coverage_plot(curve),
-        places_plot=places_plot(place_counts(scores.rank[answered])),
-    )
+        "reliability_plot": reliability_plot(bins[form]),
+        "coverage_plot": coverage_plot(curve),
+        "places_plot": places_plot(place_counts(scores.rank[answered])),
+    }
 
 
 # ---- how to reproduce this run

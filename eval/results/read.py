@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +24,25 @@ from numpy.typing import NDArray
 from eval.errors import UsageError
 from eval.images.classes import ClassList, ImageClass
 from eval.images.labels import examples
-from eval.judge.result import Predictions, Result, Row
-from eval.judge.verdict import Verdict, expected_correct
-from eval.metrics import percent
-from eval.results.schema import SUMMARY_COLUMNS
-from eval.text import printable
-
-SUMMARY = "summary.csv"
-PREDICTIONS = "predictions.csv"
-PER_CLASS = "per_class.csv"
+from eval.judge.result import SCORED, Predictions, Result, Row
+from eval.judge.verdict import (
+    JUDGED_PRECISION,
+    Facts,
+    Verdict,
+    decide,
+    expected_correct,
+    forms_differ,
+    gravest,
+)
+from eval.metrics import TOP, percent, wilson_interval
+from eval.results.schema import (
+    PER_CLASS_FILE,
+    PREDICTIONS_FILE,
+    RUN_FILE,
+    SUMMARY_COLUMNS,
+    SUMMARY_FILE,
+)
+from eval.text import from_csv_cell, printable
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 # Bounded, so that no number takes long to read: 1e-99999999 has a hundred million digits.
@@ -99,39 +112,81 @@ def _split_source(source: str) -> tuple[Path, str]:
 
 
 def _read_folder(source: str, folder: Path) -> Result:
-    rows = read_rows(folder / SUMMARY)
+    rows = read_rows(folder / SUMMARY_FILE)
     keys = [(row.variant, row.form) for row in rows]
     if len({row.run_id for row in rows}) > 1 or len(set(keys)) < len(keys):
         raise UsageError(
-            f"{folder / SUMMARY} contains more than one run.\n"
+            f"{folder / SUMMARY_FILE} contains more than one run.\n"
             "Give a history as a file: FILE, or FILE#RUN_ID for one of its runs."
         )
-    path = folder / PREDICTIONS
-    classes = read_classes(folder / PER_CLASS) if (folder / PER_CLASS).exists() else None
+    path = folder / PREDICTIONS_FILE
+    classes = read_classes(folder / PER_CLASS_FILE) if (folder / PER_CLASS_FILE).exists() else None
     number = None if classes is None else len(classes)
     predictions = read_predictions(path, number) if path.exists() else None
     if predictions:
         for row in rows:
             _check_counts(path, row, predictions)
+    if (folder / RUN_FILE).exists():
+        _check_document(folder / RUN_FILE, rows)
     return Result(source, dict(zip(keys, rows, strict=True)), predictions, classes)
 
 
 def _check_counts(path: Path, row: Row, predictions: Predictions) -> None:
     """A summary and the predictions beside it must be of the same run."""
     if row.form not in predictions.rank:
-        raise UsageError(f"{path} has no columns for the form {row.form!r}, which {SUMMARY} lists.")
+        raise UsageError(
+            f"{path} has no columns for the form {row.form!r}, which {SUMMARY_FILE} lists."
+        )
     counted = [len(predictions.paths)]
     counted += [int(predictions.correct(row.form, k).sum()) for k in (1, 5)]
     written = [row.images, row.top1_correct, row.top5_correct]
     unread = int((predictions.rank[row.form] < 0).sum())
-    if counted == written and unread == row.bad_images:
-        return
-    raise UsageError(
-        f"{path} has {counted[1]}/{counted[2]} of {counted[0]} images correct and {unread} "
-        f"unreadable ({printable(row.form)}), its {SUMMARY} says {written[1]}/{written[2]} of "
-        f"{written[0]} and {row.bad_images}.\n"
-        "They belong to different runs, or one of them is damaged."
-    )
+    if counted != written or unread != row.bad_images:
+        raise UsageError(
+            f"{path} has {counted[1]}/{counted[2]} of {counted[0]} images correct and {unread} "
+            f"unreadable ({printable(row.form)}), its {SUMMARY_FILE} says {written[1]}/"
+            f"{written[2]} of {written[0]} and {row.bad_images}.\n"
+            "They belong to different runs, or one of them is damaged."
+        )
+    flips = row.cells["prediction_flips"]
+    if flips and len(predictions.top1) > 1:
+        first, *others = predictions.top1.values()
+        differing = int(np.any([first != other for other in others], axis=0).sum())
+        if differing != int(flips):
+            raise UsageError(
+                f"{path} has {differing} images with different predictions of the forms, its "
+                f"{SUMMARY_FILE} says {flips}.\n"
+                "They belong to different runs, or one of them is damaged."
+            )
+
+
+def _check_document(path: Path, rows: Sequence[Row]) -> None:
+    """A summary and the ``run.json`` beside it must say the same."""
+    try:
+        document = json.loads(path.read_bytes())
+        results = {result["form"]: result for result in document["results"]}
+        stated = document["run_id"], document["verdict"]
+        said = {
+            form: (result["verdict"], result["images"], result["top1"], result["top5"])
+            for form, result in results.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read: {error!r}. The file is damaged.") from error
+    whole = rows[0].run_id, gravest([row.verdict for row in rows])
+    written = {
+        row.form: (row.verdict, row.images, float(row.cells["top1"]), float(row.cells["top5"]))
+        for row in rows
+    }
+    if stated != whole or said != written:
+        raise UsageError(
+            f"{path} and its {SUMMARY_FILE} contradict each other: {_brief(stated, said)} and "
+            f"{_brief(whole, written)}.\nThey belong to different runs, or one was edited."
+        )
+
+
+def _brief(run: tuple[Any, ...], forms: Mapping[str, tuple[Any, ...]]) -> str:
+    said = [f"{form}: {', '.join(map(str, cells))}" for form, cells in forms.items()]
+    return printable(f"{', '.join(map(str, run))} ({'; '.join(said)})")[:200]
 
 
 def read_classes(path: Path) -> ClassList:
@@ -140,7 +195,7 @@ def read_classes(path: Path) -> ClassList:
     Raises:
         UsageError: it cannot be read, or is no such file, or is damaged.
     """
-    header, rows = _read_csv(path)
+    header, rows = read_table(path)
     missing = [name for name in ("synset", "name") if name not in header]
     if missing or not rows:
         what = f"no column {examples(missing)}" if missing else "no rows"
@@ -149,17 +204,13 @@ def read_classes(path: Path) -> ClassList:
     return ClassList(str(path), tuple(ImageClass(row[places[0]], row[places[1]]) for row in rows))
 
 
-def read_rows(path: Path, *, drop_unfinished: bool = False) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
     """Rows of a ``summary.csv`` or a history, in the order of the file.
-
-    Args:
-        path: the file.
-        drop_unfinished: ignore a last row that its writer did not finish.
 
     Raises:
         UsageError: it cannot be read, or is no such file, or is damaged.
     """
-    header, rows = _read_csv(path, drop_unfinished=drop_unfinished)
+    header, rows = read_table(path)
     missing = [name for name in SUMMARY_COLUMNS if name not in header]
     if missing:
         raise UsageError(
@@ -208,9 +259,11 @@ def _row(cells: dict[str, str], where: str) -> Row:
         cells=cells,
     )
     _check_accuracy(row, where)
-    contradiction = CONTRADICTIONS[row.verdict](row)
-    if contradiction:
-        reason = f"not what its figures say: {contradiction}"
+    _check_forms(row, where)
+    possible = _possible_verdicts(row)
+    if row.verdict not in possible:
+        verdict, reason = next(iter(possible.items()))
+        reason = f"not what its figures say: {verdict}, {reason}"
         raise _damaged(f"{where}, verdict", row.verdict.value, reason)
     return row
 
@@ -244,7 +297,7 @@ def _number(cell: str, where: str, low: float, high: float) -> float:
 
 
 def _check_accuracy(row: Row, where: str) -> None:
-    """The counts must be possible, and the percentages theirs."""
+    """The counts must be possible, and what follows from them must be what they say."""
     read = row.images - row.bad_images
     if not 0 <= row.top1_correct <= row.top5_correct <= read or row.images == 0:
         raise _damaged(
@@ -253,76 +306,78 @@ def _check_accuracy(row: Row, where: str) -> None:
             "impossible as counts of top-1, top-5 and images"
             + (f" with {row.bad_images} unreadable" if row.bad_images else ""),
         )
-    for k in (1, 5):
-        cell, name = row.cells[f"top{k}"], f"{where}, top{k}"
-        if abs(_number(cell, name, 0, 100) - percent(row.correct(k), row.images)) >= 1e-6:
-            raise _damaged(name, cell, "not what its counts say")
+    accuracy = {k: percent(row.correct(k), row.images) for k in (1, TOP)}
+    low, high = wilson_interval(row.top1_correct, row.images)
+    derived = {"top1_ci_low": low, "top1_ci_high": high}
+    derived |= {f"top{k}": share for k, share in accuracy.items()}
+    for k, share in accuracy.items():
+        if reference := row.cells[f"reference_top{k}"]:
+            derived[f"delta_top{k}"] = share - float(reference)
+        elif row.cells[f"delta_top{k}"]:
+            raise _damaged(f"{where}, delta_top{k}", row.cells[f"delta_top{k}"], _ALONE)
+    for name, value in derived.items():
+        cell = row.cells[name]
+        if not cell and name in _OPTIONAL_NUMBERS:
+            continue
+        bounds = _OPTIONAL_NUMBERS.get(name, (0, 100))
+        if abs(_number(cell, f"{where}, {name}", *bounds) - value) >= 1e-6:
+            raise _damaged(f"{where}, {name}", cell, "not what its counts say")
 
 
-def _gaps(row: Row) -> list[int]:
-    """How far each count is from the reported figure, in images, as the judge counts it."""
-    return [
-        abs(row.correct(k) - expected_correct(float(reference), row.images_expected))
-        for k in (1, 5)
-        if (reference := row.cells[f"reference_top{k}"])
-    ]
+_ALONE = "a difference from a reference that is not there"
 
 
-def _why_not_pass(row: Row) -> str:
-    gaps, tolerance = _gaps(row), row.cells["tolerance"]
-    if row.images != row.images_expected:
-        return f"{row.images} of {row.images_expected} images were measured"
-    if row.bad_images:
-        return f"bad_images is {row.bad_images}"
-    if not gaps or not tolerance:
-        return "there is no reference or no tolerance"
-    if max(gaps) > int(tolerance):
-        return f"a count is {max(gaps)} images from its reference, tolerance {tolerance}"
-    return ""
+def _check_forms(row: Row, where: str) -> None:
+    """Predictions can only differ where logits do."""
+    difference, flips = row.cells["max_abs_logit_diff"], row.cells["prediction_flips"]
+    if flips and int(flips) > row.images - row.bad_images:
+        raise _damaged(f"{where}, prediction_flips", flips, f"more than {row.images} images")
+    if flips and int(flips) and not (difference and float(difference)):
+        raise _damaged(f"{where}, prediction_flips", flips, "not possible: no logit differs")
+    tolerance = row.cells["tolerance"]
+    if tolerance and int(tolerance) > row.images_expected:
+        raise _damaged(f"{where}, tolerance", tolerance, f"more than {row.images_expected} images")
 
 
-def _why_not_fail(row: Row) -> str:
-    gaps, tolerance = _gaps(row), row.cells["tolerance"]
-    if row.bad_images:
-        return f"bad_images is {row.bad_images}"
-    if row.images > row.images_expected:
-        return f"{row.images} of {row.images_expected} images were measured"
-    if row.images < row.images_expected:
-        return ""  # stopped early, when no PASS was possible any more
-    if not gaps or not tolerance:
-        return "there is no reference or no tolerance"
-    if max(gaps) <= int(tolerance):
-        return f"all counts are within {tolerance} images of their references"
-    return ""
+# A row does not show the largest logit, on which depends how far two forms may differ. Those of
+# classifiers are tens.
+_LARGEST_LOGIT = 1e4
 
 
-def _why_not_partial(row: Row) -> str:
-    if row.images == row.images_expected:
-        return f"all {row.images} images were measured"
-    return _why_not_without_bad_images(row)
+def _possible_verdicts(row: Row) -> dict[Verdict, str]:
+    """What the judge may have said of the figures of a row, and why.
 
-
-def _why_not_without_bad_images(row: Row) -> str:
-    return f"bad_images is {row.bad_images}" if row.bad_images else ""
-
-
-def _why_not_incomplete(row: Row) -> str:
-    return "" if row.bad_images else "bad_images is 0"
-
-
-def _why_not_disagree(row: Row) -> str:
-    return "" if row.cells["max_abs_logit_diff"] else "max_abs_logit_diff is empty"
-
-
-# What speaks against a verdict, in a row that has it; empty if nothing does.
-CONTRADICTIONS: Mapping[Verdict, Callable[[Row], str]] = {
-    Verdict.PASS: _why_not_pass,
-    Verdict.FAIL: _why_not_fail,
-    Verdict.PARTIAL: _why_not_partial,
-    Verdict.INCOMPLETE: _why_not_incomplete,
-    Verdict.NO_REFERENCE: _why_not_without_bad_images,
-    Verdict.DISAGREE: _why_not_disagree,
-}
+    A row does not show whether the run was ended early, the largest logit, nor, of predictions
+    made elsewhere, whether they were to be compared whatever their precision.
+    """
+    cells = row.cells
+    reported = {
+        k: float(cells[f"reference_top{k}"]) for k in (1, TOP) if cells[f"reference_top{k}"]
+    }
+    precisions = {cells["precision"]} | ({JUDGED_PRECISION} if row.form == SCORED else set())
+    difference = float(cells["max_abs_logit_diff"]) if cells["max_abs_logit_diff"] else None
+    possible: dict[Verdict, str] = {}
+    for stopped, largest, precision in itertools.product(
+        ("", "certain"), (_LARGEST_LOGIT, 0.0), precisions
+    ):
+        facts = Facts(
+            images=row.images,
+            whole=row.images_expected,
+            bad=row.bad_images,
+            gaps={
+                k: row.correct(k) - expected_correct(figure, row.images_expected)
+                for k, figure in reported.items()
+            },
+            tolerance=int(cells["tolerance"]) if cells["tolerance"] else None,
+            precision=precision,
+            disagree=forms_differ(
+                difference, largest, int(cells["prediction_flips"] or 0), row.images, precision
+            ),
+            stopped=stopped,
+        )
+        verdict, reason = decide(facts)
+        possible.setdefault(verdict, reason)
+    return possible
 
 
 def read_predictions(path: Path, classes: int | None = None) -> Predictions:
@@ -335,7 +390,7 @@ def read_predictions(path: Path, classes: int | None = None) -> Predictions:
     Raises:
         UsageError: it cannot be read, or is no such file, or is damaged.
     """
-    header, rows = _read_csv(path)
+    header, rows = read_table(path)
     columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
     forms = [name.removesuffix("_rank") for name in header if name.endswith("_rank")]
     needed = ["path", "label", *(f"{form}_top1" for form in forms)]
@@ -344,6 +399,9 @@ def read_predictions(path: Path, classes: int | None = None) -> Predictions:
         what = f"no column {examples(missing)}" if missing else "no forms" if rows else "no rows"
         raise UsageError(f"{path} is not a predictions.csv of eval.imagenet: it has {what}.")
     paths = columns["path"]
+    _check_paths(path, paths)
+    if "index" in columns:
+        _check_index(path, columns["index"], paths)
     if twice := [name for name, number in Counter(paths).items() if number > 1]:
         raise UsageError(f"{path} names images more than once: {examples(twice)}.")
 
@@ -372,6 +430,30 @@ def read_predictions(path: Path, classes: int | None = None) -> Predictions:
     return Predictions(paths, labels, rank, top1)
 
 
+def _check_paths(path: Path, names: Sequence[str]) -> None:
+    """Images are named as they are inside a validation set."""
+    for name in names:
+        if not name or "\0" in name or name.startswith("/") or ".." in name.split("/"):
+            raise _damaged(f"{path}, path", name, "no path inside a validation set")
+
+
+def _check_index(path: Path, cells: Sequence[str], names: Sequence[str]) -> None:
+    """Images are numbered in the order of their paths; the rows may have any order."""
+    index = _integers(cells, f"{path}, index", 0)
+    if sorted(index) != list(range(len(index))):
+        raise UsageError(f"{path}, index: not the numbers from 0 to {len(index) - 1}, each once.")
+    in_order = [name for _, name in sorted(zip(index, names, strict=True))]
+    if in_order == sorted(in_order):
+        return
+    if any("\\" in name for name in names):  # bytes that are no text are written as escapes
+        return
+    place = next(i for i, name in enumerate(in_order) if name < in_order[max(0, i - 1)])
+    raise UsageError(
+        f"{path}, index: {printable(in_order[place])} is number {place}, but the images are sorted "
+        "by path. The file is damaged or was edited."
+    )
+
+
 def _integers(cells: Sequence[str], where: str, low: int) -> list[int]:
     """Whole numbers from `low`; with a `low` of -1 an empty cell, which has none, is -1."""
     values = []
@@ -391,16 +473,19 @@ def _damaged(where: str, found: str, reason: str) -> UsageError:
     )
 
 
-def _read_csv(path: Path, *, drop_unfinished: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV file whose every row is whole."""
+def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file whose every row is whole.
+
+    Raises:
+        UsageError: it cannot be read, or is no such file, or is damaged.
+    """
     try:
         if path.exists() and not path.is_file():  # a pipe would keep us waiting for ever
             raise UsageError(f"{path} is not a regular file.")
         data = path.read_bytes()
-        end = finished_length(data)
-        if end < len(data) and not drop_unfinished:
+        if data and not data.endswith(b"\n"):
             raise UsageError(f"{path} is cut off: its last line has no end.")
-        text = data[:end].decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file.") from None
@@ -417,14 +502,6 @@ def _read_csv(path: Path, *, drop_unfinished: bool = False) -> tuple[list[str], 
                 f"{path}, row {number} has {len(row)} of {len(header)} columns. The file is "
                 "damaged or was edited."
             )
+    if "'" in text:
+        rows = [[from_csv_cell(cell) for cell in row] for row in rows]
     return header, rows
-
-
-def finished_length(data: bytes) -> int:
-    """How much of a CSV file is whole rows: up to the last line end outside of quotes."""
-    end = len(data)
-    while end := data.rfind(b"\n", 0, end) + 1:
-        if data.count(b'"', 0, end) % 2 == 0:
-            return end
-        end -= 1
-    return 0

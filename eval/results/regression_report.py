@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
-import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +11,8 @@ from eval.images.classes import IMAGENET, ImageClass
 from eval.judge.gate import Check, ClassChange, Comparison, Flip, Paired
 from eval.judge.result import Row
 from eval.metrics import percent, wilson_interval
-from eval.text import printable
+from eval.results.schema import CLASSES_TABLE, COMPARISON_TABLE, FLIPS_TABLE
+from eval.text import csv_cell, markdown_text, printable
 
 SHOWN = 20  # flips and classes in the Markdown; the CSV files have all
 SHOWN_ON_STDOUT = 5
@@ -117,16 +116,16 @@ class ClassNames:
 def markdown(comparisons: Sequence[Comparison], sources: tuple[str, str]) -> str:
     """The report for a pull request or a step summary; bounded in size."""
     lines = [
-        f"## Accuracy: {_escape(verdict(comparisons))}",
+        f"## Accuracy: {markdown_text(verdict(comparisons))}",
         "",
-        f"Baseline {_escape(sources[0])}, candidate {_escape(sources[1])}.",
+        f"Baseline {markdown_text(sources[0])}, candidate {markdown_text(sources[1])}.",
     ]
     for row in comparisons:
-        runs = f"{_escape(row.baseline.run_id)} and {_escape(row.candidate.run_id)}"
-        images = f"{row.candidate.images:,} images, {_escape(row.candidate.preprocess)}"
+        runs = f"{markdown_text(row.baseline.run_id)} and {markdown_text(row.candidate.run_id)}"
+        images = f"{row.candidate.images:,} images, {markdown_text(row.candidate.preprocess)}"
         lines += [
             "",
-            f"### {_escape(row.name)}",
+            f"### {markdown_text(row.name)}",
             "",
             f"{images}; runs {runs}.",
             "",
@@ -135,7 +134,7 @@ def markdown(comparisons: Sequence[Comparison], sources: tuple[str, str]) -> str
             *_table(("gate", "", "result"), (_check_row(check) for check in row.checks)),
         ]
         if row.notes:
-            lines += ["", f"Also: {_escape('; '.join(row.notes))}."]
+            lines += ["", f"Also: {markdown_text('; '.join(row.notes))}."]
         if row.paired:
             lines += ["", *(f"- {line}" for line in _exchanges(row.paired)), ""]
             names = ClassNames(row)
@@ -164,7 +163,7 @@ def _flip_table(flips: Sequence[Flip], names: ClassNames) -> list[str]:
         [flip.path, names[flip.label], names[flip.before], names[flip.after], flip.kind]
         for flip in flips[:SHOWN]
     )
-    more = f"{len(flips):,} predictions changed; all are in regression_flips.csv."
+    more = f"{len(flips):,} predictions changed; all are in {FLIPS_TABLE}."
     return [*_table(("image", "label", "before", "after", ""), rows), "", more]
 
 
@@ -181,28 +180,15 @@ def _class_table(classes: Sequence[ClassChange], names: ClassNames) -> list[str]
         ]
         for row in classes[:SHOWN]
     )
-    more = f"{len(classes):,} classes changed; all are in regression_classes.csv."
+    more = f"{len(classes):,} classes changed; all are in {CLASSES_TABLE}."
     return [*_table(("class", "images", "before", "after", "change"), rows), "", more]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(_escape(cell) for cell in cells) + " |"
+        return "| " + " | ".join(markdown_text(cell) for cell in cells) + " |"
 
     return [line(header), "|" + " --- |" * len(header), *(line(row) for row in rows)]
-
-
-def _escape(value: str) -> str:
-    """Text that stays text in a Markdown table, whatever a file is called."""
-    value = html.escape(re.sub(r"\s", " ", _xml_text(value)), quote=False)
-    return re.sub(r"([\\`*_|\[\]~#@])", r"\\\1", value)
-
-
-def _xml_text(value: str) -> str:
-    """Without what XML cannot hold and terminals obey: escapes and lone surrogates."""
-    return re.sub(
-        "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", value
-    )
 
 
 def csv_files(comparisons: Sequence[Comparison]) -> dict[str, str]:
@@ -231,11 +217,11 @@ def csv_files(comparisons: Sequence[Comparison]) -> dict[str, str]:
         if paired:
             flips += [key | _flip_cells(flip) for flip in paired.flips]
             classes += [key | vars(change) for change in paired.classes]
-    files = {"regression.csv": _csv(rows, rows[0])}
+    files = {COMPARISON_TABLE: _csv(rows, rows[0])}
     if any(row.paired for row in comparisons):
         none = Flip("", 0, 0, 0, 0, 0)
-        files["regression_flips.csv"] = _csv(flips, (*_KEY, *_flip_cells(none)))
-        files["regression_classes.csv"] = _csv(classes, (*_KEY, *vars(ClassChange(0, 0, 0, 0))))
+        files[FLIPS_TABLE] = _csv(flips, (*_KEY, *_flip_cells(none)))
+        files[CLASSES_TABLE] = _csv(classes, (*_KEY, *vars(ClassChange(0, 0, 0, 0))))
     return files
 
 
@@ -250,7 +236,8 @@ def _csv(rows: Iterable[dict[str, object]], columns: Iterable[str]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({k: csv_cell(v) if isinstance(v, str) else v for k, v in row.items()})
     return file.getvalue()
 
 
@@ -261,14 +248,14 @@ def junit(comparisons: Sequence[Comparison], error: Exception | None = None) -> 
         suite = _suite(root, row.name, [check.passed for check in row.checks])
         for check in row.checks:
             case = _case(suite, check.name)
-            message = _xml_text(check.reason)
+            message = printable(check.reason)
             if check.passed is None:
                 ET.SubElement(case, "skipped", message=message)
             elif not check.passed:
                 ET.SubElement(case, "failure", message=message, type="regression").text = message
     if error:
         suite = _suite(root, "comparison", [], errors=1)
-        message = _xml_text(str(error))
+        message = printable(str(error))
         kind = type(error).__name__
         ET.SubElement(
             _case(suite, "comparable"), "error", message=message, type=kind
@@ -284,7 +271,7 @@ def _suite(
     return ET.SubElement(
         root,
         "testsuite",
-        name=_xml_text(name),
+        name=printable(name),
         tests=str(len(passed) + errors),
         failures=str(passed.count(False)),
         errors=str(errors),

@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # reading a result needs none of them
-    import numpy as np
-    import pandas as pd
-    from numpy.typing import NDArray
+import msgspec
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
+from eval.metrics import TOP
+
+if TYPE_CHECKING:  # takes torch, which nobody needs to read a result
     from eval.judge.verdict import FormResult
     from eval.results.record import Record
 
@@ -25,7 +28,30 @@ BAD_IMAGES_FILE = "bad_images.csv"
 LATENCY_FILE = "latency.csv"
 RUN_FILE = "run.json"
 PAGE_FILE = "report.html"
-TOP = 5  # ranked classes that are kept of each image
+CONSOLE_FILE = "console.txt"
+DIAGNOSIS_FILE = "diagnosis.html"
+SWEEP_FILE = "sweep.csv"
+JUNIT_FILE = "junit.xml"
+COMPARISON_FILE = "regression.md"
+COMPARISON_TABLE, FLIPS_TABLE, CLASSES_TABLE = (
+    "regression.csv",
+    "regression_flips.csv",
+    "regression_classes.csv",
+)
+COMPARISON_FILES = (COMPARISON_FILE, COMPARISON_TABLE, FLIPS_TABLE, CLASSES_TABLE, JUNIT_FILE)
+# What makes a result, the summary first: without it, the others claim nothing.
+RESULT_FILES = (
+    SUMMARY_FILE,
+    RUN_FILE,
+    PAGE_FILE,
+    PREDICTIONS_FILE,
+    PER_CLASS_FILE,
+    BAD_IMAGES_FILE,
+    LATENCY_FILE,
+    CONSOLE_FILE,
+    DIAGNOSIS_FILE,
+    *COMPARISON_FILES,
+)
 
 
 @dataclass(frozen=True)
@@ -276,7 +302,7 @@ RUN: tuple[Key, ...] = (
     Key("git_commit", "Code", "of the checkout, with + if it was modified",
         lambda e: e.provenance.git_commit),
     Key("published", "Reference", "the reported figures, tolerances and third-party results",
-        lambda e: asdict(e.subject.published), shown=False),
+        lambda e: msgspec.to_builtins(e.subject.published), shown=False),
     Key("results", "Reference", "figures, verdict and reason of each form",
         lambda e: [_result(f) for f in e.judgment.forms], shown=False),
     Key("disagreement", "Reference", "how the two forms disagree; empty if they do not",
@@ -316,8 +342,6 @@ def _flips(evaluation: Record) -> list[dict[str, Any]]:
 
 def summary_table(evaluation: Record) -> pd.DataFrame:
     """One row per form."""
-    import pandas as pd
-
     rows = [
         {column.name: column.value(evaluation, result) for column in SUMMARY}
         for result in evaluation.judgment.forms
@@ -327,8 +351,6 @@ def summary_table(evaluation: Record) -> pd.DataFrame:
 
 def predictions_table(evaluation: Record) -> pd.DataFrame:
     """One row per image; what a bad image has no value for is empty."""
-    import pandas as pd
-
     measured = evaluation.measured
     columns: dict[str, Any] = {
         "index": range(len(measured.valset.samples)),
@@ -347,9 +369,6 @@ def predictions_table(evaluation: Record) -> pd.DataFrame:
 
 def per_class_table(evaluation: Record) -> pd.DataFrame:
     """One row per class of the model."""
-    import numpy as np
-    import pandas as pd
-
     measured = evaluation.measured
     classes = measured.valset.classes
     columns: dict[str, Any] = {
@@ -367,8 +386,6 @@ def per_class_table(evaluation: Record) -> pd.DataFrame:
 
 def bad_images_table(evaluation: Record) -> pd.DataFrame:
     """One row per image that could not be decoded."""
-    import pandas as pd
-
     samples = evaluation.measured.valset.samples
     rows = [
         {"index": i, "path": samples[i].path, "label": samples[i].label, "reason": reason}
@@ -379,16 +396,12 @@ def bad_images_table(evaluation: Record) -> pd.DataFrame:
 
 def latency_table(evaluation: Record) -> pd.DataFrame:
     """One row per form, number of threads and stage."""
-    import pandas as pd
-
     columns = [name for name, _ in LATENCY]
     rows = [[getattr(row, name) for name in columns] for row in evaluation.latency]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _empty_if_negative(values: NDArray[np.int64]) -> pd.Series[int]:
-    import pandas as pd
-
     return pd.Series(values, dtype="Int64").mask(values < 0)
 
 
@@ -415,9 +428,8 @@ printed by `python -m eval.results.schema`.
 
 `summary.csv` is written last: where it stands, all other files of its run stand beside it. Files
 are UTF-8; percentages are unrounded numbers (`80.07`), counts are integers, and an empty cell is a
-value that does not exist. Cells are written as they are: a path that begins with `=`, `+`, `-` or
-`@` is not escaped, since escaping would change it. Import the columns as text before you open such
-a file in a spreadsheet program.
+value that does not exist. A text that begins with `=`, `+`, `-` or `@` has a `'` before it, so that
+no spreadsheet program takes it for a formula.
 """
 
 
