@@ -57,7 +57,11 @@ def _is_ours(word: str) -> bool:
     return word.partition(".")[0] == "eval" or word.endswith("pplcnet-eval")
 
 
-if _IS_COMMAND and any(map(_is_ours, sys.orig_argv)):  # not the command of another package
-    from eval.cli import end_on_uncaught_errors
+def _end(kind: Any, error: Any, trace: Any) -> None:
+    from eval.cli import end_uncaught  # not above: it may be the module that `-m` runs
 
-    end_on_uncaught_errors()
+    end_uncaught(kind, error, trace)
+
+
+if _IS_COMMAND and any(map(_is_ours, sys.orig_argv)):  # not the command of another package
+    sys.excepthook = _end

@@ -153,22 +153,20 @@ def exit_code(error: BaseException, *, verbose: bool = False) -> int:
     return code
 
 
-def end_on_uncaught_errors() -> None:
-    """Give errors outside `run_command`, as of an import, its messages and exit codes.
+def end_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What `sys.excepthook` is for a command: errors outside `run_command`, as of its imports.
 
-    Python itself ends with 1, whatever `sys.excepthook` does.
+    Python itself would end with 1, whatever the hook does.
     """
-
-    def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, Exception):
-            sys.__excepthook__(kind, error, trace)
-            return
-        code = exit_code(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-    sys.excepthook = end
+    if not isinstance(error, Exception):
+        sys.__excepthook__(kind, error, trace)
+        return
+    code = exit_code(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _is_ours(error: ImportError) -> bool:

@@ -116,6 +116,13 @@ def test_the_package_is_the_console_script() -> None:
     assert found.stdout.startswith("usage: python -m eval.history ")
 
 
+def test_every_way_to_start_it_is_silent() -> None:
+    """Python warns of a module that is imported before ``-m`` runs it."""
+    for words in (["-m", "eval.cli"], ["-m", "eval"], ["-c", CONSOLE]):
+        found = run(ROOT, *words, "--version")
+        assert (found.returncode, found.stderr) == (0, ""), words
+
+
 def test_importing_the_package_leaves_another_programs_errors_alone(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "__init__.py").write_text("import eval\n")
