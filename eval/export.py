@@ -19,6 +19,7 @@ from eval.cli import run_command
 from eval.errors import UsageError
 from eval.options import add_option
 from eval.parser import Parser
+from eval.progress import Event
 from eval.request import FORMS
 from eval.values import ListOf, OneOf, path, positive, text
 
@@ -35,8 +36,14 @@ def _main(arguments: Sequence[str]) -> int:
     asked = parse(arguments)
     from eval.jobs.export import export
 
-    export(asked, lambda event: print(event.message))
+    export(asked, show)
     return 0
+
+
+def show(event: Event) -> None:
+    """Print what an export tells: its result."""
+    if event.message:
+        print(event.message)
 
 
 def parse(arguments: Sequence[str]) -> Export:

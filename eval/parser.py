@@ -62,7 +62,7 @@ _PADDLE = {
 _PADDLE_DEVICES = {"gpu": "cuda"}
 
 _WEIGHTS = {
-    *(".pdparams", ".safetensors", ".pth", ".pt", ".bin", ".tar"),
+    *(".pdparams", ".safetensors", ".pth", ".pt", ".bin"),
     *(".onnx", ".xml", ".tflite", ".param", ".mnn", ".pte"),
 }
 
@@ -242,7 +242,7 @@ class _Reading:
     def _home(self, word: str) -> list[str] | None:
         """The option to which a word alone may belong."""
         wanted = [
-            ("--weights", Path(word).suffix.lower() in _WEIGHTS),
+            ("--weights", Path(word.lower().removesuffix(".tar")).suffix in _WEIGHTS),
             ("--variant", word in builtin_variants() or meant_variant(word) is not None),
             ("--model", word.startswith(("timm:", "torchvision:"))),
             ("--data", True),

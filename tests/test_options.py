@@ -54,6 +54,8 @@ def answer(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> list
          "--variant base --weights F.pdparams --data PATH"),
         ("imagenet", "-c PPLCNetV2_base.yaml -o Global.device=gpu Eval.dataset.image_root=/val",
          "--variant base --device cuda --data /val"),
+        ("imagenet", "ILSVRC2012_img_val.tar best.pth.tar",
+         "--data ILSVRC2012_img_val.tar --weights best.pth.tar"),
         ("imagenet", "-b", "--batch-size N --data PATH"),
         ("imagenet", "--data 'my val' --limit -1 --out_dir o",
          "--data 'my val' --limit -1 --output o"),
