@@ -6,27 +6,18 @@ compared image by image. The counts, the rows and the hashes must agree as well.
 
 from __future__ import annotations
 
-import argparse
 import json
 import secrets
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
 
 from eval.cli import program, run_command
 from eval.files import remove, write_atomically
-from eval.options import (
-    add_array_options,
-    add_backend_option,
-    add_batch_options,
-    add_message_options,
-    add_subject_options,
-    positive,
-)
+from eval.options import add_array_options, add_message_options, add_request_options, to_request
+from eval.parser import Parser
 from eval.progress import ProgressBar
-from eval.request import Request
+from eval.values import Whole, path, positive
 
 IMAGES = 300  # none different: at most 1 % of the rows are wrong, at 95 %
 
@@ -42,18 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    args = _parser().parse_args(arguments)
+    args = _parser().read(arguments)
     if args.json:
         remove(args.json)  # an earlier audit must not look like this one's
-    options = {name: value for name, value in vars(args).items() if name in _REQUESTED}
-    command = shlex.join(["python", "-m", "eval.audit", *arguments])
+    request = to_request(args, f"{program('audit')} {shlex.join(arguments)}")
     from eval.jobs.audit import Given, Sampling, audit
 
     seed = secrets.randbelow(1 << 32) if args.seed is None else args.seed
     with ProgressBar(args.quiet) as progress:
         found = audit(
             args.result,
-            Request(**options, command=command),
+            request,
             Sampling(args.images, seed),
             Given(args.predictions, args.names, args.array) if args.predictions else None,
             progress,
@@ -64,44 +54,36 @@ def _main(arguments: Sequence[str]) -> int:
     return found.exit_code
 
 
-_REQUESTED = frozenset(field.name for field in fields(Request)) - {"command"}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("audit"),
-        description="Measure a random sample of a result's rows again, and bound the share of "
-        "wrong rows.",
-        epilog=EPILOG,
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "audit",
+        "Measure a random sample of a result's rows again, and bound the share of wrong rows.",
+        EPILOG,
     )
-    add = parser.add_argument
-    add("result", type=Path, metavar="RESULT", help="a result folder with a predictions.csv")
-    add_subject_options(parser)
-    add_backend_option(parser)
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    add_batch_options(parser)
+    add = parser.add
+    add("result", path, metavar="RESULT", help="a result folder with a predictions.csv")
+    add_request_options(parser, "subject", "compute", without="precision")
     add(
         "--images",
-        type=positive,
+        positive,
         default=IMAGES,
         metavar="N",
         help="number of rows to measure again (default %(default)s)",
     )
     add(
         "--seed",
-        type=int,
+        Whole(),
         metavar="N",
         help="seed of the sample (default: chosen at random, and printed)",
     )
     add(
         "--predictions",
-        type=Path,
+        path,
         metavar="FILE",
         help="for a result of eval.score: the predictions that were scored, instead of weights",
     )
     add_array_options(parser)
-    add("--json", type=Path, metavar="FILE", help="write the audit to this file, for programs")
+    add("--json", path, metavar="FILE", help="write the audit to this file, for programs")
     add_message_options(parser)
     return parser
 

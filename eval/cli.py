@@ -13,14 +13,18 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 from eval.errors import EvalError, UsageError
+from eval.processes import own_place
 from eval.text import printable_lines
 
 NAME = "pplcnet-eval"
+
+INTERRUPTED = 130
+CRASHED = 70  # EX_SOFTWARE of sysexits.h
 
 # In the order of the help; each is a module of this package with a `main`.
 COMMANDS = {
@@ -46,62 +50,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names, and give its exit code.
 
     Raises:
-        SystemExit: argparse's own, for a command's ``--help`` (0) and for mistyped options (2).
+        SystemExit: argparse's own, for a command's ``--help`` (0).
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in available():
-        command = importlib.import_module(f"eval.{arguments[0]}")
-        code: int = command.main(arguments[1:])
-        return code
-    return run_command(_without_a_command, arguments)
+    name, *arguments = list(sys.argv[1:] if argv is None else argv) or [""]
+    if name not in COMMANDS:
+        return run_command(_without_a_command, [name, *arguments])
+    try:
+        command = importlib.import_module(f"eval.{name}")
+    except Exception as error:
+        return exit_code(error)
+    code: int = command.main(arguments)
+    return code
 
 
 def _without_a_command(arguments: Sequence[str]) -> int:
-    known = available()
-    match arguments:
-        case ["-h" | "--help", *_]:
-            print(_help(known))
+    match arguments[0]:
+        case "-h" | "--help":
+            print(_help())
             return 0
-        case ["--version", *_]:
+        case "--version":
             from eval.version import version
 
             print(f"{NAME} {version()}")
             return 0
-        case [name, *_]:
-            close = difflib.get_close_matches(name, known, n=1)
+        case "":  # nothing was measured: not 0, which CI would take for a success
+            print(_help())
+            return UsageError.exit_code
+        case name:
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise UsageError(
-                f"{NAME} has no command {name!r}.{hint}\nAvailable: {', '.join(known)}."
+                f"{NAME} has no command {name!r}.{hint}\nAvailable: {', '.join(COMMANDS)}."
             )
-        case _:  # nothing was measured: not 0, which CI would take for a success
-            print(_help(known))
-            return UsageError.exit_code
 
 
-def available() -> dict[str, str]:
-    """The commands that this installation has, with what they do."""
-    return {name: text for name, text in COMMANDS.items() if find_spec(f"eval.{name}")}
-
-
-def _help(known: dict[str, str]) -> str:
-    width = max(map(len, known))
-    rows = "\n".join(f"  {name:{width}}  {text}" for name, text in known.items())
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
     return (
         f"usage: {NAME} COMMAND [options]\n\n"
         "Does this PP-LCNetV2 give the reported ImageNet accuracy?\n\n"
         f"commands:\n{rows}\n\n"
         f"{NAME} COMMAND --help shows the options of a command."
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
-
-
-INTERRUPTED = 130
-
-
-CRASHED = 70  # EX_SOFTWARE of sysexits.h
 
 
 def run_command(
@@ -120,36 +111,81 @@ def run_command(
         verbose: print a traceback below an error message; by default if ``--verbose`` is given.
 
     Raises:
-        SystemExit: argparse's own, for ``--help`` (0) and for mistyped options (2).
+        SystemExit: argparse's own, for ``--help`` (0).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in arguments if verbose is None else verbose
     with _safe_streams() as streams, _sigterm_interrupts():
         try:
             code = action(arguments)
-        except EvalError as error:
-            print(f"error: {printable_lines(str(error))}", file=sys.stderr)
-            if verbose:
-                traceback.print_exc()
-            code = error.exit_code
         except KeyboardInterrupt:
             print(interrupted(), file=sys.stderr)
             code = INTERRUPTED
-        except MemoryError:
-            print(
-                "error: out of memory.\nUse a smaller --batch-size or fewer --workers.",
-                file=sys.stderr,
-            )
-            code = 2
-        except Exception:  # a crash must not look like exit code 1, a measured difference
-            traceback.print_exc()
-            print("This is a bug in pplcnet-eval: please report it.", file=sys.stderr)
-            code = CRASHED
+        except Exception as error:
+            code = exit_code(error, verbose=verbose)
         lost = streams.exit_code()
         code = code or lost
-        if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            print(f"exit code {code} (torchrun itself exits with 1)", file=sys.stderr)
+        with suppress(UsageError):  # has been said
+            if code and own_place().count > 1:
+                print(f"exit code {code} (torchrun itself exits with 1)", file=sys.stderr)
     return code
+
+
+def exit_code(error: BaseException, *, verbose: bool = False) -> int:
+    """Say on stderr why a command ends, and give its exit code: never 1, a measured difference.
+
+    Args:
+        error: what ends it.
+        verbose: whether a traceback belongs below the message of a user's mistake.
+    """
+    if isinstance(error, EvalError):
+        code, message = error.exit_code, str(error)
+    elif isinstance(error, MemoryError):
+        code, message = 2, "out of memory.\nUse a smaller --batch-size or fewer --workers."
+    elif isinstance(error, ImportError) and not _is_ours(error):
+        code, message = 2, _missing(error)
+    else:
+        traceback.print_exception(error)
+        print(f"This is a bug in {NAME}: please report it.", file=sys.stderr)
+        return CRASHED
+    print(f"error: {printable_lines(message)}", file=sys.stderr)
+    if verbose:
+        traceback.print_exception(error)
+    return code
+
+
+def end_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What `sys.excepthook` is for a command: errors outside `run_command`, as of its imports.
+
+    Python itself would end with 1, whatever the hook does.
+    """
+    if not isinstance(error, Exception):
+        sys.__excepthook__(kind, error, trace)
+        return
+    code = exit_code(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _is_ours(error: ImportError) -> bool:
+    """Whether a module of this project is missing, or a name in one: a bug."""
+    return (error.name or "").partition(".")[0] in ("eval", "pplcnet")
+
+
+def _missing(error: ImportError) -> str:
+    """What to do about a package that is missing or broken, in two lines."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        what = f"the Python package {error.name.partition('.')[0]} is not installed"
+    else:
+        what = f"a Python package cannot be imported: {str(error).partition(chr(10))[0]}"
+    return (
+        f"{what} ({sys.executable}).\n"
+        f"Install {NAME} with its dependencies (pip install .), or activate the environment that "
+        "has them."
+    )
 
 
 class _SafeStream:
@@ -237,3 +273,7 @@ def _sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -137,8 +137,15 @@ def load_variant(name: str) -> VariantConfig:
     """
     names = builtin_variants()
     if name not in names:
-        raise UsageError(f"--variant {name}: no such variant.{_hint(name, names)}")
+        hint = _hint(meant_variant(name) or name, names)
+        raise UsageError(f"--variant {name}: no such variant.{hint}")
     return load_config(config_dir() / f"{name}.toml")
+
+
+def meant_variant(name: str) -> str | None:
+    """The built-in variant that another name of the model means, such as PPLCNetV2_base."""
+    short = re.sub(r"^(pp[-_]?)?lcnet[-_]?v2[-_]?", "", name.lower())
+    return short if short in builtin_variants() else None
 
 
 def load_config(path: Path) -> VariantConfig:

@@ -6,12 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.cli import program, run_command
+from eval.cli import run_command
 from eval.errors import DataError, EvalError
-from eval.options import positive
+from eval.options import add_option
+from eval.parser import Parser
 
 if TYPE_CHECKING:  # decoders take a while to import: --help and wrong options do without
     from eval.images.survey import Survey
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    args = _parser().parse_args(arguments)
+    args = _parser().read(arguments)
     try:
         seen = _survey(args)
     except EvalError as error:
@@ -56,27 +56,19 @@ def _survey(args: argparse.Namespace) -> Survey:
         return survey(valset, args.workers, bar.update)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("data"),
-        description="Check a validation set: its layout, labels, counts and duplicates, and that "
-        "every image can be decoded.",
-        epilog="Exit codes: 0 ready to evaluate (perhaps as a partial set); 2 wrong options; 3 not "
-        "ready; 70 a bug in this package; 130 interrupted.",
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "data",
+        "Check a validation set: its layout, labels, counts and duplicates, and that every image "
+        "can be decoded.",
+        "Exit codes: 0 ready to evaluate (perhaps as a partial set); 2 wrong options; 3 not ready; "
+        "70 a bug in this package; 130 interrupted.",
     )
-    add = parser.add_argument
-    add("--data", type=Path, metavar="PATH", required=True,
-        help="class folders, a folder of ILSVRC2012_val_*.JPEG, their tar, Kaggle's tree, or "
-        "parquet shards")  # fmt: skip
-    add("--labels", type=Path, metavar="FILE",
-        help="`name index` list or ground-truth file; official labels are built in")  # fmt: skip
-    add("--classes", type=Path, metavar="FILE",
-        help="classes other than ImageNet's: a file with one class per line, in index order, the "
-        "name of its folder first")  # fmt: skip
-    add("--json", action="store_true", help="print one JSON document")
-    add("--workers", type=positive, metavar="N", help="threads (default: chosen for the machine)")
-    add("--quiet", action="store_true", help="print only errors on stderr")
+    add_option(parser, "data", required=True)
+    for name in ("labels", "classes", "workers"):
+        add_option(parser, name)
+    parser.add_flag("--json", "print one JSON document")
+    parser.add_flag("--quiet", "print only errors on stderr")
     return parser
 
 

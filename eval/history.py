@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from eval.cli import program, run_command
+from eval.cli import run_command
+from eval.parser import Parser
+from eval.values import path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    args = _parser().parse_args(arguments)
+    args = _parser().read(arguments)
     from eval.results.history import append_history, plot, read_history, trend
 
     if args.add:
@@ -28,32 +28,31 @@ def _run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("history"),
-        description="Show the runs of a history, by variant and form.",
-        epilog="change: in images, from the previous run on the same images with the same "
-        "preprocessing; * marks other weights. A run is named by its id, such as "
-        "FILE#base-20260101T000000Z. Exit codes: 0; 2 if the history or the result "
-        "cannot be read or written; 70 a crash; 130 interrupted.",
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "history",
+        "Show the runs of a history, by variant and form.",
+        "change: in images, from the previous run on the same images with the same preprocessing; "
+        "* marks other weights. A run is named by its id, such as FILE#base-20260101T000000Z. "
+        "Exit codes: 0; 2 if the history or the result cannot be read or written; 70 a crash; "
+        "130 interrupted.",
     )
-    add = parser.add_argument
+    add = parser.add
     add(
         "file",
-        type=Path,
+        path,
         metavar="FILE",
         help="the history: a CSV file, as --history of eval.imagenet writes it",
     )
     add(
         "--add",
-        type=Path,
+        path,
         metavar="RESULT",
         help="first add a result: its folder or its summary.csv",
     )
     add("--variant", metavar="NAME", help="only this variant")
     add("--form", metavar="NAME", help="only this form")
-    add("--plot", type=Path, metavar="IMAGE", help="also draw top-1 over time: .png or .svg")
+    add("--plot", path, metavar="IMAGE", help="also draw top-1 over time: .png or .svg")
     return parser
 
 

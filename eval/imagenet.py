@@ -10,16 +10,18 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.cli import program, run_command
 from eval.errors import EvalError
-from eval.options import add_compute_options, add_subject_options, positive
-from eval.processes import is_first_process
+from eval.options import add_message_options, add_request_options, to_request
+from eval.parser import Parser
+from eval.processes import own_place
 from eval.progress import ProgressBar
-from eval.request import ON_BAD_IMAGE, Request
+from eval.request import Request
 from eval.text import printable_lines
 
 if TYPE_CHECKING:
@@ -47,14 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str], kept: list[Path], done: list[Evaluation]) -> int:
-    args = _parser().parse_args(arguments)
+    args = _parser().read(arguments)
+    place = own_place()
     try:
-        request = to_request(args, arguments)
+        request = _placed(to_request(args, f"{program('imagenet')} {shlex.join(arguments)}"))
     except EvalError:
-        if is_first_process():
+        if place.is_first:
             from eval.results.folder import put_away
 
-            put_away(args.output)
+            put_away(getattr(args, "output", None))
         raise
     assert request.output is not None
     kept.append(Path(request.output))
@@ -62,9 +65,9 @@ def _main(arguments: Sequence[str], kept: list[Path], done: list[Evaluation]) ->
     from eval.measure.settings import keep_freed_memory
 
     keep_freed_memory()
-    with ProgressBar(args.quiet or not is_first_process()) as progress:
+    with ProgressBar(args.quiet or not place.is_first) as progress:
         evaluation = evaluate(request, progress)
-    if not is_first_process():
+    if not place.is_first:
         return 0  # the first one reports: torchrun would end it as soon as another one failed
     done.append(evaluation)
 
@@ -119,86 +122,28 @@ def _kept(folders: Sequence[Path]) -> str:
     )
 
 
-def to_request(args: argparse.Namespace, arguments: Sequence[str]) -> Request:
-    """The request of a command line; without --output, its reports go below ``results/``.
-
-    Raises:
-        UsageError: options that do not go together.
-    """
-    options = {name: value for name, value in vars(args).items() if name in _REQUESTED}
-    request = Request(**options, command=f"{program('imagenet')} {shlex.join(arguments)}")
+def _placed(request: Request) -> Request:
+    """The request; without --output, its reports go below ``results/``."""
     if request.output is not None:
         return request
-    from dataclasses import replace
-
     from eval.models import open_source
 
     name = open_source(request).name
     return replace(request, output=Path("results") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
 
 
-_REQUESTED = frozenset(Request.__dataclass_fields__) - {"command"}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("imagenet"),
-        description="Measure an image classifier on the ImageNet validation set, as trained and "
-        "as deployed, and compare both with the reported accuracy.",
-        epilog=EPILOG,
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "imagenet",
+        "Measure an image classifier on the ImageNet validation set, as trained and as deployed, "
+        "and compare both with the reported accuracy.",
+        EPILOG,
     )
-    add_subject_options(parser)
-    add_compute_options(parser)
-    add = parser.add_argument
-    add(
-        "--limit",
-        type=positive,
-        metavar="N",
-        help="only the first N images of a fixed shuffled order",
+    add_request_options(parser, "subject", "compute", "run")
+    parser.add_flag(
+        "--diagnose", "after a FAIL far below the reference, also run python -m eval.diagnose"
     )
-    add(
-        "--on-bad-image",
-        choices=ON_BAD_IMAGE,
-        default=ON_BAD_IMAGE[0],
-        help="record: list it and count it as wrong; the verdict is INCOMPLETE then",
-    )
-    add("--cache", type=Path, metavar="DIR", help="keep the decoded crops for later runs")
-    add("--real-labels", action="store_true", help="also score against the ReaL labels")
-    add(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="folder for the reports (default results/<variant>-<time>); name the same folder "
-        "again to continue an interrupted run",
-    )
-    add(
-        "--stop-early",
-        action="store_true",
-        help="end the run as soon as it is certain that the whole set would FAIL",
-    )
-    add("--latency", action="store_true", help="also measure the time per image")
-    add(
-        "--diagnose",
-        action="store_true",
-        help="after a FAIL far below the reference, also run python -m eval.diagnose",
-    )
-    add("--history", type=Path, metavar="FILE", help="also append the summary to this CSV file")
-    add(
-        "--model-card",
-        type=Path,
-        metavar="FILE",
-        help="also write a complete result as the metadata of a Hugging Face model card",
-    )
-    add(
-        "--hub-benchmark",
-        metavar="ORG/NAME:TASK",
-        help="with --model-card: also write .eval_results/*.yaml beside FILE, for this benchmark "
-        "on the Hugging Face Hub",
-    )
-    add("--baseline", metavar="PATH", help="at the end, compare with an earlier result")
-    add("--quiet", action="store_true", help="print only errors on stderr")
-    add("--verbose", action="store_true", help="explain the tolerance; print tracebacks of errors")
+    add_message_options(parser, "explain the tolerance; print tracebacks of errors")
     return parser
 
 

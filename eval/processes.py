@@ -7,11 +7,13 @@ them receive all records, and the first one writes the reports.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
+
+from eval.errors import UsageError
 
 T = TypeVar("T")
 
@@ -23,6 +25,7 @@ class Group:
     number: int = 0  # of this process
     count: int = 1  # of processes
     local_number: int = 0  # of this process on its machine; selects its GPU
+    local_count: int = 1  # of processes on this machine
 
     @property
     def is_first(self) -> bool:
@@ -47,17 +50,71 @@ class Group:
         return values
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that reports (torchrun sets ``RANK``)."""
-    return os.environ.get("RANK", "0") == "0"
+def own_place(environment: Mapping[str, str] = os.environ) -> Group:
+    """Which process of the run this is: the only place that decides who is first.
+
+    torchrun sets ``WORLD_SIZE``; without it, or where it is 1, this is a plain run of one process,
+    whatever ``RANK`` a cluster has left in the environment.
+
+    Raises:
+        UsageError: the variables contradict each other, or are no numbers.
+    """
+    local_count = _number(environment, "LOCAL_WORLD_SIZE", 1, least=1)
+    if "WORLD_SIZE" not in environment:
+        return Group()
+    count = _number(environment, "WORLD_SIZE", None, least=1)
+    number = _number(environment, "RANK", None if count > 1 else 0, most=count - 1)
+    if count == 1:
+        return Group()
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not environment.get(name):
+            raise _unclear(f"WORLD_SIZE={count}, but {name} is not set")
+    known = "LOCAL_WORLD_SIZE" in environment
+    local_number = _number(environment, "LOCAL_RANK", 0, most=(local_count if known else count) - 1)
+    return Group(number, count, local_number, local_count)
+
+
+def _number(
+    environment: Mapping[str, str],
+    name: str,
+    default: int | None,
+    *,
+    least: int = 0,
+    most: int = 1_000_000,
+) -> int:
+    """A variable as a number.
+
+    Raises:
+        UsageError: it is none, too small or too large; or it is missing, and has no default.
+    """
+    text = environment.get(name)
+    if text is None:
+        if default is None:
+            raise _unclear(f"WORLD_SIZE={environment['WORLD_SIZE']}, but {name} is not set")
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise _unclear(f"{name}={text[:40]!r}: not a whole number from {least} to {most:,}")
+    return int(text)
+
+
+def _unclear(what: str) -> UsageError:
+    return UsageError(
+        f"The environment does not say which process of the run this is: {what}.\n"
+        "Start a run over several processes with torchrun; for one process: unset WORLD_SIZE RANK "
+        "LOCAL_WORLD_SIZE."
+    )
 
 
 @contextmanager
 def process_group() -> Iterator[Group]:
-    """Join the process group if the run was started by torchrun, which sets ``WORLD_SIZE``."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        yield Group()
+    """Join the process group, if the run has several processes.
+
+    Raises:
+        UsageError: see `own_place`.
+    """
+    place = own_place()
+    if place.count == 1:
+        yield place
         return
     import torch
     import torch.distributed as dist
@@ -68,6 +125,6 @@ def process_group() -> Iterator[Group]:
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1)
     )
     try:
-        yield Group(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
+        yield place
     finally:
         dist.destroy_process_group()

@@ -6,15 +6,15 @@ compares, and `eval.results.regression_report` puts the result into words.
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.cli import program, run_command
+from eval.cli import run_command
 from eval.errors import UsageError
+from eval.parser import Parser
+from eval.values import Whole, file_or_word, path
 
 if TYPE_CHECKING:  # numpy is needed to compare, and --help does without
     from eval.judge.gate import Limit
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    args = _parser().parse_args(arguments)
+    args = _parser().read(arguments)
     from eval.jobs.compare import accept, compare_results
 
     if args.accept:
@@ -94,53 +94,39 @@ def _limit(option: str, value: str | None) -> Limit | None:
         raise UsageError(f"{option}: {error}.") from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("regression"),
-        description="Compare two results on the same images, and fail if the second is worse.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "regression",
+        "Compare two results on the same images, and fail if the second is worse.",
+        EPILOG,
+        is_laid_out=True,
     )
-    add = parser.add_argument
-    add("--baseline", required=True, metavar="A", help="the result to compare with")
-    add("--candidate", required=True, metavar="B", help="the result to judge")
+    add = parser.add
+    add("--baseline", file_or_word, required=True, metavar="A", help="the result to compare with")
+    add("--candidate", file_or_word, required=True, metavar="B", help="the result to judge")
     add("--form", metavar="F", help="only this form; F:G is F of the baseline with G of B")
     add("--max-drop-top1", metavar="LIMIT", help="in images (5) or percentage points (0.05pp)")
     add("--max-drop-top5", metavar="LIMIT", help="the same for top-5")
     add(
         "--max-flips",
-        type=_natural,
+        Whole(0),
         metavar="N",
         help="how many predictions may change, other than from wrong to right",
     )
-    add(
-        "--allow-other-weights",
-        action="store_true",
-        help="compare even if the weights differ or are unknown",
-    )
-    add(
+    parser.add_flag("--allow-other-weights", "compare even if the weights differ or are unknown")
+    parser.add_flag(
         "--allow-failed-baseline",
-        action="store_true",
-        help="accept a baseline with the verdict FAIL: the model is known to miss its figure",
+        "accept a baseline with the verdict FAIL: the model is known to miss its figure",
     )
     add(
         "--output",
-        type=Path,
+        path,
         metavar="DIR",
         help="folder for regression.md, regression.csv, regression_flips.csv, "
         "regression_classes.csv and junit.xml",
     )
-    add(
-        "--accept", action="store_true", help="do not compare, but make B the baseline, in folder A"
-    )
+    parser.add_flag("--accept", "do not compare, but make B the baseline, in folder A")
     return parser
-
-
-def _natural(value: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", value):
-        raise argparse.ArgumentTypeError(f"{value!r} is not a number of images")
-    return int(value)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,40 @@
 """A request for an evaluation: the options of ``python -m eval.imagenet``, by the same names.
 
-Options take precedence over the configuration file. There are no environment variables.
+Each option is declared once, as a field of `Request`. Command lines, checks, the class's own
+documentation and ``run.json`` are made from that. Options take precedence over the configuration
+file; no environment variables are read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.config import VariantConfig, load_config, load_variant
+from eval.config import (
+    IMAGENET_VAL_IMAGES,
+    VariantConfig,
+    builtin_variants,
+    load_config,
+    load_variant,
+)
 from eval.errors import UsageError
-from eval.recipe import Recipe
+from eval.recipe import NAMED, OWN, Recipe
 from eval.recipe_files import recipe_of
+from eval.values import (
+    Kind,
+    ListOf,
+    OneOf,
+    Whole,
+    file_or_word,
+    flag,
+    path,
+    positive,
+    text,
+)
 
 DEFAULT_VARIANT = "base_ssld"
 FORMS = ("unfused", "reparameterized")
@@ -23,17 +42,72 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 ON_BAD_IMAGE = ("fail", "record")
 LARGEST_BATCH = 4096  # images; of each worker, 600 MB as uint8 crops of 224 pixels
 
-_PATHS = (
-    "data",
-    "config",
-    "labels",
-    "classes",
-    "timm_results",
-    "cache",
-    "output",
-    "history",
-    "model_card",
+PRECISION = OneOf(
+    PRECISIONS,
+    {
+        **dict.fromkeys(("float32", "float", "single", "f32", "32", "full"), "fp32"),
+        **dict.fromkeys(("float16", "half", "f16", "16", "amp"), "fp16"),
+        **dict.fromkeys(("bfloat16", "bfp16", "amp_bf16"), "bf16"),
+    },
 )
+
+
+def read_preprocess(option: str, value: Any) -> str | Path:
+    """The text of a recipe, or a file that says one.
+
+    Raises:
+        UsageError: it is none.
+    """
+    asked = file_or_word(option, value)
+    recipe_of(asked, own=Recipe(), where=option)
+    return asked
+
+
+def read_forms(option: str, value: Any) -> tuple[str, ...]:
+    """Forms of the model, in their fixed order.
+
+    Raises:
+        UsageError: one of them is unknown, or named twice.
+    """
+    asked = ListOf(all_words={"both": FORMS, "all": FORMS})(option, value)
+    if len(set(asked)) != len(asked) or not set(asked) <= set(FORMS):
+        raise UsageError(f"{option} {','.join(asked)}: use unfused, reparameterized, or both.")
+    return tuple(form for form in FORMS if form in asked)
+
+
+def read_limit(option: str, value: Any) -> int:
+    """A number of images.
+
+    Raises:
+        UsageError: it is none.
+    """
+    share = (
+        re.fullmatch(r"([0-9]{1,3}(\.[0-9]{1,9})?) ?%", value) if isinstance(value, str) else None
+    )
+    if share:
+        images = round(float(share[1]) / 100 * IMAGENET_VAL_IMAGES)
+        raise UsageError(
+            f"{option} {value}: use a number of images.\n"
+            f"Did you mean {option} {images}, of {IMAGENET_VAL_IMAGES:,}?"
+        )
+    return positive(option, value)
+
+
+def read_device(option: str, value: Any) -> str:
+    """A device.
+
+    Raises:
+        UsageError: it is none that torch could have.
+    """
+    word = text(option, value)
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", word):
+        return word
+    number = re.fullmatch(r"(?:gpu|nvidia)?:?([0-9]{1,4})", word.lower())
+    gpu = (
+        "cuda" if word.lower() in ("gpu", "nvidia") else f"cuda:{int(number[1])}" if number else ""
+    )
+    hint = f"\nDid you mean {option} {gpu}?" if gpu else ""
+    raise UsageError(f"{option} {word}: use auto, cpu, cuda or cuda:N.{hint}")
 
 
 class Benchmark(NamedTuple):
@@ -58,87 +132,211 @@ class Benchmark(NamedTuple):
         return cls(*text.split(":"))
 
 
+class Option(NamedTuple):
+    """How a field of `Request` is given.
+
+    Attributes:
+        about: what it is, for helps.
+        kind: what its value may be.
+        metavar: what stands for the value in a help; None: its name, or its choices.
+        group: ``subject`` (which model on which images), ``compute`` (how the logits are computed)
+            or ``run`` (all else).
+        default: of the field.
+    """
+
+    about: str
+    kind: Kind = text
+    metavar: str | None = None
+    group: str = "run"
+    default: Any = None
+
+
+def _subject(about: str, kind: Kind = text, metavar: str | None = None) -> dict[str, Option]:
+    return {"option": Option(about, kind, metavar, "subject")}
+
+
+def _compute(about: str, kind: Kind = text, metavar: str | None = None) -> dict[str, Option]:
+    return {"option": Option(about, kind, metavar, "compute")}
+
+
+def _run(about: str, kind: Kind = text, metavar: str | None = None) -> dict[str, Option]:
+    return {"option": Option(about, kind, metavar)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One evaluation. An option that is None is chosen to suit the model or the machine.
 
-    Attributes:
-        data: the validation set, in any layout; None with `demo`.
-        demo: evaluate the embedded known-answer model on the images that belong to it.
-        variant: a built-in configuration; ``base_ssld`` unless another model is named.
-        config: a configuration file instead.
-        model: a classifier of a library instead: ``timm:NAME`` or ``torchvision:NAME``.
-        weights: a checkpoint or an exported file; ``auto``: the cache, else a download.
-        forms: ``unfused``, ``reparameterized`` or both (a list, or a string with a comma).
-        preprocess: the text of a recipe, ``NAME[,key=value,...]`` (see `eval.recipe`), or a file
-            that says one; None, or ``own``: the model's own.
-        backend: what computes the logits; None: torch, or the exported file's own runtime.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
-        batch_size: images in a batch.
-        workers: threads.
-        limit: only the first N images of a fixed shuffled order.
-        classes: a file with one class per line, in index order, instead of ImageNet's 1000.
-        labels: a file of labels, for images that are not in class folders.
-        on_bad_image: ``fail``, or ``record``: list it and count it as wrong.
-        real_labels: also score against the ReaL labels.
-        timm_results: timm's table of results, of which the model's row is shown.
-        cache: a folder for the decoded crops.
-        output: a folder for the reports; an interrupted run continues there. With None, nothing
-            is written: `eval.Evaluation.save` does it on demand.
-        history: a CSV file to which the summary is appended.
-        baseline: an earlier result to compare with at the end.
-        model_card: a file for the result as metadata of a Hugging Face model card.
-        hub_benchmark: ``ORG/NAME:TASK``, a benchmark on the Hugging Face Hub: with `model_card`,
-            the result is also written to ``.eval_results`` beside that file.
-        stop_early: end as soon as it is certain that the full set would FAIL.
-        latency: also measure the time per image.
-        command: the command line, for the reports.
+    Without `output`, nothing is written: `eval.Evaluation.save` does it on demand. `forms` may also
+    be a list. `command` is the command line, for the reports.
 
     Raises:
-        UsageError: options that do not go together, or a value that is not one of those listed.
+        UsageError: options that do not go together, or a value that is none of its kind.
     """
 
-    data: Path | str | None = None
-    demo: bool = False
-    variant: str | None = None
-    config: Path | str | None = None
-    model: str | None = None
-    weights: Path | str = "auto"
-    forms: Sequence[str] | str | None = None
-    preprocess: Path | str | None = None
-    backend: str | None = None
-    device: str = "auto"
-    precision: str = "fp32"
-    batch_size: int | None = None
-    workers: int | None = None
-    limit: int | None = None
-    classes: Path | str | None = None
-    labels: Path | str | None = None
-    on_bad_image: str = "fail"
-    real_labels: bool = False
-    timm_results: Path | str | None = None
-    cache: Path | str | None = None
-    output: Path | str | None = None
-    history: Path | str | None = None
-    baseline: Path | str | None = None
-    model_card: Path | str | None = None
-    hub_benchmark: str | None = None
-    stop_early: bool = False
-    latency: bool = False
+    data: Path | str | None = field(
+        default=None,
+        metadata=_subject(
+            "the validation set: class folders, flat files, the official tar, Kaggle's tree or "
+            "parquet shards",
+            path,
+            "PATH",
+        ),
+    )
+    demo: bool = field(
+        default=False,
+        metadata=_subject(
+            "run the whole job on an embedded model with known answers; no ImageNet needed", flag
+        ),
+    )
+    variant: str | None = field(
+        default=None,
+        metadata=_subject(
+            f"{', '.join(builtin_variants())} (default {DEFAULT_VARIANT})", metavar="NAME"
+        ),
+    )
+    config: Path | str | None = field(
+        default=None, metadata=_subject("your own configuration file instead", path, "FILE")
+    )
+    model: str | None = field(
+        default=None,
+        metadata=_subject(
+            "a classifier from a library instead: timm:NAME or torchvision:NAME",
+            metavar="LIBRARY:NAME",
+        ),
+    )
+    weights: Path | str = field(
+        default="auto",
+        metadata=_subject(
+            "a checkpoint (.pdparams, .safetensors, .pth, .pt) or an exported file (.onnx, .xml, "
+            "...); default auto: from the cache, else downloaded",
+            file_or_word,
+            "FILE",
+        ),
+    )
+    forms: Sequence[str] | str | None = field(
+        default=None,
+        metadata=_subject(
+            "unfused, reparameterized or both (default both, if the model has them)",
+            read_forms,
+            "LIST",
+        ),
+    )
+    preprocess: Path | str | None = field(
+        default=None,
+        metadata=_subject(
+            f"{', '.join(NAMED)} or {OWN} (the model's own; the default), with single steps as in "
+            "torchvision,resize=235,interpolation=bicubic; or a file: preprocessor_config.json, "
+            "inference.yml, or the same keys in .toml (docs/preprocessing.md)",
+            read_preprocess,
+            "RECIPE",
+        ),
+    )
+    labels: Path | str | None = field(
+        default=None, metadata=_subject("labels of flat files: lines of `name index`", path, "FILE")
+    )
+    classes: Path | str | None = field(
+        default=None,
+        metadata=_subject(
+            "classes other than ImageNet's 1000: a file with one class per line, in index order, "
+            "the name of its folder first",
+            path,
+            "FILE",
+        ),
+    )
+    timm_results: Path | str | None = field(
+        default=None,
+        metadata=_subject("timm's table of results: show the row of the model", path, "FILE"),
+    )
+    backend: str | None = field(
+        default=None,
+        metadata=_compute(
+            "what computes the logits (default torch, or the exported file's own runtime)",
+            metavar="NAME",
+        ),
+    )
+    device: str = field(
+        default="auto", metadata=_compute("auto, cpu, cuda or cuda:N (default auto)", read_device)
+    )
+    precision: str = field(
+        default="fp32", metadata=_compute("of the computation (default fp32)", PRECISION)
+    )
+    batch_size: int | None = field(
+        default=None,
+        metadata=_compute(
+            "batch size per worker",
+            Whole(1, LARGEST_BATCH, "larger batches only take more memory"),
+            "N",
+        ),
+    )
+    workers: int | None = field(
+        default=None, metadata=_compute("threads (default one per core)", positive, "N")
+    )
+    limit: int | None = field(
+        default=None,
+        metadata=_run("only the first N images of a fixed shuffled order", read_limit, "N"),
+    )
+    on_bad_image: str = field(
+        default="fail",
+        metadata=_run(
+            "record: list it and count it as wrong; the verdict is INCOMPLETE then",
+            OneOf(ON_BAD_IMAGE),
+        ),
+    )
+    cache: Path | str | None = field(
+        default=None, metadata=_run("keep the decoded crops for later runs", path, "DIR")
+    )
+    real_labels: bool = field(
+        default=False, metadata=_run("also score against the ReaL labels", flag)
+    )
+    output: Path | str | None = field(
+        default=None,
+        metadata=_run(
+            "folder for the reports (default results/<variant>-<time>); name the same folder again "
+            "to continue an interrupted run",
+            path,
+            "DIR",
+        ),
+    )
+    stop_early: bool = field(
+        default=False,
+        metadata=_run("end the run as soon as it is certain that the whole set would FAIL", flag),
+    )
+    latency: bool = field(default=False, metadata=_run("also measure the time per image", flag))
+    history: Path | str | None = field(
+        default=None, metadata=_run("also append the summary to this CSV file", path, "FILE")
+    )
+    model_card: Path | str | None = field(
+        default=None,
+        metadata=_run(
+            "also write a complete result as the metadata of a Hugging Face model card",
+            path,
+            "FILE",
+        ),
+    )
+    hub_benchmark: str | None = field(
+        default=None,
+        metadata=_run(
+            "with --model-card: also write .eval_results/*.yaml beside FILE, for this benchmark on "
+            "the Hugging Face Hub",
+            metavar="ORG/NAME:TASK",
+        ),
+    )
+    baseline: Path | str | None = field(
+        default=None,
+        metadata=_run("at the end, compare with an earlier result", file_or_word, "PATH"),
+    )
     command: str = ""
 
     def __post_init__(self) -> None:
-        for name in _PATHS:
+        for name, option in OPTIONS.items():
             value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, Path(value))
-        object.__setattr__(self, "forms", _forms(self.forms))
-        self._check_what()
-        self._check_values()
+            if value is not None or option.default is not None:
+                object.__setattr__(self, name, option.kind(option_name(name), value))
+        self._check_together()
 
-    def _check_what(self) -> None:
-        """Exactly one model and one set of images."""
+    def _check_together(self) -> None:
+        """Exactly one model and one set of images, and what goes with them."""
         if self.demo == (self.data is not None):
             raise UsageError("Name a validation set with --data PATH, or use --demo (not both).")
         if self.demo and (self.variant or self.config or self.model or self.weights != "auto"):
@@ -161,24 +359,6 @@ class Request:
             Benchmark.parse(self.hub_benchmark)
             if self.model_card is None:
                 raise UsageError("--hub-benchmark writes beside --model-card FILE: name one.")
-
-    def _check_values(self) -> None:
-        for name, known in {"precision": PRECISIONS, "on_bad_image": ON_BAD_IMAGE}.items():
-            value = getattr(self, name)
-            if value not in known:
-                listed = ", ".join(known)
-                raise UsageError(f"--{name.replace('_', '-')} {value}: use one of {listed}.")
-        if self.preprocess is not None:
-            recipe_of(self.preprocess, own=Recipe())
-        for name in ("batch_size", "workers", "limit"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or value < 1):
-                raise UsageError(f"--{name.replace('_', '-')} {value}: use a positive number.")
-        if self.batch_size is not None and self.batch_size > LARGEST_BATCH:
-            raise UsageError(
-                f"--batch-size {self.batch_size}: use at most {LARGEST_BATCH}; larger batches only "
-                "take more memory."
-            )
         if self.stop_early and self.limit is not None:
             raise UsageError("--stop-early is for runs of the whole set: omit --limit.")
 
@@ -204,17 +384,40 @@ class Request:
             return self.published.model
         return None
 
+    def words(self, *groups: str) -> list[str]:
+        """The words of a command line that give the options of some groups again."""
+        found = []
+        for name, option in options_of(*groups).items():
+            value = getattr(self, name)
+            if value is True:
+                found.append(option_name(name))
+            elif value != option.default:
+                shown = ",".join(value) if isinstance(value, tuple) else str(value)
+                found += [option_name(name), shown]
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """The options as plain values, for ``run.json``."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 
-def _forms(asked: Sequence[str] | str | None) -> tuple[str, ...] | None:
-    """In their fixed order."""
-    if asked is None:
-        return None
-    forms = asked.split(",") if isinstance(asked, str) else list(asked)
-    if not forms or len(set(forms)) != len(forms) or not set(forms) <= set(FORMS):
-        raise UsageError(f"--forms {','.join(forms)}: use unfused, reparameterized, or both.")
-    return tuple(form for form in FORMS if form in forms)
+OPTIONS: Mapping[str, Option] = {
+    row.name: row.metadata["option"]._replace(default=row.default)
+    for row in fields(Request)
+    if row.metadata
+}
+
+
+def option_name(name: str) -> str:
+    """What a field is called on a command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def options_of(*groups: str) -> dict[str, Option]:
+    """The options of some groups, in their order."""
+    return {name: option for name, option in OPTIONS.items() if option.group in groups}
+
+
+_ATTRIBUTES = "\n".join(f"        {name}: {option.about}." for name, option in OPTIONS.items())
+Request.__doc__ = f"{Request.__doc__}\n    Attributes:\n{_ATTRIBUTES}\n"

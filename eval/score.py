@@ -6,19 +6,20 @@ compared with the reported accuracy, with third-party results, and with each oth
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from eval.backends.precision import UNKNOWN
 from eval.cli import program, run_command
-from eval.config import (
-    builtin_variants,
-)
-from eval.options import add_array_options
+from eval.errors import UsageError
+from eval.options import add_array_options, add_option
+from eval.parser import Parser
+from eval.progress import ProgressBar
 from eval.recipe_files import recipe_of
+from eval.values import Whole, file_or_word, path
 
 EPILOG = """
 PREDICTIONS is one of:
@@ -51,13 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    args = _parser().parse_args(arguments)
-    from eval.jobs.score import score
+    args = _parser().read(arguments)
+    if args.config and args.variant:
+        raise UsageError("--config and --variant both name a configuration: use one.")
+    from eval.jobs.score import Scoring, score
     from eval.results.console import format_evaluation
     from eval.results.folder import OutputFolder
 
+    asked = {field.name: getattr(args, field.name) for field in fields(Scoring)}
+    command = f"{program('score')} {shlex.join(arguments)}"
     with OutputFolder(args.output) as folder:
-        evaluation = score(args, f"{program('score')} {shlex.join(arguments)}")
+        with ProgressBar(args.quiet) as progress:
+            evaluation = score(Scoring(**asked), command, progress)
         folder.path = folder.path or Path("results") / evaluation.provenance.run_id
         folder.save(evaluation)
 
@@ -66,29 +72,26 @@ def _main(arguments: Sequence[str]) -> int:
     return evaluation.exit_code
 
 
-def _recipe(text: str) -> str:
-    """The text of a recipe, as the reports name it."""
-    return text if text == UNKNOWN else recipe_of(text).text
+def _recipe(option: str, value: str) -> str:
+    """The text of a recipe, as the reports name it; or that it is unknown."""
+    asked = file_or_word(option, value)
+    return UNKNOWN if asked == UNKNOWN else recipe_of(asked, where=option).text
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("score"),
-        description="Score predictions that another device or runtime made.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "score", "Score predictions that another device or runtime made.", EPILOG, is_laid_out=True
     )
-    add = parser.add_argument
-    add("predictions", type=Path, metavar="PREDICTIONS", help="see below")
-    add("--data", type=Path, required=True, metavar="PATH", help="the validation set")
-    add("--labels", type=Path, metavar="FILE", help="its labels, if folders do not give them")
+    add = parser.add
+    add("predictions", path, metavar="PREDICTIONS", help="see below")
+    add_option(parser, "data", required=True)
+    add_option(parser, "labels")
     add_array_options(parser)
-    add("--variant", metavar="NAME", help=f"{', '.join(builtin_variants())} (default base_ssld)")
-    add("--config", type=Path, metavar="FILE", help="your own configuration file instead")
+    add_option(parser, "variant")
+    add_option(parser, "config")
     add(
         "--preprocess",
-        type=_recipe,
+        _recipe,
         default=UNKNOWN,
         metavar="RECIPE",
         help="the preprocessing that the device used: torchvision, paddle, ... "
@@ -106,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="what made the predictions, for the report",
     )
-    add("--weights", type=Path, metavar="FILE", help="the model file, for its SHA-256")
+    add("--weights", path, metavar="FILE", help="the model file, for its SHA-256")
     add(
         "--reference",
         metavar="NAME",
@@ -114,24 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--tolerance",
-        type=_natural,
+        Whole(0),
         metavar="N",
         help="compare with the reference; the counts may differ by N images",
     )
-    add(
-        "--allow-missing",
-        action="store_true",
-        help="score some of the images; the verdict is PARTIAL then",
-    )
-    add("--output", type=Path, metavar="DIR", help="default results/<variant>-scored-<time>")
-    add("--quiet", action="store_true", help="print only errors on stderr")
+    parser.add_flag("--allow-missing", "score some of the images; the verdict is PARTIAL then")
+    add("--output", path, metavar="DIR", help="default results/<variant>-scored-<time>")
+    parser.add_flag("--quiet", "print only errors on stderr")
     return parser
-
-
-def _natural(value: str) -> int:
-    if not value.isascii() or not value.isdigit():
-        raise argparse.ArgumentTypeError(f"{value!r} is not a number of images")
-    return int(value)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,23 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from eval.backends import BACKENDS
+from eval.backends import backend_name
 from eval.cli import program, run_command
 from eval.config import load_variant
 from eval.errors import UsageError
-from eval.options import positive
-from eval.recipe import OWN, Recipe, split_list
-from eval.recipe_files import recipe_of
-from eval.request import FORMS, ON_BAD_IMAGE, PRECISIONS
+from eval.options import add_option
+from eval.parser import Parser
+from eval.progress import ProgressBar
+from eval.recipe import OWN, split_list
+from eval.request import DEFAULT_VARIANT, PRECISION, read_forms, read_preprocess
+from eval.values import ListOf, file_or_word, path, text
+
+if TYPE_CHECKING:  # torch takes seconds to import, and wrong options are refused without it
+    from eval.jobs.sweep import Sweep
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,128 +45,103 @@ def _main(arguments: Sequence[str]) -> int:
     from eval.results.folder import OutputFolder, csv_text, put_away
     from eval.results.schema import SWEEP_FILE
 
-    planned = list(sweep.combinations(args))
-    if not planned:
-        raise UsageError("Nothing is left to run: see what was left out above.")
-    names = [combination.name for combination in planned]
-    if len(set(names)) < len(names):
-        raise UsageError("--weights: two files have the same name. Rename one of them.")
+    asked = to_sweep(args)
+    planned, left_out = sweep.combinations(asked)
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
     keep_freed_memory()
-    requests = [row.request(args, args.output / row.name) for row in planned]
-    with OutputFolder(args.output, (SWEEP_FILE,)) as folder:
-        for name in names:
-            put_away(args.output / name)
-        image_set = sweep.fill_cache(requests, args.quiet)
-        rows = list(sweep.run_rows(planned, requests, args.quiet))
+    with OutputFolder(asked.output, (SWEEP_FILE,)) as folder, ProgressBar(args.quiet) as progress:
+        for combination in planned:
+            put_away(asked.output / combination.name)
+        image_set, results = sweep.start(asked, planned, progress)
+        rows = []
+        for row, error in results:
+            rows.append(row)
+            if error:
+                print(f"{row['name']}: {error}", file=sys.stderr)
         folder.write(SWEEP_FILE, csv_text(pd.DataFrame(rows, columns=list(sweep.COLUMNS))))
-    print(sweep.table(rows, sweep.short_names(planned)))
-    print("Flips: images whose best class is not that of the first row of the same pixels.")
-    for variant in args.variant:
-        if ":" not in variant:
-            for line in sweep.reported(load_variant(variant), image_set):
-                print(line)
+    names = sweep.short_names(planned)
+    print(sweep.table(rows, names))
+    print("Flips: top-1 predictions that differ from the first row with the same preprocessing.")
+    for line in sweep.reported(asked.variants, image_set):
+        print(line)
     if args.plot:
-        sweep.plot(rows, sweep.short_names(planned), args.plot)
-    print(f"Reports: {args.output}")
+        sweep.plot(rows, names, args.plot)
+    print(f"Reports: {asked.output}")
     return max(int(row["exit_code"]) for row in rows)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("sweep"),
-        description="Several models, forms, backends, precisions and preprocessings over one "
-        "validation set, decoded once, in one table.",
-        epilog="Lists are separated by commas. The exit code is the largest of the rows'.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="PATH", help="the validation set")
-    add(
-        "--variant",
-        default="base_ssld",
-        metavar="LIST",
-        help="variants, timm:NAME or torchvision:NAME; default %(default)s",
-    )
-    add(
-        "--weights",
-        nargs="+",
-        default=["auto"],
-        metavar="FILE",
-        help="checkpoints and exported files; VARIANT=FILE for those of one variant; default auto",
-    )
-    add("--forms", default="reparameterized", metavar="LIST", help="default %(default)s")
-    add("--backend", default="torch", metavar="LIST", help="default %(default)s")
-    add("--precision", default="fp32", metavar="LIST", help="default %(default)s")
-    add(
-        "--preprocess",
-        default=OWN,
-        metavar="LIST",
-        help="recipes, as of eval.imagenet: own, torchvision, paddle, squash, paddle,crop=288 "
-        "...; default %(default)s",
-    )
-    add(
-        "--limit",
-        type=positive,
-        metavar="N",
-        help="only the first N images of a fixed shuffled order",
-    )
-    add("--labels", type=Path, metavar="FILE", help="labels of flat files")
-    add("--on-bad-image", choices=ON_BAD_IMAGE, default=ON_BAD_IMAGE[0])
-    add("--cache", type=Path, metavar="DIR", help="default: in --output")
-    add("--latency", action="store_true", help="also measure the time per image")
-    add("--plot", type=Path, metavar="IMAGE", help="draw accuracy against latency: .png or .svg")
-    add(
-        "--output",
-        type=Path,
-        default=Path("results/sweep"),
-        metavar="DIR",
-        help="folder for the reports (default %(default)s)",
-    )
-    add("--quiet", action="store_true", help="print only errors on stderr")
-    return parser
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; what is wrong with it is said before hours of work.
 
     Raises:
-        UsageError: a name in a list is not known, or --plot cannot be drawn.
+        UsageError: there is no such variant, or the plot cannot be drawn.
     """
-    args = _parser().parse_args(arguments)
+    args = _parser().read(arguments)
     if args.plot and args.plot.suffix not in (".png", ".svg"):
         raise UsageError(f"--plot {args.plot}: name a .png or .svg file.")
     if args.plot and not args.latency:
         raise UsageError("--plot draws accuracy against latency: add --latency.")
-    known = {
-        "forms": FORMS,
-        "backend": BACKENDS,
-        "precision": PRECISIONS,
-    }
-    for option, names in known.items():
-        chosen = getattr(args, option).split(",")
-        unknown = [name for name in chosen if name not in names]
-        if unknown:
-            raise UsageError(f"--{option} {','.join(unknown)}: use {', '.join(names)}.")
-        setattr(args, option, chosen)
-    args.preprocess = split_list(args.preprocess)
-    for recipe in args.preprocess:
-        recipe_of(recipe, own=Recipe())
-    if args.plot and not args.latency:
-        raise UsageError("--plot draws the latency: add --latency.")
-    args.variant = args.variant.split(",")
-    for variant in args.variant:
+    for variant in args.variants:
         if ":" not in variant:
             load_variant(variant)
-    args.weights = [_owned(word, args.variant) for word in args.weights]
+    args.weights = tuple(_owned(str(word), args.variants) for word in args.weights)
     args.cache = args.cache or args.output / "cache"
     args.command = f"{program('sweep')} {shlex.join(arguments)}"
     return args
 
 
+def to_sweep(values: argparse.Namespace) -> Sweep:
+    """What a command line compares."""
+    from eval.jobs.sweep import Sweep
+
+    return Sweep(**{field.name: getattr(values, field.name) for field in fields(Sweep)})
+
+
 def _owned(word: str, variants: Sequence[str]) -> tuple[str | None, str]:
     """The variant that a weights file is of, if it is said, and the file."""
     owner, equals, file = word.partition("=")
-    return (owner, file) if equals and owner in variants else (None, word)
+    if equals and owner in variants:
+        return owner, str(file_or_word("--weights", file))
+    return None, word
+
+
+def _recipes(option: str, value: str) -> tuple[str, ...]:
+    """Texts of recipes, which may have commas of their own."""
+    return tuple(str(read_preprocess(option, each)) for each in split_list(text(option, value)))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "sweep",
+        "Several models, forms, backends, precisions and preprocessings over one validation set, "
+        "decoded once, in one table.",
+        "Lists are separated by commas. The exit code is the largest of the rows'.",
+    )
+    add = parser.add
+    add_option(parser, "data", required=True)
+    add("--variant", ListOf(), dest="variants", default=(DEFAULT_VARIANT,), metavar="LIST",
+        help=f"variants, timm:NAME or torchvision:NAME; default {DEFAULT_VARIANT}")  # fmt: skip
+    add("--weights", file_or_word, nargs="+", default=["auto"], metavar="FILE",
+        help="checkpoints and exported files; VARIANT=FILE for those of one variant; default "
+        "auto")  # fmt: skip
+    for name, dest, kind, default in (
+        ("--forms", "forms", read_forms, "reparameterized"),
+        ("--backend", "backends", ListOf(backend_name), "torch"),
+        ("--precision", "precisions", ListOf(PRECISION), "fp32"),
+    ):
+        add(name, kind, dest=dest, default=(default,), metavar="LIST", help=f"default {default}")
+    add("--preprocess", _recipes, dest="preprocesses", default=(OWN,), metavar="LIST",
+        help="recipes, as of eval.imagenet: own, torchvision, paddle, squash, paddle,crop=288 "
+        f"...; default {OWN}")  # fmt: skip
+    for name in ("limit", "labels", "on_bad_image", "latency"):
+        add_option(parser, name)
+    add_option(parser, "cache", help="default: in --output")
+    add("--plot", path, metavar="IMAGE", help="draw accuracy against latency: .png or .svg")
+    add("--output", path, default=Path("results/sweep"), metavar="DIR",
+        help="folder for the reports (default %(default)s)")  # fmt: skip
+    parser.add_flag("--quiet", "print only errors on stderr")
+    return parser
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def _export(words: Sequence[str], targets: Mapping[str, Path | None], stem: str)
         path.parent.mkdir(parents=True, exist_ok=True)
     beside = next(iter(wanted.values())).parent
     with tempfile.TemporaryDirectory(dir=beside, prefix=".export-") as folder:
-        make(export.parse([*words, "--output", folder]))
+        make(export.parse([*words, "--output", folder]), export.show)
         for suffix, path in wanted.items():
             move(Path(folder) / f"{stem}{suffix}", path)
 

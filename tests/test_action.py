@@ -80,7 +80,7 @@ def test_inputs_become_options_that_the_command_has() -> None:
             "INPUT_ARGS": "--preprocess paddle --cache 'a b'",
         }
     )
-    args = imagenet._parser().parse_args(options)
+    args = imagenet.to_request(imagenet._parser().read(options), "")
     assert (args.data, args.variant, args.weights) == (Path("/val set"), "base", "-f.pth")
     assert (args.baseline, args.output, args.cache) == (None, Path("out"), Path("a b"))
 

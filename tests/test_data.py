@@ -288,12 +288,20 @@ def test_no_set(tmp_path: Path, capsys):
     assert "there is no such file or folder" in err
 
 
-@pytest.mark.parametrize("options", [[], ["--data"], ["--data", "x", "--workers", "0"], ["--dat"]])
-def test_usage(capsys, options: list[str]):
-    with pytest.raises(SystemExit) as caught:
-        main(options)
-    assert caught.value.code == 2
-    assert "usage: python -m eval.data" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "missing: --data.\npython -m eval.data --help explains the options."),
+        (["--data"], "--data: expected one argument.\n"),
+        (["--data", "x", "--workers", "0"], "--workers 0: use a positive number."),
+        (["--dat", "x"], "python -m eval.data does not take --dat.\nDid you mean: "),
+    ],
+)
+def test_usage(capsys, options: list[str], message: str):
+    assert main(options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert "usage:" not in error
 
 
 def test_interrupted(tmp_path: Path, capsys, monkeypatch):

@@ -19,7 +19,6 @@ from eval.backends import create_predictor
 from eval.backends.formats import precision_of
 from eval.backends.onnx import export_onnx
 from eval.backends.signature import check_signature
-from eval.config import load_variant
 from eval.errors import ModelError, UsageError
 from eval.imagenet import main
 from eval.images.preprocess import PREPROCESS
@@ -242,9 +241,7 @@ def test_a_sweep_is_one_table(
     assert float(rows[2]["megabytes"]) < 0.4 * float(rows[0]["megabytes"])
 
 
-def test_every_combination_of_a_sweep_has_a_folder_of_its_own(
-    made: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_combination_of_a_sweep_has_a_folder_of_its_own(made: Path) -> None:
     words = [
         "--data",
         "val",
@@ -255,17 +252,18 @@ def test_every_combination_of_a_sweep_has_a_folder_of_its_own(
     ]
     words += ["--backend", "torch,onnxruntime,openvino", "--precision", "fp32,bf16"]
     words += ["--variant", "base,small", "--preprocess", "torchvision,paddle"]
-    names = [each.name for each in combinations(sweep.parse(words))]
+    planned, left_out = combinations(sweep.to_sweep(sweep.parse(words)))
+    names = [each.name for each in planned]
     # Of each: 3 backends in fp32, 2 in bf16, one file in 2, the other in 1.
     assert len(names) == len(set(names)) == 2 * 2 * (3 + 2 + 2 + 1)
     assert "small-model-int8.onnx-openvino-int8-torchvision" in names
-    assert capsys.readouterr().err == 4 * "left out: onnxruntime has no bf16 here\n"
+    assert left_out == 4 * ["onnxruntime has no bf16 here"]
 
 
 def test_a_sweep_shows_the_figures_of_its_own_set() -> None:
-    small = load_variant("small")
-    assert [line[:28] for line in reported(small, VAL)] == ["small, reported: 73.97 / - ("]
-    (line,) = reported(small, V2)
+    shown = [line[:28] for line in reported(["small", "timm:resnet18"], VAL)]
+    assert shown == ["small, reported: 73.97 / - ("]
+    (line,) = reported(["small"], V2)
     assert line.startswith("small, timm: 60.98 / 82.54 (")
 
 
@@ -276,7 +274,8 @@ def test_weights_of_a_sweep_may_belong_to_one_variant(tmp_path: Path) -> None:
     words += ["--backend", "torch,openvino"]
     assert sweep.main(words) == 4  # the file is not there
     file.touch()
-    found = [(each.name, each.weights) for each in combinations(sweep.parse(words))]
+    planned, _ = combinations(sweep.to_sweep(sweep.parse(words)))
+    found = [(each.name, each.weights) for each in planned]
     assert found == [
         ("small-reparameterized-torch-fp32-own", "a/x.pdparams"),
         ("small-reparameterized-openvino-fp32-own", "a/x.pdparams"),
@@ -302,6 +301,19 @@ def test_a_sweep_cannot_tell_files_of_one_name_apart(
     ]
     assert sweep.main(words) == 2
     assert "two files have the same name" in capsys.readouterr().err
+
+
+def test_a_sweep_names_what_it_leaves_out(
+    val_folder: MakeVal, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(val_folder(FILES)), "--variant", "small", "--weights", str(weights)]
+    words += ["--backend", "onnxruntime,torch", "--precision", "bf16", "--quiet"]
+    assert sweep.main([*words, "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err == "left out: onnxruntime has no bf16 here\n"
+    assert sweep.main([*words, "--backend", "onnxruntime"]) == 2
+    assert capsys.readouterr().err == (
+        "error: Nothing is left to run: onnxruntime has no bf16 here.\n"
+    )
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(

@@ -108,7 +108,7 @@ def test_the_full_set_is_skipped_where_it_is_absent() -> None:
 
 def request_of(options: list[str]) -> imagenet.Request:
     options = [word.replace("${{ matrix.variant }}", "base_ssld") for word in options]
-    return imagenet.to_request(imagenet._parser().parse_args(options), options)
+    return imagenet.to_request(imagenet._parser().read(options), "")
 
 
 def test_the_options_can_be_parsed_and_fit_together() -> None:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from eval.errors import UsageError
+from eval.values import OneOf
 
 if TYPE_CHECKING:
     import torch
@@ -238,6 +239,19 @@ BACKENDS: Mapping[str, Backend] = {
         fixed_batch=True,
     ),
 }
+
+# What a name of a backend may be.
+backend_name = OneOf(
+    BACKENDS,
+    {
+        **dict.fromkeys(("onnx", "ort", "onnx-runtime"), "onnxruntime"),
+        **dict.fromkeys(("pytorch", "eager"), "torch"),
+        **dict.fromkeys(("torch.compile", "inductor", "torch-compile"), "compile"),
+        **dict.fromkeys(("ov", "ir"), "openvino"),
+        **dict.fromkeys(("tflite", "tensorflow", "tf"), "litert"),
+        **dict.fromkeys(("et", "pte"), "executorch"),
+    },
+)
 
 
 def create_predictor(

@@ -15,6 +15,7 @@ from eval.backends.formats import EXPORTS, companions, size_of
 from eval.errors import ModelError
 from eval.images.preprocess import Crop, Preprocess
 from eval.images.valset import open_valset
+from eval.progress import Event, Observer, ignore
 
 WITHIN = 1e-3  # of the largest logit
 
@@ -70,8 +71,8 @@ def make(kind: str, model: Model, folder: Path) -> Path:
     return path
 
 
-def compare(kind: str, path: Path, model: Model) -> None:
-    """Print how near a file's answers are to torch's.
+def compare(kind: str, path: Path, model: Model, progress: Observer = ignore) -> None:
+    """Tell how near a file's answers are to torch's.
 
     Raises:
         ModelError: they differ by more than rounding.
@@ -87,10 +88,9 @@ def compare(kind: str, path: Path, model: Model) -> None:
             f"{model.shown} get another class, logits differ by {difference:.2g} of the largest.\n"
             "Nothing was written; try another format."
         )
-    print(
-        f"{path.name}: {size_of(path):,} bytes; {len(found)} {model.shown}: the same classes in "
-        f"{backend}, logits within {difference:.1e} of the largest"
-    )
+    shown = f"{path.name}: {size_of(path):,} bytes; {len(found)} {model.shown}"
+    told = f"the same classes in {backend}, logits within {difference:.1e} of the largest"
+    progress(Event(message=f"{shown}: {told}"))
 
 
 def move(path: Path, target: Path) -> None:

@@ -202,22 +202,4 @@ def save(diagnosis: Diagnosis, json_file: Path | None, html_file: Path | None) -
 
 def diagnose_command(request: Request) -> str:
     """The command line that diagnoses what a request evaluates."""
-    words = ["python", "-m", "eval.diagnose"]
-    for name in _COMMAND:
-        value = getattr(request, name)
-        if value is True:
-            words.append(_option(name))
-        elif value != Request.__dataclass_fields__[name].default:
-            text = ",".join(value) if isinstance(value, tuple) else str(value)
-            words += [_option(name), text]
-    return shlex.join(words)
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-_COMMAND = (
-    *("data", "demo", "variant", "config", "model", "weights", "forms", "preprocess"),
-    *("classes", "labels", "backend", "device", "precision", "batch_size", "workers"),
-)
+    return shlex.join(["python", "-m", "eval.diagnose", *request.words("subject", "compute")])

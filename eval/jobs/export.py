@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from eval.jobs.convert import Model, answers, compare, make, move, read_crops
 from eval.jobs.int8 import Calibration, quantize
 from eval.measure.settings import exact_settings
 from eval.models import Subject, open_source
-from eval.progress import ignore
+from eval.progress import Event, Observer, ignore
 from eval.request import Request
 
 COMPARED = 32  # images
@@ -27,61 +27,111 @@ COMPARED = 32  # images
 IMAGENET_CLASSES = 1000
 
 
-def export(args: argparse.Namespace) -> None:
-    """Make all files; see the module."""
-    for name in args.format:
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What is exported.
+
+    Attributes:
+        output: the folder for the files.
+        formats: of `EXPORTS`.
+        variant, config, model, weights, preprocess, classes: as of `eval.request.Request`.
+        form: None: reparameterized, where the model has it.
+        opset: of ONNX.
+        images: a validation set to compare on; None: noise.
+        calibrate: a validation set; with it, int8 files are made, too.
+        calibration_images: how many of it are used.
+        method: how int8 is calibrated; None: the best is measured.
+        max_drop: the largest allowed top-1 drop of int8, as a share; None: any.
+    """
+
+    output: Path
+    formats: Sequence[str] = ("onnx",)
+    variant: str | None = None
+    config: Path | None = None
+    model: str | None = None
+    weights: str | Path = "auto"
+    classes: Path | None = None
+    preprocess: str | Path | None = None
+    form: str | None = None
+    opset: int = 18
+    images: Path | None = None
+    calibrate: Path | None = None
+    calibration_images: int = 300
+    method: str | None = None
+    max_drop: float | None = None
+
+
+def export(asked: Export, progress: Observer = ignore) -> None:
+    """Make all files; see the module.
+
+    Args:
+        asked: what is exported.
+        progress: receives a message about each file.
+
+    Raises:
+        EvalError: see `eval.errors`.
+    """
+    for name in asked.formats:
         check_installed(EXPORTS[name][0], converting=True)
-    args.output.mkdir(parents=True, exist_ok=True)
-    with exact_settings(), tempfile.TemporaryDirectory(dir=args.output, prefix=".export-") as name:
+    asked.output.mkdir(parents=True, exist_ok=True)
+    with exact_settings(), tempfile.TemporaryDirectory(dir=asked.output, prefix=".export-") as name:
         folder = Path(name)
-        subject, form = _subject(args)
-        model = _with_images(args, subject, form)
-        graph = _onnx_graph(model, args.opset)
+        subject, form = _subject(asked)
+        model = _with_images(asked, subject, form)
+        graph = _onnx_graph(model, asked.opset)
         (folder / "graph.onnx").write_bytes(graph)
         files = {}
-        for kind in args.format:
+        for kind in asked.formats:
             files[kind] = make(kind, model, folder)
-            compare(kind, files[kind], model)
+            compare(kind, files[kind], model, progress)
         made = list(files.values())
-        if args.int8:
-            calibration = Calibration.read(args, model, folder)
+        if asked.calibrate:
+            calibration = Calibration.read(
+                model,
+                folder,
+                asked.calibrate,
+                images=asked.calibration_images,
+                method=asked.method,
+                max_drop=asked.max_drop,
+                progress=progress,
+            )
             for kind, path in files.items():
                 int8 = BACKENDS[EXPORTS[kind][0]].int8
                 if not int8.methods:
-                    print(f"{kind}: no int8 file: {int8.tool}")
+                    progress(Event(message=f"{kind}: no int8 file: {int8.tool}"))
                     continue
                 made.append(quantize(kind, path, calibration))
-        _name(made, args.output)
-    print(f"{subject.weights}, {form}")
+        _name(made, asked.output, progress)
+    progress(Event(message=f"{subject.weights}, {form}"))
 
 
-def _subject(args: argparse.Namespace) -> tuple[Subject, str]:
+def _subject(asked: Export) -> tuple[Subject, str]:
     """The model that was asked for, and its form."""
     request = Request(
         data=".",
-        variant=args.variant,
-        config=args.config,
-        model=args.model,
-        weights=args.weights,
-        forms=(args.form,) if args.form else None,
-        preprocess=args.preprocess,
+        variant=asked.variant,
+        config=asked.config,
+        model=asked.model,
+        weights=asked.weights,
+        forms=(asked.form,) if asked.form else None,
+        preprocess=asked.preprocess,
     )
     source = open_source(request)
-    classes = len(read_classes(args.classes)) if args.classes else IMAGENET_CLASSES
+    classes = len(read_classes(asked.classes)) if asked.classes else IMAGENET_CLASSES
     subject = source.load(classes, ignore)
     form = "reparameterized" if "reparameterized" in subject.forms else next(iter(subject.forms))
     if isinstance(subject.forms[form], Path):
-        raise UsageError(f"--weights {args.weights} is an exported file: name a checkpoint.")
+        raise UsageError(f"--weights {asked.weights} is an exported file: name a checkpoint.")
     return subject, form
 
 
-def _with_images(args: argparse.Namespace, subject: Subject, form: str) -> Model:
+def _with_images(asked: Export, subject: Subject, form: str) -> Model:
     """Torch's answers on the images to compare on."""
     model, preprocess = subject.forms[form], subject.preprocess
     assert not isinstance(model, Path)
-    if args.images:
-        crops, _ = read_crops(args.images, COMPARED, preprocess)
-        shown = f"images of {args.images}"
+    if asked.images:
+        crops, _ = read_crops(asked.images, COMPARED, preprocess)
+        shown = f"images of {asked.images}"
     else:
         size = (COMPARED, preprocess.size, preprocess.size, 3)
         crops, shown = np.random.default_rng(0).integers(0, 256, size, np.uint8), "images of noise"
@@ -97,8 +147,8 @@ def _onnx_graph(model: Model, opset: int) -> bytes:
     return graph
 
 
-def _name(made: Sequence[Path], output: Path) -> None:
+def _name(made: Sequence[Path], output: Path, progress: Observer) -> None:
     """Only now do the files get their names, all of them."""
     for path in made:
         move(path, output / path.name)
-        print(output / path.name)
+        progress(Event(message=str(output / path.name)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from eval.backends.formats import EXPORTS
 from eval.backends.quantize import Work
 from eval.errors import ModelError, UsageError
 from eval.jobs.convert import HELD_OUT, Model, answers, move, read_crops
+from eval.progress import Event, Observer
 
 _SHOWN = 12  # rows of the table of layers
 
@@ -34,6 +34,7 @@ class Calibration:
         expected: torch's logits of them.
         method: the one that was asked for; None: the best.
         max_drop: as a share; None: any.
+        progress: receives a message about each attempt.
     """
 
     model: Model
@@ -44,41 +45,60 @@ class Calibration:
     expected: NDArray[np.float32]
     method: str | None
     max_drop: float | None
+    progress: Observer
 
     @classmethod
-    def read(cls, args: argparse.Namespace, model: Model, folder: Path) -> Calibration:
-        """Read the images of ``--calibrate``; a quarter of them is held out.
+    def read(
+        cls,
+        model: Model,
+        folder: Path,
+        data: Path,
+        *,
+        images: int,
+        method: str | None,
+        max_drop: float | None,
+        progress: Observer,
+    ) -> Calibration:
+        """Read images to calibrate on, of a validation set; a quarter of them is held out.
 
         Raises:
             UsageError: there are too few of them.
         """
-        crops, labels = read_crops(args.calibrate, args.calibration_images, model.preprocess)
+        crops, labels = read_crops(data, images, model.preprocess)
         count = round(len(crops) * HELD_OUT)
         if count < 1:
-            raise UsageError(f"--calibrate {args.calibrate}: 4 images are the least; 300 are good.")
-        data = folder / "images.npz"
+            raise UsageError(
+                f"--calibrate {data}: needs at least 4 images; 300 or more recommended."
+            )
+        arrays = folder / "images.npz"
         np.savez(
-            data,
+            arrays,
             calibration=crops[count:],
             held_out=crops[:count],
             labels=np.array(labels[:count]),
             table=model.preprocess.table,
         )
         torch.save(model.model, folder / "model.pickle")
-        print(
-            f"int8: calibrated on {len(crops) - count} images of {args.calibrate}, judged on "
-            f"{count} others; reduce_range off; {int8_note()}"
+        told = (
+            f"int8: calibrated on {len(crops) - count} images of {data}, judged on {count} others; "
+            f"reduce_range off; {int8_note()}"
         )
+        progress(Event(message=told))
         return cls(
             model,
             folder,
-            data,
+            arrays,
             crops[:count],
             np.array(labels[:count]),
             answers("torch", model.model, model.preprocess, crops[:count]),
-            args.method,
-            args.max_drop,
+            method,
+            max_drop,
+            progress,
         )
+
+    def tell(self, message: str) -> None:
+        """A line about what is done."""
+        self.progress(Event(message=message))
 
     @property
     def right(self) -> int:
@@ -126,7 +146,7 @@ def quantize(kind: str, source: Path, calibration: Calibration) -> Path:
         try:
             results.append(_attempt(kind, source, calibration, method))
         except ModelError as error:  # one method that fails is no reason not to try the others
-            print(f"{kind} int8, {method}: {str(error).splitlines()[0]}")
+            calibration.tell(f"{kind} int8, {method}: {str(error).splitlines()[0]}")
     if not results:
         raise ModelError(f"{kind}: {tool.tool} cannot quantize this model; see above.")
     best = min(results, key=lambda result: result.divergence)
@@ -135,7 +155,7 @@ def quantize(kind: str, source: Path, calibration: Calibration) -> Path:
     final = source.with_name(f"model-int8{ending}")
     move(best.path, final)
     count = len(calibration.labels)
-    print(
+    calibration.tell(
         f"{final.name}: {tool.tool}, {best.method}; {best.right} of {count} held-out images right, "
         f"fp32 {calibration.right}"
     )
@@ -181,7 +201,7 @@ def _attempt(
         int((found.argmax(1) == calibration.labels).sum()),
     )
     excluded = options.get("exclude", ())
-    print(
+    calibration.tell(
         f"{kind} int8, {method}{f', {len(excluded)} layers in fp32' if excluded else ''}: "
         f"divergence {result.divergence:.4f}, {result.same} of {len(expected)} held-out images as "
         f"in fp32, {result.right} right"
@@ -234,11 +254,11 @@ def _without_costly_layers(
         int8=str(best.path),
         data=str(calibration.data),
     )
-    print(f"{kind} int8, noise to signal of each layer, the largest first:")
+    calibration.tell(f"{kind} int8, noise to signal of each layer, the largest first:")
     for name, error in rows[:_SHOWN]:
-        print(f"  {error:9.2e} {name}")
+        calibration.tell(f"  {error:9.2e} {name}")
     if len(rows) > _SHOWN:
-        print(f"  and {len(rows) - _SHOWN} more layers below {rows[_SHOWN][1]:.2e}")
+        calibration.tell(f"  and {len(rows) - _SHOWN} more layers below {rows[_SHOWN][1]:.2e}")
     count = 1
     while best.right < allowed and count < len(rows):
         options = {"exclude": tuple(name for name, _ in rows[:count])}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from tqdm import tqdm
 
 from eval.backends.precision import UNKNOWN
 from eval.config import (
@@ -32,61 +30,99 @@ from eval.judge.verdict import JUDGED_PRECISION, Judgment, judge
 from eval.measure.engine import Measurement
 from eval.measure.given import Answers, match, read_answers
 from eval.models import ModelFile, Subject, identify
+from eval.progress import Event, Observer, ignore
 from eval.provenance import Provenance
 from eval.recipe import Recipe, parse
+from eval.request import DEFAULT_VARIANT
 from eval.results.evaluation import Evaluation
 from eval.results.record import Computation
 
 FORM = SCORED
 
 
-def score(args: argparse.Namespace, command: str) -> Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What is scored, and what is stated about it.
+
+    Attributes:
+        predictions, names, array: their file; see `eval.measure.given.read_answers`.
+        data, labels: the images that they belong to.
+        variant, config: the configuration to compare with; the default variant if both are None.
+        preprocess, precision, device: of the device, as stated; `UNKNOWN` if not.
+        weights: the model's file, for its hash.
+        reference: another figure of the configuration to compare with.
+        tolerance: images by which the counts may differ from it; it asks for the comparison.
+        allow_missing: whether images may have no prediction.
+    """
+
+    predictions: Path
+    data: Path
+    labels: Path | None = None
+    names: Path | None = None
+    array: str | None = None
+    variant: str | None = None
+    config: Path | None = None
+    preprocess: str = UNKNOWN
+    precision: str = UNKNOWN
+    device: str = UNKNOWN
+    weights: Path | None = None
+    reference: str | None = None
+    tolerance: int | None = None
+    allow_missing: bool = False
+
+
+def score(asked: Scoring, command: str, progress: Observer = ignore) -> Evaluation:
     """Match predictions with images, and judge them like our own runs.
+
+    Args:
+        asked: what is scored.
+        command: the command line, for the reports.
+        progress: called with every `eval.progress.Event`.
 
     Raises:
         EvalError: see `eval.errors`.
     """
-    config = _config(args)
-    files = _identify("--weights", args.weights) if args.weights else ()
-    predictions = _identify("PREDICTIONS", args.predictions)
+    config = _config(asked)
+    files = _identify("--weights", asked.weights) if asked.weights else ()
+    predictions = _identify("PREDICTIONS", asked.predictions)
 
     started = datetime.now(UTC)
-    valset = open_valset(args.data, args.labels)
+    valset = open_valset(asked.data, asked.labels)
     if valset.image_set.classes is not None:
         raise UsageError(
-            f"--data {args.data} is {valset.image_set.name}, where only the classes of the set are "
-            "ranked; predictions made elsewhere rank all 1000.\n"
+            f"--data {asked.data} is {valset.image_set.name}, where only the classes of the set "
+            "are ranked; predictions made elsewhere rank all 1000.\n"
             "Evaluate it with python -m eval.imagenet."
         )
-    answers = read_answers(args.predictions, len(valset.classes), args.names, args.array)
-    measured = _measure(args, valset, answers)
+    answers = read_answers(asked.predictions, len(valset.classes), asked.names, asked.array)
+    measured = _measure(asked, valset, answers, progress)
     # A tolerance asks for the comparison, whatever the precision.
-    precision = JUDGED_PRECISION if args.tolerance is not None else args.precision
+    precision = JUDGED_PRECISION if asked.tolerance is not None else asked.precision
     return Evaluation(
-        subject=_subject(args, config, files),
-        data=str(args.data),
+        subject=_subject(asked, config, files),
+        data=str(asked.data),
         setup=Computation(
             "external",
-            args.device,
-            args.precision,
+            asked.device,
+            asked.precision,
             settings={
-                "predictions": str(args.predictions),
+                "predictions": str(asked.predictions),
                 "predictions_sha256": predictions[0].sha256,
                 "answers": answers.description,
             },
         ),
         provenance=Provenance.of(
-            f"{config.name}-{FORM}", started, command, {k: str(v) for k, v in vars(args).items()}
+            f"{config.name}-{FORM}", started, command, {k: str(v) for k, v in vars(asked).items()}
         ),
         measured=measured,
-        judgment=_explain(args, judge(measured, config, args.preprocess, precision)),
+        judgment=_explain(asked, judge(measured, config, asked.preprocess, precision)),
     )
 
 
-def _measure(args: argparse.Namespace, valset: ValSet, answers: Answers) -> Measurement:
+def _measure(asked: Scoring, valset: ValSet, answers: Answers, progress: Observer) -> Measurement:
     """The scores of the predictions, in the order of the images."""
     row_of = match(answers.names, valset.samples)
-    valset = _answered(valset, row_of, args.allow_missing)
+    valset = _answered(valset, row_of, asked.allow_missing)
     rows = np.array([row_of[i] for i in sorted(row_of)])
     labels = np.array([sample.label for sample in valset.samples])
     return Measurement(
@@ -94,23 +130,21 @@ def _measure(args: argparse.Namespace, valset: ValSet, answers: Answers) -> Meas
         scores={FORM: answers.scores(rows, labels)},
         logit_diff=np.full(len(rows), np.nan),
         largest_logit=None,
-        digests=_digests(valset, quiet=args.quiet),
+        digests=_digests(valset, progress),
         seconds=0.0,  # of the images measured now, which are none
     )
 
 
-def _subject(
-    args: argparse.Namespace, config: VariantConfig, files: tuple[ModelFile, ...]
-) -> Subject:
+def _subject(asked: Scoring, config: VariantConfig, files: tuple[ModelFile, ...]) -> Subject:
     """The model that made the predictions, as far as it was stated."""
     return Subject(
         name=config.name,
         title=f"{config.name}, predictions made elsewhere",
-        weights=str(args.weights or UNKNOWN),
+        weights=str(asked.weights or UNKNOWN),
         layout=UNKNOWN,
         files=files,
         forms={},
-        preprocess=_preprocess(args.preprocess),
+        preprocess=_preprocess(asked.preprocess),
         published=config,
         params={FORM: None},
         macs={FORM: None},
@@ -135,35 +169,36 @@ def _identify(option: str, path: Path) -> tuple[ModelFile, ...]:
     return identify([path])
 
 
-def _config(args: argparse.Namespace) -> VariantConfig:
+def _config(asked: Scoring) -> VariantConfig:
     """The variant, with the reference and the tolerance that were asked for.
 
     Raises:
         UsageError: there is no such variant or reference.
     """
-    if args.config and args.variant:
-        raise UsageError("--config and --variant both name a configuration: use one.")
-    config = load_config(args.config) if args.config else load_variant(args.variant or "base_ssld")
-    reference = config.reference_for(args.preprocess)
-    if args.reference is not None:
+    if asked.config:
+        config = load_config(asked.config)
+    else:
+        config = load_variant(asked.variant or DEFAULT_VARIANT)
+    reference = config.reference_for(asked.preprocess)
+    if asked.reference is not None:
         others = {other.name: other for other in config.others_on(VAL.name)}
-        if args.reference not in others:
+        if asked.reference not in others:
             known = ", ".join(map(repr, others)) or "none"
             raise UsageError(
-                f"--reference {args.reference}: {config.name} has no such figure; it has {known}."
+                f"--reference {asked.reference}: {config.name} has no such figure; it has {known}."
             )
-        other = others[args.reference]
+        other = others[asked.reference]
         reference = Reference(f"{other.name}: {other.source}", other.top1, other.top5)
-    if args.tolerance is None:
-        if args.reference is None:
+    if asked.tolerance is None:
+        if asked.reference is None:
             return config
         # The built-in tolerances belong to the reported figures, not to third-party ones.
         return replace(config, reference=_for_all(reference), tolerance={})
     if reference is None:
         raise UsageError(f"--tolerance: {config.name} has no figure to compare with.")
-    tolerance = Tolerance(args.tolerance, "given with --tolerance")
+    tolerance = Tolerance(asked.tolerance, "given with --tolerance")
     reference = msgspec.structs.replace(reference, gated=True)
-    return replace(config, reference=_for_all(reference), tolerance={args.preprocess: tolerance})
+    return replace(config, reference=_for_all(reference), tolerance={asked.preprocess: tolerance})
 
 
 def _for_all(reference: Reference | None) -> Mapping[str, Reference]:
@@ -183,7 +218,7 @@ def _answered(valset: ValSet, row_of: Mapping[int, int], allow_missing: bool) ->
     return replace(valset, samples=samples, layout=layout if missing else valset.layout)
 
 
-def _digests(valset: ValSet, *, quiet: bool) -> list[str]:
+def _digests(valset: ValSet, progress: Observer) -> list[str]:
     """SHA-256 of each image file: the images that the predictions are said to belong to."""
 
     def digest(path: str) -> str:
@@ -193,17 +228,20 @@ def _digests(valset: ValSet, *, quiet: bool) -> list[str]:
             raise DataError(f"{valset.root / path} cannot be read: {error.strerror}.") from error
 
     paths = [sample.path for sample in valset.samples]
+    found = []
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(digest, paths)
-        return list(tqdm(found, "hashing images", len(paths), unit="img", disable=quiet))
+        for each in pool.map(digest, paths):
+            found.append(each)
+            progress(Event("hashing images", len(found), len(paths)))
+    return found
 
 
-def _explain(args: argparse.Namespace, judgment: Judgment) -> Judgment:
+def _explain(asked: Scoring, judgment: Judgment) -> Judgment:
     """Say what is missing for a comparison."""
     unknown = [
-        f"--{name}" for name in ("preprocess", "precision") if getattr(args, name) == UNKNOWN
+        f"--{name}" for name in ("preprocess", "precision") if getattr(asked, name) == UNKNOWN
     ]
-    if not unknown or args.tolerance is not None:
+    if not unknown or asked.tolerance is not None:
         return judgment
     reason = f"shown, not compared: {' and '.join(unknown)} not stated, and no --tolerance given"
     forms = tuple(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from matplotlib.figure import Figure
 from eval.backends import BACKENDS
 from eval.backends.formats import RUNTIMES, is_exported, precision_of
 from eval.cli import CRASHED
-from eval.config import VariantConfig
+from eval.config import load_variant
 from eval.errors import EvalError, UsageError
 from eval.files import write_atomically
 from eval.images.cache import CropCache
@@ -26,7 +24,7 @@ from eval.measure.engine import choose_workers
 from eval.measure.settings import exact_settings
 from eval.models import choose_preprocess, open_source
 from eval.models.exported import FORM
-from eval.progress import Event, ProgressBar
+from eval.progress import Event, Observer
 from eval.request import Request
 from eval.results.console import format_evaluation
 from eval.results.evaluation import Evaluation
@@ -37,6 +35,34 @@ COLUMNS = (
     *("top1_correct", "top5_correct", "top1", "top5", "flips", "images_per_second", "megabytes"),
     *("latency_ms", "verdict", "exit_code", "output"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is compared; see `Request` for what is the same in all rows.
+
+    Attributes:
+        variants: built-in configurations, or ``LIBRARY:NAME``.
+        weights: the variant that a file is of, or None, and the file or ``auto``.
+        forms, backends, precisions, preprocesses: as on the command line.
+        output: the folder for the table and the reports.
+        cache: for the crops.
+    """
+
+    data: Path
+    variants: Sequence[str]
+    weights: Sequence[tuple[str | None, str]]
+    forms: Sequence[str]
+    backends: Sequence[str]
+    precisions: Sequence[str]
+    preprocesses: Sequence[str]
+    output: Path
+    cache: Path
+    limit: int | None = None
+    labels: Path | None = None
+    on_bad_image: str = "fail"
+    latency: bool = False
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,11 +96,11 @@ class Combination:
         """Of its folder."""
         return "-".join(self.words).replace("/", "_").replace(":", "-")
 
-    def request(self, args: argparse.Namespace, output: Path) -> Request:
+    def request(self, asked: Sweep) -> Request:
         """The evaluation of this row."""
         library = ":" in self.variant
         return Request(
-            data=args.data,
+            data=asked.data,
             variant=None if library else self.variant,
             model=self.variant if library else None,
             weights=self.weights,
@@ -82,53 +108,81 @@ class Combination:
             backend=self.backend,
             precision="fp32" if is_exported(self.weights) else self.precision,
             preprocess=self.preprocess,
-            limit=args.limit,
-            labels=args.labels,
-            on_bad_image=args.on_bad_image,
-            cache=args.cache,
-            output=output,
-            latency=args.latency,
-            command=args.command,
+            limit=asked.limit,
+            labels=asked.labels,
+            on_bad_image=asked.on_bad_image,
+            cache=asked.cache,
+            output=asked.output / self.name,
+            latency=asked.latency,
+            command=asked.command,
         )
 
 
-def combinations(args: argparse.Namespace) -> Iterator[Combination]:
-    """All that were asked for and exist, in the order of the options."""
-    for preprocess, (owner, weights) in itertools.product(args.preprocess, args.weights):
-        for variant in [owner] if owner else args.variant:
-            model = _model_name(args, variant, weights)
+def combinations(asked: Sweep) -> tuple[list[Combination], list[str]]:
+    """All that were asked for and exist, in the order of the options, and what does not exist.
+
+    Raises:
+        UsageError: none exists, or two have one name.
+    """
+    planned, left_out = [], []
+    for preprocess, (owner, weights) in itertools.product(asked.preprocesses, asked.weights):
+        for variant in [owner] if owner else asked.variants:
+            model = _model_name(asked, variant, weights)
             if is_exported(weights):
                 for backend in RUNTIMES[Path(weights).suffix.lower()]:
-                    if backend in args.backend:
+                    if backend in asked.backends:
                         precision = precision_of(Path(weights))
-                        yield Combination(
-                            model, variant, weights, "", backend, precision, preprocess
-                        )
+                        row = (model, variant, weights, "", backend, precision, preprocess)
+                        planned.append(Combination(*row))
                 continue
             for form, backend, precision in itertools.product(
-                args.forms, args.backend, args.precision
+                asked.forms, asked.backends, asked.precisions
             ):
-                if precision not in BACKENDS[backend].precisions:
-                    print(f"left out: {backend} has no {precision} here", file=sys.stderr)
-                    continue
-                yield Combination(model, variant, weights, form, backend, precision, preprocess)
+                if precision in BACKENDS[backend].precisions:
+                    row = (model, variant, weights, form, backend, precision, preprocess)
+                    planned.append(Combination(*row))
+                else:
+                    left_out.append(f"{backend} has no {precision} here")
+    if not planned:
+        raise UsageError(
+            f"Nothing is left to run: {'; '.join(left_out) or 'no backend runs these files'}."
+        )
+    if len({row.name for row in planned}) < len(planned):
+        raise UsageError("--weights: two files have the same name. Rename one of them.")
+    return planned, left_out
 
 
-def _model_name(args: argparse.Namespace, variant: str, weights: str) -> str:
+def _model_name(asked: Sweep, variant: str, weights: str) -> str:
     """As short as it can be without being another's: the variant, the file, or both."""
     alike = [
         file
-        for owner, file in args.weights
+        for owner, file in asked.weights
         if is_exported(file) == is_exported(weights) and owner in (None, variant)
     ]
     if is_exported(weights):
-        names = [variant, Path(weights).name] if len(args.variant) > 1 else [Path(weights).name]
+        names = [variant, Path(weights).name] if len(asked.variants) > 1 else [Path(weights).name]
     else:
         names = [variant, Path(weights).name] if len(alike) > 1 else [variant]
     return "-".join(names)
 
 
-def fill_cache(requests: Sequence[Request], quiet: bool) -> ImageSet:
+Row = tuple[dict[str, Any], str]  # of the table, and the error that ended it
+
+
+def start(
+    asked: Sweep, planned: Sequence[Combination], progress: Observer
+) -> tuple[ImageSet, Iterator[Row]]:
+    """Fill the cache, then evaluate each combination; one that fails does not end the others.
+
+    Returns:
+        Which set the images are of; and the rows, as they are measured. ``sweep.csv`` is written
+        after the last one.
+    """
+    requests = [row.request(asked) for row in planned]
+    return fill_cache(requests, progress), _rows(planned, requests, progress)
+
+
+def fill_cache(requests: Sequence[Request], progress: Observer) -> ImageSet:
     """Decode each image once for each preprocessing; what is bad is left to the runs.
 
     Returns:
@@ -144,14 +198,14 @@ def fill_cache(requests: Sequence[Request], quiet: bool) -> ImageSet:
         preprocess = choose_preprocess(open_source(request))
         pipelines[preprocess.name, preprocess.description] = preprocess
     total = len(valset.samples)
-    with exact_settings(), ProgressBar(quiet) as bar:
+    with exact_settings():
         for preprocess in pipelines.values():
             done = itertools.count(1)
             stage = f"decoding, {preprocess.name}"
             with CropCache(Path(str(first.cache)), valset, preprocess) as cache:
                 cache.fill(
                     choose_workers(),
-                    lambda stage=stage, done=done: bar(Event(stage, next(done), total)),  # type: ignore[misc]
+                    lambda stage=stage, done=done: progress(Event(stage, next(done), total)),  # type: ignore[misc]
                 )
     return valset.image_set
 
@@ -222,14 +276,16 @@ def short_names(planned: Sequence[Combination]) -> list[str]:
     return [" ".join(word for word in words if word) for words in zip(*differing, strict=True)]
 
 
-def reported(variant: VariantConfig, image_set: ImageSet) -> Iterator[str]:
-    """What was reported of a variant on a set, and third-party results."""
-    reference = variant.reference_for("") if image_set is VAL else None
-    rows = [(row.name, row.top1, row.top5, row.source) for row in variant.others_on(image_set.name)]
-    if reference and reference.top1 is not None:
-        rows.insert(0, ("reported", reference.top1, reference.top5, reference.source))
-    for name, top1, top5, source in rows:
-        yield f"{variant.name}, {name}: {top1} / {'-' if top5 is None else top5} ({source})"
+def reported(variants: Sequence[str], image_set: ImageSet) -> Iterator[str]:
+    """What was reported of the built-in variants on a set, and third-party results."""
+    for variant in (load_variant(name) for name in variants if ":" not in name):
+        reference = variant.reference_for("") if image_set is VAL else None
+        others = variant.others_on(image_set.name)
+        rows = [(row.name, row.top1, row.top5, row.source) for row in others]
+        if reference and reference.top1 is not None:
+            rows.insert(0, ("reported", reference.top1, reference.top5, reference.source))
+        for name, top1, top5, source in rows:
+            yield f"{variant.name}, {name}: {top1} / {'-' if top5 is None else top5} ({source})"
 
 
 MARKERS = "osD^v<>PX*ph"
@@ -268,28 +324,31 @@ def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) ->
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
-def run_rows(
-    planned: Sequence[Combination], requests: Sequence[Request], quiet: bool
-) -> Iterator[dict[str, Any]]:
-    """Evaluate each combination; one that fails does not end the others."""
+def _rows(
+    planned: Sequence[Combination],
+    requests: Sequence[Request],
+    progress: Observer,
+) -> Iterator[Row]:
+    """Evaluate each combination."""
     first: dict[tuple[str, str], Any] = {}
     for number, (combination, request) in enumerate(zip(planned, requests, strict=True), 1):
-        output = Path(str(request.output))
-        if not quiet:
-            print(f"{number} of {len(planned)}: {combination.name}", file=sys.stderr)
-        try:
-            evaluation = evaluate(request)
-        except EvalError as error:
-            print(f"{combination.name}: {error}", file=sys.stderr)
-            yield {**_asked(combination, output), "exit_code": error.exit_code}
-            continue
-        except Exception as error:  # a runtime that crashes must not take the other rows along
-            print(f"{combination.name}: {type(error).__name__}: {error}", file=sys.stderr)
-            yield {**_asked(combination, output), "exit_code": CRASHED}
-            continue
-        write_atomically(output / CONSOLE_FILE, format_evaluation(evaluation) + "\n")
-        (scores,) = evaluation.measured.scores.values()
-        best = scores.top[:, 0]
-        pixels = combination.variant, evaluation.subject.preprocess.description
-        flips = int((best != first.setdefault(pixels, best)).sum())
-        yield {**row_of(combination, output, evaluation), "flips": flips}
+        progress(Event(message=f"{number} of {len(planned)}: {combination.name}"))
+        yield _row(combination, request, first)
+
+
+def _row(combination: Combination, request: Request, first: dict[tuple[str, str], Any]) -> Row:
+    """Evaluate one combination; `first` has the predictions of the first row of each pixels."""
+    output = Path(str(request.output))
+    try:
+        evaluation = evaluate(request)
+    except EvalError as error:
+        return {**_asked(combination, output), "exit_code": error.exit_code}, str(error)
+    except Exception as error:  # a runtime that crashes must not take the other rows along
+        told = f"{type(error).__name__}: {error}"
+        return {**_asked(combination, output), "exit_code": CRASHED}, told
+    write_atomically(output / CONSOLE_FILE, format_evaluation(evaluation) + "\n")
+    (scores,) = evaluation.measured.scores.values()
+    best = scores.top[:, 0]
+    pixels = combination.variant, evaluation.subject.preprocess.description
+    flips = int((best != first.setdefault(pixels, best)).sum())
+    return {**row_of(combination, output, evaluation), "flips": flips}, ""

@@ -29,6 +29,7 @@ from eval.images.preprocess import BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, fingerprint
 from eval.measure.journal import REASON_BYTES, Journal, NoJournal, Records, record_dtype
 from eval.metrics import Scores, check_logits
+from eval.processes import own_place
 
 CPU_BATCH = 8  # one part (eval/backends/pytorch.py): more would only use more memory
 GPU_BATCH = 64
@@ -431,7 +432,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def choose_workers() -> int:
     """One worker per core that this process may use; processes on one machine share its cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, (cores or 1) // own_place().local_count)
 
 
 def choose_batch_size(device: torch.device) -> int:

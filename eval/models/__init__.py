@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from eval.config import VariantConfig
+from eval.backends import backend_name
+from eval.config import VariantConfig, meant_variant
 from eval.errors import ModelError, UsageError
 from eval.progress import Observer
 from eval.recipe import OWN
@@ -177,16 +179,20 @@ def open_source(request: Request) -> Source:
     """Open the source of the model in a request.
 
     Raises:
-        UsageError: there is no such model, or the options do not fit it.
+        UsageError: there is no such model or backend, or the options do not fit it.
     """
+    if request.backend is not None:
+        backend_name("--backend", request.backend)
     for entry in SOURCES:
         if entry.is_meant(request):
             source: Source = importlib.import_module(entry.module).open_source(request)
             return source
-    raise UsageError(
-        f"--model {request.library_model}: write timm:NAME or torchvision:NAME, such as "
-        "timm:mobileone_s1."
-    )
+    name = request.library_model or ""
+    variant = meant_variant(name)
+    library = "torchvision" if name.startswith("torchvision") else "timm"
+    plain = re.sub(r".*[/:]|torchvision\.models\.", "", name) or "mobileone_s1"
+    meant = f"--variant {variant}" if variant else f"--model {library}:{plain}"
+    raise UsageError(f"--model {name}: write timm:NAME or torchvision:NAME.\nDid you mean {meant}?")
 
 
 class RequestedImages:

@@ -1,0 +1,7 @@
+"""``python -m eval COMMAND``: the console script."""
+
+import sys
+
+from eval.cli import main
+
+sys.exit(main())

@@ -1,0 +1,281 @@
+"""Command lines whose mistakes are answered in two lines, with the command that was meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import shlex
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from eval.cli import program
+from eval.config import builtin_variants, meant_variant
+from eval.errors import UsageError
+from eval.text import printable
+from eval.values import Kind, OneOf, text
+
+# Names that timm, torchvision's references, PaddleClas and others have for our options.
+_OTHER_NAMES = {
+    "--data": "--data-dir --data-path --dataset --dataset-path --val-dir --val-path --val --valdir "
+    "--imagenet --root --image-root --images-dir --input -d",
+    "--weights": "--checkpoint --ckpt --checkpoint-path --initial-checkpoint --resume -w "
+    "--pretrained-model --pretrained-path --model-path --load --state-dict",
+    "--batch-size": "-b --bs --batch --batchsize",
+    "--workers": "-j --num-workers --threads --num-threads --jobs --nproc",
+    "--model": "-m --arch -a --model-name",
+    "--limit": "-n --num-samples --num-images --max-images --subset",
+    "--output": "--out --out-dir --output-dir --save-dir --results-file --results-dir --log-dir",
+    "--classes": "--class-map --class-file --class-names --classes-file --label-map",
+    "--labels": "--ground-truth --gt --val-list --label-file --annotations",
+    "--preprocess": "--transform --transforms --preprocessing",
+    "--precision": "--dtype --amp-dtype",
+    "--forms": "--form",
+    "--form": "--forms",
+    "--format": "--formats --include",
+    "--variant": "--variants --size",
+    "--precision fp16": "--fp16 --half --amp",
+    "--precision bf16": "--bf16",
+    "--precision fp32": "--fp32",
+    "--device cpu": "--cpu --no-cuda",
+    "--device cuda": "--gpu --cuda",
+    "--backend compile": "--torchcompile --torch-compile --compile",
+    "--forms reparameterized": "--reparam --fuse --deploy",
+    "--weights auto": "--pretrained",
+    "--calibrate": "--calibration-data --calib --calib-data",
+    "--max-drop-top1": "--tolerance --threshold",
+}
+_MEANT = {name: option for option, names in _OTHER_NAMES.items() for name in names.split()}
+
+# PaddleClas's `-o KEY=VALUE`, by the last part of the key.
+_PADDLE = {
+    "pretrained_model": "--weights",
+    "image_root": "--data",
+    "infer_imgs": "--data",
+    "batch_size": "--batch-size",
+    "num_workers": "--workers",
+    "device": "--device",
+    "output_dir": "--output",
+}
+_PADDLE_DEVICES = {"gpu": "cuda"}
+
+_WEIGHTS = {
+    *(".pdparams", ".safetensors", ".pth", ".pt", ".bin"),
+    *(".onnx", ".xml", ".tflite", ".param", ".mnn", ".pte"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Options whose values are checked by their kinds (see `eval.values`).
+
+    Args:
+        command: of the package.
+        description: what it does.
+        epilog: below the options.
+        is_laid_out: whether the epilog's lines stay as they are.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        description: str,
+        epilog: str | None = None,
+        *,
+        is_laid_out: bool = False,
+    ) -> None:
+        super().__init__(
+            prog=program(command),
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter
+            if is_laid_out
+            else argparse.HelpFormatter,
+        )
+        self._kinds: list[tuple[argparse.Action, Kind]] = []
+
+    def add(self, name: str, kind: Kind = text, **details: Any) -> None:
+        """Add an option or an argument that takes a value; `details` as of argparse."""
+        if isinstance(kind, OneOf):
+            details = {"metavar": f"{{{','.join(kind.names)}}}", **details}
+        self._kinds.append((self.add_argument(name, **details), kind))
+
+    def add_flag(self, name: str, about: str, **details: Any) -> None:
+        """Add an option without a value."""
+        self.add_argument(name, action="store_true", help=about, **details)
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse a command line.
+
+        Raises:
+            UsageError: it is none of this command; the message says what was meant, if it can be
+                guessed.
+            SystemExit: argparse's own, for ``--help``.
+        """
+        if not {"-h", "--help"} & set(words):
+            self._refuse_unknown(words)
+        values = self.parse_args(words)
+        for action, kind in self._kinds:
+            value = getattr(values, action.dest, None)
+            if value is not None and value is not action.default:
+                name = action.option_strings[0] if action.option_strings else str(action.metavar)
+                checked = (
+                    [kind(name, each) for each in value]
+                    if isinstance(value, list)
+                    else kind(name, value)
+                )
+                setattr(values, action.dest, checked)
+        return values
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse finds wrong, as an error of ours.
+
+        Raises:
+            UsageError: always.
+        """
+        missing = message.removeprefix("the following arguments are required: ")
+        what = f"missing: {missing}" if missing != message else message.removeprefix("argument ")
+        raise UsageError(f"{what}.\n{self.prog} --help explains the options.")
+
+    def _refuse_unknown(self, words: Sequence[str]) -> None:
+        """Refuse what this command does not take, and say what was meant."""
+        reading = _Reading(self, words)
+        if not reading.unknown:
+            return
+        what = ", ".join(map(printable, reading.unknown))
+        advice = f"{self.prog} --help explains the options."
+        if reading.meant is not None:
+            advice = f"Did you mean: {self.prog} {printable(shlex.join(reading.meant))}"
+        raise UsageError(f"{self.prog} does not take {what}.\n{advice}")
+
+    def action_of(self, name: str) -> argparse.Action | None:
+        """The option of this name."""
+        return self._option_string_actions.get(name)
+
+    def arguments(self) -> int:
+        """How many words it takes that are no options."""
+        return len(self._get_positional_actions())
+
+    def options(self) -> list[str]:
+        """The names of all options but the help."""
+        return [name for name in self._option_string_actions if name not in ("-h", "--help")]
+
+
+class _Reading:
+    """A command line read as its author may have meant it.
+
+    Attributes:
+        unknown: what is no option of the command, and words that belong to no option.
+        meant: the command line that was meant; None if that cannot be guessed.
+    """
+
+    def __init__(self, parser: Parser, words: Sequence[str]) -> None:
+        self._parser = parser
+        self._rest = deque(words)
+        self._named = {word.partition("=")[0] for word in words if _is_option(word)}
+        self.unknown: list[str] = []
+        self.meant: list[str] | None = []
+        arguments = parser.arguments()
+        while self._rest:
+            word = self._rest.popleft()
+            name, equals, value = word.partition("=")
+            action = parser.action_of(name)
+            if word == "--":
+                self._means([word, *self._rest])
+                return
+            if action is not None:
+                many = action.nargs == "+"
+                takes = action.nargs != 0 and not equals
+                self._means([word, *(self._values(many=many) if takes else ())])
+            elif _is_option(word):
+                self.unknown.append(name)
+                values = [value] if equals else list(self._values(many=name == "-o"))
+                self._means(self._option(name, values))
+            elif arguments:
+                arguments -= 1
+                self._means([word])
+            else:
+                self.unknown.append(word)
+                self._means(self._home(word))
+        if parser.action_of("--data") and not {"--data", "--demo"} & self._named:
+            self._means(["--data", "PATH"])
+
+    def _means(self, words: list[str] | None) -> None:
+        if words is None or self.meant is None:
+            self.meant = None
+        else:
+            self.meant += words
+            self._named |= {word for word in words if _is_option(word)}
+
+    def _values(self, *, many: bool) -> Iterator[str]:
+        """The words that follow an option as its values."""
+        while self._rest and not _is_option(self._rest[0]):
+            yield self._rest.popleft()
+            if not many:
+                return
+
+    def _option(self, name: str, values: list[str]) -> list[str] | None:
+        """The option that is meant by a name that is none here."""
+        if name in ("-c", "-o") and (name == "-c" or any("=" in value for value in values)):
+            return self._paddle(name, values)
+        plain = f"--{name.lstrip('-').replace('_', '-').lower()}"
+        known = self._parser.options()
+        close = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
+        guesses = [_MEANT.get(name, ""), plain, _MEANT.get(plain, ""), *close]
+        for guess in guesses:
+            option, _, value = guess.partition(" ")
+            if option in known and option not in self._named:
+                return self._with_values(option, [value] if value else [], values)
+        return None
+
+    def _with_values(self, option: str, fixed: list[str], values: list[str]) -> list[str]:
+        """An option with its value; words that it does not take are read again."""
+        action = self._parser.action_of(option)
+        assert action is not None
+        if fixed or action.nargs == 0:
+            self._rest.extendleft(reversed(values))
+            return [option, *fixed]
+        return [option, *(values or [str(action.metavar or option.lstrip("-").upper())])]
+
+    def _home(self, word: str) -> list[str] | None:
+        """The option to which a word alone may belong."""
+        wanted = [
+            ("--weights", Path(word.lower().removesuffix(".tar")).suffix in _WEIGHTS),
+            ("--variant", word in builtin_variants() or meant_variant(word) is not None),
+            ("--model", word.startswith(("timm:", "torchvision:"))),
+            ("--data", True),
+            *((name, True) for name in self._parser.options() if self._is_required(name)),
+        ]
+        for option, fits in wanted:
+            if fits and self._parser.action_of(option) and option not in self._named:
+                return [option, meant_variant(word) or word if option == "--variant" else word]
+        return None
+
+    def _is_required(self, name: str) -> bool:
+        action = self._parser.action_of(name)
+        return action is not None and action.required
+
+    def _paddle(self, name: str, values: list[str]) -> list[str] | None:
+        """PaddleClas's options: a configuration, and changes of it."""
+        found = []
+        for word in values:
+            key, _, value = word.partition("=")
+            option = "--variant" if name == "-c" else _PADDLE.get(key.rpartition(".")[2], "")
+            if name == "-c":
+                value = meant_variant(Path(word).stem) or ""
+            elif option == "--weights" and not Path(value).suffix:
+                value += ".pdparams"  # which PaddleClas adds
+            elif option == "--device":
+                value = _PADDLE_DEVICES.get(value, value)
+            if not value or not self._parser.action_of(option) or option in self._named:
+                return None
+            found += [option, value]
+        return found
+
+
+def _is_option(word: str) -> bool:
+    """Whether argparse takes a word for an option, known or not."""
+    is_number = re.fullmatch(r"-\d+|-\d*\.\d+", word)
+    return word.startswith("-") and len(word) > 1 and " " not in word and not is_number

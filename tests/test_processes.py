@@ -1,0 +1,121 @@
+"""Which process of a run this is: from WORLD_SIZE and RANK together, in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import FILES, MakeVal, start
+
+from eval import imagenet
+from eval.errors import UsageError
+from eval.processes import Group, own_place, process_group
+
+NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+def environment(words: str) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in words.split())
+
+
+@pytest.mark.parametrize("words", [
+    "", "RANK=1", "RANK=", "RANK=00", "RANK=x", "LOCAL_RANK=7", "WORLD_SIZE=1",
+    "WORLD_SIZE=1 RANK=0", "LOCAL_WORLD_SIZE=4", "RANK=3 LOCAL_WORLD_SIZE=4",
+])  # fmt: skip
+def test_one_process(words: str) -> None:
+    place = own_place(environment(words))
+    assert place == Group()
+    assert place.is_first
+    assert place.local_count == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ("WORLD_SIZE=2 RANK=0", Group(0, 2)),
+        ("WORLD_SIZE=2 RANK=1 LOCAL_RANK=1", Group(1, 2, 1)),
+        ("WORLD_SIZE=16 RANK=9 LOCAL_RANK=1 LOCAL_WORLD_SIZE=8", Group(9, 16, 1, 8)),
+    ],
+)
+def test_several_processes(words: str, place: Group) -> None:
+    found = own_place(environment(words) | MASTER)
+    assert found == place
+    assert found.is_first == (place.number == 0)
+
+
+UNCLEAR = [
+    ("WORLD_SIZE=abc", "WORLD_SIZE='abc'"), ("WORLD_SIZE=", "WORLD_SIZE=''"),
+    ("WORLD_SIZE=0", "WORLD_SIZE='0'"), ("WORLD_SIZE=-1", "WORLD_SIZE='-1'"),
+    ("WORLD_SIZE=1.0", "WORLD_SIZE='1.0'"), ("LOCAL_WORLD_SIZE=0", "LOCAL_WORLD_SIZE='0'"),
+    ("LOCAL_WORLD_SIZE=", "LOCAL_WORLD_SIZE=''"), ("WORLD_SIZE=2", "RANK is not set"),
+    ("WORLD_SIZE=2 RANK=", "RANK=''"), ("WORLD_SIZE=2 RANK=2", "from 0 to 1"),
+    ("WORLD_SIZE=1 RANK=1", "from 0 to 0"), ("WORLD_SIZE=2 RANK=-1", "RANK='-1'"),
+    ("WORLD_SIZE=4 RANK=1 LOCAL_RANK=2 LOCAL_WORLD_SIZE=2", "LOCAL_RANK='2'"),
+    ("WORLD_SIZE=" + "9" * 5000, "WORLD_SIZE='999"), ("WORLD_SIZE=²", "WORLD_SIZE="),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), UNCLEAR)
+def test_what_is_unclear_is_refused(words: str, message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        own_place(environment(words) | MASTER)
+    first, second = str(raised.value).splitlines()
+    assert first.startswith("The environment does not say which process of the run this is: ")
+    assert message in first
+    assert len(first) < 200
+    assert "torchrun" in second
+
+
+def test_processes_that_cannot_find_each_other_are_refused() -> None:
+    with pytest.raises(UsageError, match="MASTER_ADDR is not set"):
+        own_place({"WORLD_SIZE": "2", "RANK": "0"})
+
+
+def test_a_group_that_is_unclear_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    with pytest.raises(UsageError), process_group():
+        pass
+
+
+@pytest.mark.parametrize(
+    "variables", ["WORLD_SIZE=abc", "WORLD_SIZE=", "LOCAL_WORLD_SIZE=0", "WORLD_SIZE=2"]
+)
+def test_a_command_is_refused_in_two_lines(
+    variables: str, val_folder: MakeVal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name, value in environment(variables).items():
+        monkeypatch.setenv(name, value)
+    words = ["--data", str(val_folder(FILES)), "--variant", "small", "--quiet"]
+    assert imagenet.main([*words, "--output", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 2
+    assert shown.err.startswith("error: The environment does not say which process")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rank", ["1", "", "00"])
+def test_a_rank_that_a_cluster_left_hides_no_verdict(
+    rank: str, val_folder: MakeVal, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", rank)
+    config = tmp_path / "own.toml"
+    config.write_text(
+        'name = "own"\nmodel = "small"\nimages = 4\n[reference]\ntop1 = 100.0\nsource = "test"\n'
+        '[tolerance.torchvision]\nimages = 1\nreason = "test"\n'
+    )
+    words = ["--data", str(val_folder(FILES)), "--config", str(config), "--weights", str(weights)]
+    words += ["--output", str(tmp_path / "out"), "--quiet", "--forms", "reparameterized"]
+    if rank == "1":  # as a user starts it
+        shown = start("eval.imagenet", *words)
+        code, out = shown.returncode, shown.stdout
+    else:
+        code, out = imagenet.main(words), capsys.readouterr().out
+    assert code == 1
+    assert "FAIL  reparameterized: top-1" in out
+    assert (tmp_path / "out" / "summary.csv").is_file()
