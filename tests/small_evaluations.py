@@ -18,11 +18,11 @@ from eval.images.preprocess import PREPROCESS
 from eval.images.valset import Sample, ValSet
 from eval.judge.verdict import judge
 from eval.measure.engine import Measurement
+from eval.measure.setup import Computation
 from eval.metrics import Scores
 from eval.models import ModelFile, Subject
 from eval.provenance import Provenance
 from eval.results.evaluation import Evaluation
-from eval.results.record import Computation
 
 FORMS = ("unfused", "reparameterized")
 

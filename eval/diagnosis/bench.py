@@ -21,6 +21,7 @@ from eval.diagnosis.setups import Facts, Setup
 from eval.errors import DataError, EvalError
 from eval.images.preprocess import BadImage, Crop, Preprocess, Table, table_of
 from eval.images.valset import ValSet
+from eval.metrics import rank_of_label
 from eval.progress import Event, Observer
 from eval.recipe import OWN, Recipe
 
@@ -82,15 +83,13 @@ def rank_of(
     Args:
         logits: (B, C); a row that is not finite puts every class before the target.
         target: (B,); -1 where the model has no output for the class.
-        among: the outputs that count; all if None.
+        among: the outputs that count, ascending, every target among them; all if None.
     """
-    own = np.take_along_axis(logits, np.maximum(target, 0)[:, np.newaxis], axis=1)
-    outputs = np.arange(logits.shape[1]) if among is None else among
-    rivals = logits[:, outputs]
-    with np.errstate(invalid="ignore"):
-        before = (rivals > own) | ((rivals == own) & (outputs < target[:, np.newaxis]))
-    rank: Ranks = before.sum(axis=1)
-    rank[(target < 0) | ~np.isfinite(logits).all(axis=1)] = logits.shape[1]
+    rank: Ranks = np.full(len(logits), logits.shape[1])
+    usable = (target >= 0) & np.isfinite(logits).all(axis=1)
+    if among is not None:
+        logits, target = logits[:, among], np.searchsorted(among, target)
+    rank[usable] = rank_of_label(logits[usable], target[usable])
     return rank
 
 
@@ -342,7 +341,8 @@ class ModelBench:
         labels = self._labels[indices.start : indices.stop]
         counted = self._sample.among
         for name, order in self._orders.items():
-            among = None if counted is None else np.sort(order[np.array(counted)])
+            among = None if counted is None else np.unique(order[np.array(counted)])
+            among = among if among is None else among[among >= 0]
             kept = self._ranked.by_order.setdefault((setup, name), np.full(self.images, -1))
             kept[indices.start : indices.stop] = rank_of(logits, order[labels], among)
 

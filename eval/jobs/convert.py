@@ -10,16 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from eval.backends import BACKENDS, create_predictor
+from eval.backends import BACKENDS, Task
 from eval.backends.formats import EXPORTS, companions, size_of
 from eval.errors import ModelError
 from eval.images.preprocess import Crop, Preprocess
 from eval.images.valset import open_valset
+from eval.measure.engine import Engine, choose_workers, read_crops
 from eval.progress import Event, Observer, ignore
 
 WITHIN = 1e-3  # of the largest logit
-
-
 HELD_OUT = 0.25  # share of the calibration images that is kept for choosing
 
 
@@ -42,25 +41,22 @@ class Model:
     expected: NDArray[np.float32]
 
 
-def read_crops(path: Path, count: int, preprocess: Preprocess) -> tuple[Crop, list[int]]:
+def sample_of(path: Path, count: int, preprocess: Preprocess) -> tuple[Crop, list[int]]:
     """Crops and labels of the first images of a validation set's fixed shuffled order."""
     valset = open_valset(path)
     if count < len(valset.samples):
         valset = valset.limited(count)
-    crops = np.stack([preprocess.crop(valset.read(sample.path)) for sample in valset.samples])
-    return crops, [sample.label for sample in valset.samples]
+    labels = [sample.label for sample in valset.samples]
+    return read_crops(valset, preprocess, choose_workers()), labels
 
 
 def answers(
     backend: str, model: nn.Module | Path, preprocess: Preprocess, crops: Crop
 ) -> NDArray[np.float32]:
     """Logits of a model or of a file."""
-    cpu, size = torch.device("cpu"), 8
-    predictor = create_predictor(
-        backend, {"": model}, preprocess, cpu, "fp32", batch_size=size, workers=1
-    )
-    parts = [predictor(crops[start : start + size])[""] for start in range(0, len(crops), size)]
-    return np.concatenate(parts)
+    cpu = torch.device("cpu")
+    task = Task(backend, {"": model}, preprocess, cpu, "fp32", batch_size=8, workers=1)
+    return Engine(task).logits(crops)[""]
 
 
 def make(kind: str, model: Model, folder: Path) -> Path:

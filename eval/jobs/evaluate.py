@@ -20,26 +20,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import torch
-
-from eval.backends import Task, create_predictor
-from eval.backends.device import choose_device, int8_note
 from eval.errors import DataError, EvalError, UsageError
 from eval.files import write_atomically
 from eval.images.cache import CropCache
-from eval.images.classes import read_classes
 from eval.images.labelset import real, score
-from eval.images.valset import ValSet, image_list_sha256, open_valset
+from eval.images.valset import ValSet, image_list_sha256
 from eval.jobs.compare import check_baseline, compare_results
 from eval.judge.early import Stopper, stopper_for
 from eval.judge.gate import Asked
 from eval.judge.verdict import judge
-from eval.measure import engine
-from eval.measure.engine import Measurement, choose_batch_size, choose_workers
-from eval.measure.journal import Journal, NoJournal
+from eval.measure.engine import Engine, Measurement
+from eval.measure.journal import Journal
 from eval.measure.latency import LatencyRow, measure_latency
 from eval.measure.settings import exact_settings
+from eval.measure.setup import Computation, choose_computation, open_images, task_of
 from eval.models import Source, Subject, choose_preprocess, open_source
 from eval.processes import Group, process_group
 from eval.progress import Event, Observer, ignore
@@ -50,7 +44,7 @@ from eval.results.folder import OutputFolder, run_json
 from eval.results.history import append_history, check_history
 from eval.results.model_card import eval_results, model_card
 from eval.results.read import read_result
-from eval.results.record import Computation, LabelResult
+from eval.results.record import LabelResult
 from eval.results.schema import RUN_FILE
 
 
@@ -88,7 +82,7 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
 
         with exact_settings() as settings:
             subject = source.load(len(valset.classes), progress)
-            setup = _choose_setup(run, subject, valset, settings)
+            setup = choose_computation(source, subject, len(valset.samples), settings, group)
             with _open_journal(run, subject, setup, valset) as journal:
                 measured, setup = _measure(run, subject, setup, valset, journal)
                 subject.check_unchanged()
@@ -104,7 +98,7 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
                     by_other_labels=_by_other_labels(request, measured),
                     latency=_latency(run, subject, setup, valset),
                 )
-                if folder.path is not None and group.is_first:
+                if journal and folder.path is not None and group.is_first:
                     folder.save(evaluation)
                     journal.remove()
         return follow_up(evaluation, request, folder) if group.is_first else evaluation
@@ -214,19 +208,14 @@ def _open_images(run: Run, workspace: Path) -> ValSet:
         DataError: there is no validation set, it cannot be what it should be, or it has more
             images than the reported figures are of.
     """
-    request, group = run.request, run.group
-    root = None
-    if group.is_first:
-        root = run.source.images(workspace, run.progress)
-    group.wait()
-    root = root or run.source.images(workspace, run.progress)  # made by the first process
-    classes = read_classes(Path(request.classes)) if request.classes else None
-    valset = open_valset(root, _path(request.labels), classes)
+    request = run.request
+    valset = open_images(run.source, workspace, run.group, run.progress)
     whole = len(valset.samples)
     expected = run.source.published.images
     if valset.image_set.is_judged and whole > expected:
         raise DataError(
-            f"--data {root}: {whole:,} images, but the reported figures are for {expected:,}.\n"
+            f"--data {request.data}: {whole:,} images, but the reported figures are for "
+            f"{expected:,}.\n"
             "Were images copied twice, or is `images` in the configuration wrong?"
         )
     if request.real_labels:
@@ -234,33 +223,15 @@ def _open_images(run: Run, workspace: Path) -> ValSet:
     return valset if request.limit is None else valset.limited(request.limit)
 
 
-def _choose_setup(
-    run: Run, subject: Subject, valset: ValSet, settings: dict[str, Any]
-) -> Computation:
-    """How to compute: as requested, else to suit the machine."""
-    request = run.request
-    device = choose_device(request.device, run.group.local_number)
-    batch_size = request.batch_size or choose_batch_size(device)
-    if subject.precision == "int8":
-        settings = {**settings, "int8": int8_note()}
-    return Computation(
-        backend=request.backend or run.source.backend,
-        device=str(device),
-        precision=subject.precision or request.precision,
-        batch_size=min(batch_size, len(valset.samples)),
-        workers=request.workers or choose_workers(),
-        processes=run.group.count,
-        settings=settings,
-    )
-
-
+@contextmanager
 def _open_journal(
     run: Run, subject: Subject, setup: Computation, valset: ValSet
-) -> Journal | NoJournal:
-    """The records of an interrupted run, if it was exactly this run."""
-    forms = list(subject.forms)
+) -> Iterator[Journal | None]:
+    """The records of an interrupted run, if it was exactly this run; None without a folder."""
     if run.folder.path is None:
-        return NoJournal(forms)
+        yield None
+        return
+    forms = list(subject.forms)
     run.folder.claim()
     run.group.wait()
     identity = {
@@ -280,53 +251,28 @@ def _open_journal(
         "code_sha256": code_sha256(),
         "versions": versions(),
     }
-    return Journal(run.folder.path, identity, forms, run.group.number)
+    with Journal(run.folder.path, identity, forms, run.group.number) as journal:
+        yield journal
 
 
 def _measure(
-    run: Run, subject: Subject, setup: Computation, valset: ValSet, journal: Journal | NoJournal
+    run: Run, subject: Subject, setup: Computation, valset: ValSet, journal: Journal | None
 ) -> tuple[Measurement, Computation]:
     """Every image through every form."""
-    request, group, preprocess = run.request, run.group, subject.preprocess
-    assert setup.batch_size is not None
-    assert setup.workers is not None
-    run.progress(Event(message=_headline(request, subject, setup, valset)))
-    predictor = create_predictor(
-        setup.backend,
-        subject.forms,
-        preprocess,
-        torch.device(setup.device),
-        request.precision,
-        batch_size=setup.batch_size,
-        workers=setup.workers,
-        classes=len(valset.classes),
-    )
-    plan = engine.Plan(
-        preprocess,
-        tuple(subject.forms),
-        setup.batch_size,
-        setup.workers,
-        share=(group.number, group.count),
-        record_bad=request.on_bad_image == "record",
-    )
-    counter = _Counter(run.progress, len(valset.samples) // group.count)
+    run.progress(Event(message=_headline(run.request, subject, setup, valset)))
+    engine = Engine(task_of(subject, setup, len(valset.classes)), run.progress)
     stopper = _stopper(run, subject, valset, setup)
-    if stopper:
-        plan = replace(plan, order=np.array(valset.shuffled()))
-    cache = _path(request.cache)
-    with CropCache(cache, valset, preprocess) if cache else nullcontext() as crops:
-        part = engine.measure(
+    cache = _path(run.request.cache)
+    with CropCache(cache, valset, subject.preprocess) if cache else nullcontext() as crops:
+        measured = engine.measure(
             valset,
-            engine.ShrinkOnOutOfMemory(predictor, counter.tell),
-            plan,
+            group=run.group,
+            record_bad=run.request.on_bad_image == "record",
             journal=journal,
             cache=crops,
-            progress=counter.add,
             stopper=stopper,
         )
-    setup = replace(setup, settings={**setup.settings, **getattr(predictor, "settings", {})})
-    stopped, bound = (stopper.reason, stopper.bound) if stopper else ("", {})
-    return engine.assemble(valset, group.gather(part), plan.forms, stopped, bound), setup
+    return measured, replace(setup, settings={**setup.settings, **engine.settings})
 
 
 def _stopper(run: Run, subject: Subject, valset: ValSet, setup: Computation) -> Stopper | None:
@@ -335,24 +281,6 @@ def _stopper(run: Run, subject: Subject, valset: ValSet, setup: Computation) -> 
         return None
     baseline = read_result(run.request.baseline) if run.request.baseline else None
     return stopper_for(run.group, subject, valset, baseline, setup.precision)
-
-
-class _Counter:
-    """Adds up batches for an observer."""
-
-    def __init__(self, observer: Observer, total: int) -> None:
-        self._observer, self._total = observer, total
-        self._done = self._correct = 0
-
-    def add(self, images: int, correct: int) -> None:
-        """A batch is done."""
-        self._done += images
-        self._correct += correct
-        self._observer(Event("evaluating", self._done, self._total, self._correct))
-
-    def tell(self, message: str) -> None:
-        """Something a person should know."""
-        self._observer(Event(message=message))
 
 
 def _headline(request: Request, subject: Subject, setup: Computation, valset: ValSet) -> str:
@@ -382,17 +310,7 @@ def _latency(
     if not run.request.latency or not run.group.is_first:
         return ()
     run.progress(Event(message="measuring the latency of single images"))
-    task = Task(
-        setup.backend,
-        subject.forms,
-        subject.preprocess,
-        torch.device(setup.device),
-        run.request.precision,
-        batch_size=1,
-        workers=1,
-        classes=len(valset.classes),
-    )
-    return tuple(measure_latency(task, valset))
+    return tuple(measure_latency(task_of(subject, setup, len(valset.classes)), valset))
 
 
 def _provenance(request: Request, subject: Subject, started: datetime) -> Provenance:

@@ -14,7 +14,7 @@ from eval.backends.formats import EXPORTS
 from eval.backends.onnx import export_onnx
 from eval.errors import UsageError
 from eval.images.classes import read_classes
-from eval.jobs.convert import Model, answers, compare, make, move, read_crops
+from eval.jobs.convert import Model, answers, compare, make, move, sample_of
 from eval.jobs.int8 import Calibration, quantize
 from eval.measure.settings import exact_settings
 from eval.models import Subject, open_source
@@ -130,7 +130,7 @@ def _with_images(asked: Export, subject: Subject, form: str) -> Model:
     model, preprocess = subject.forms[form], subject.preprocess
     assert not isinstance(model, Path)
     if asked.images:
-        crops, _ = read_crops(asked.images, COMPARED, preprocess)
+        crops, _ = sample_of(asked.images, COMPARED, preprocess)
         shown = f"images of {asked.images}"
     else:
         size = (COMPARED, preprocess.size, preprocess.size, 3)

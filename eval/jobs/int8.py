@@ -15,7 +15,8 @@ from eval.backends.device import int8_note
 from eval.backends.formats import EXPORTS
 from eval.backends.quantize import Work
 from eval.errors import ModelError, UsageError
-from eval.jobs.convert import HELD_OUT, Model, answers, move, read_crops
+from eval.jobs.convert import HELD_OUT, Model, answers, move, sample_of
+from eval.metrics import log_softmax
 from eval.progress import Event, Observer
 
 _SHOWN = 12  # rows of the table of layers
@@ -64,7 +65,7 @@ class Calibration:
         Raises:
             UsageError: there are too few of them.
         """
-        crops, labels = read_crops(data, images, model.preprocess)
+        crops, labels = sample_of(data, images, model.preprocess)
         count = round(len(crops) * HELD_OUT)
         if count < 1:
             raise UsageError(
@@ -216,11 +217,8 @@ def divergence(expected: NDArray[np.float32], found: NDArray[np.float32]) -> flo
         expected: logits (N, classes).
         found: the same shape.
     """
-    logs = []
-    for logits in (expected, found):
-        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-        logs.append(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-    return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1).mean())
+    log_p, log_q = log_softmax(expected), log_softmax(found)
+    return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
 
 
 def _within(kind: str, source: Path, calibration: Calibration, best: Result) -> Result:

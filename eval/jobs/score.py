@@ -29,13 +29,13 @@ from eval.judge.result import SCORED
 from eval.judge.verdict import JUDGED_PRECISION, Judgment, judge
 from eval.measure.engine import Measurement
 from eval.measure.given import Answers, match, read_answers
+from eval.measure.setup import Computation
 from eval.models import ModelFile, Subject, identify
 from eval.progress import Event, Observer, ignore
 from eval.provenance import Provenance
 from eval.recipe import Recipe, parse
 from eval.request import DEFAULT_VARIANT
 from eval.results.evaluation import Evaluation
-from eval.results.record import Computation
 
 FORM = SCORED
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -22,17 +23,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.backends import Predictor
+from eval.backends import Predictor, Task, predictor_for
 from eval.errors import DataError, UnreadableImage, UsageError
 from eval.images.cache import CropCache
 from eval.images.preprocess import BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, fingerprint
 from eval.measure.journal import REASON_BYTES, Journal, NoJournal, Records, record_dtype
 from eval.metrics import Scores, check_logits
-from eval.processes import own_place
+from eval.processes import Group, own_place
+from eval.progress import Event, Observer, ignore
 
 CPU_BATCH = 8  # one part (eval/backends/pytorch.py): more would only use more memory
 GPU_BATCH = 64
+_ALONE = Group()
+_RECORD = "Replace the file (images are never skipped), or use --on-bad-image record."
 
 
 @dataclass
@@ -103,7 +107,15 @@ class Measurement:
 
 
 class Stopper(Protocol):
-    """Ends a measurement as soon as its outcome is certain (eval/judge/early.py)."""
+    """Ends a measurement as soon as its outcome is certain (eval/judge/early.py).
+
+    Attributes:
+        reason: why it ended; "" if it did not.
+        bound: see `Measurement`.
+    """
+
+    reason: str
+    bound: dict[str, Any]
 
     def begin(self, kept: Records, batches: int) -> bool:
         """Start with the records of an interrupted run; return whether to stop at once.
@@ -152,6 +164,148 @@ class Plan:
     order: NDArray[np.int64] | None = None
 
 
+class Engine:
+    """A model in its runtime: every rank, and every logit, is computed here.
+
+    Args:
+        task: the model, and how it is computed.
+        progress: called with every `eval.progress.Event`.
+
+    Raises:
+        UsageError, ModelError: see `eval.backends.create_predictor`.
+    """
+
+    def __init__(self, task: Task, progress: Observer = ignore) -> None:
+        self._task, self._progress = task, progress
+        self._predictor = ShrinkOnOutOfMemory(
+            predictor_for(task), lambda message: progress(Event(message=message))
+        )
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What was set or chosen in the runtime, for ``run.json``."""
+        return self._predictor.settings
+
+    def measure(
+        self,
+        valset: ValSet,
+        *,
+        group: Group = _ALONE,
+        record_bad: bool = False,
+        journal: Journal | NoJournal | None = None,
+        cache: CropCache | None = None,
+        stopper: Stopper | None = None,
+        stage: str = "evaluating",
+    ) -> Measurement:
+        """Measure every image with every form.
+
+        Args:
+            valset: the images; predictions are restricted to the classes of their set.
+            group: the processes that share the work; all of them receive the results.
+            record_bad: see `Plan`.
+            journal: see `measure`; None if nothing is to be kept.
+            cache: see `measure`.
+            stopper: see `measure`; the images are then measured in their shuffled order.
+            stage: what is done, for the observer.
+
+        Raises:
+            DataError, UsageError, LogitsError: see `measure`.
+        """
+        task = self._task
+        forms = tuple(task.models)
+        plan = Plan(
+            task.preprocess,
+            forms,
+            task.batch_size,
+            task.workers,
+            share=(group.number, group.count),
+            record_bad=record_bad,
+            order=np.array(valset.shuffled()) if stopper else None,
+        )
+        total = len(valset.samples) // group.count
+        done = correct = 0
+
+        def count(images: int, right: int) -> None:
+            nonlocal done, correct
+            done, correct = done + images, correct + right
+            self._progress(Event(stage, done, total, correct))
+
+        part = measure(
+            valset,
+            self._predictor,
+            plan,
+            journal=journal or NoJournal(forms),
+            cache=cache,
+            progress=count,
+            stopper=stopper,
+        )
+        stopped, bound = (stopper.reason, stopper.bound) if stopper else ("", {})
+        return assemble(valset, group.gather(part), forms, stopped, bound)
+
+    def logits(self, crops: Crop) -> Mapping[str, NDArray[np.float32]]:
+        """Logits (N, classes) of crops (N, size, size, 3), by form; they may be of no use."""
+        size = self._task.batch_size
+
+        def compute(start: int) -> Mapping[str, NDArray[Any]]:
+            part = crops[start : start + size]
+            # Always a whole batch: some runtimes take no other.
+            batch = np.zeros((size, *crops.shape[1:]), np.uint8)
+            batch[: len(part)] = part
+            return {form: rows[: len(part)] for form, rows in self._predictor(batch).items()}
+
+        with worker_threads(self._task.workers) as pool:
+            parts = list(pool.map(compute, range(0, len(crops), size)))
+        return {form: np.concatenate([part[form] for part in parts]) for form in self._task.models}
+
+    def logits_of(self, valset: ValSet) -> Mapping[str, NDArray[np.float32]]:
+        """Logits of all images, each of which must be decodable; see `read_crops`."""
+        return self.logits(read_crops(valset, self._task.preprocess, self._task.workers))
+
+
+def read_crops(valset: ValSet, preprocess: Preprocess, threads: int) -> Crop:
+    """The crops of all images, uint8 (N, size, size, 3).
+
+    Raises:
+        DataError: an image cannot be read or decoded.
+    """
+    crops = np.zeros((len(valset.samples), preprocess.size, preprocess.size, 3), np.uint8)
+
+    def fill(row: int) -> None:
+        path = valset.samples[row].path
+        with decoding(valset, path):
+            crops[row] = preprocess.crop(valset.read(path))
+
+    with worker_threads(threads) as pool:
+        for _ in pool.map(fill, range(len(crops))):
+            pass
+    return crops
+
+
+@contextmanager
+def decoding(
+    valset: ValSet, path: str, advice: str = "Get an intact copy: eval.data lists all damaged ones."
+) -> Iterator[None]:
+    """Name the image that cannot be decoded, and what to do.
+
+    Raises:
+        DataError: instead of `BadImage`.
+    """
+    try:
+        yield
+    except BadImage as error:
+        raise DataError(f"{valset.root / path} cannot be decoded: {error}.\n{advice}") from error
+
+
+@contextmanager
+def worker_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that compute on one core each; what has not begun when one fails is left out."""
+    with ThreadPoolExecutor(count, initializer=_single_threaded) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def measure(
     valset: ValSet,
     predictor: Predictor,
@@ -184,27 +338,24 @@ def measure(
     results = [old]
     measured_now = 0
     last = plan.forms[-1]
-    with ThreadPoolExecutor(plan.workers, initializer=_single_threaded) as pool:
-        try:
-            for _ in pool.map(lambda record: _check_unchanged(valset, record), old):
-                pass
-            if progress and len(old):
-                progress(len(old), _correct(old, last))
-            started = time.perf_counter()
-            certain = stopper.begin(old, len(todo)) if stopper else False
-            for records in pool.map(evaluate, [] if certain else todo):
-                journal.append(records)
-                results.append(records)
-                measured_now += len(records)
-                if progress:
-                    progress(len(records), _correct(records, last))
-                if stopper and stopper.after(records):
-                    break
-            else:
-                if stopper and not certain:
-                    stopper.finish()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with worker_threads(plan.workers) as pool:
+        for _ in pool.map(lambda record: _check_unchanged(valset, record), old):
+            pass
+        if progress and len(old):
+            progress(len(old), _correct(old, last))
+        started = time.perf_counter()
+        certain = stopper.begin(old, len(todo)) if stopper else False
+        for records in pool.map(evaluate, [] if certain else todo):
+            journal.append(records)
+            results.append(records)
+            measured_now += len(records)
+            if progress:
+                progress(len(records), _correct(records, last))
+            if stopper and stopper.after(records):
+                break
+        else:
+            if stopper and not certain:
+                stopper.finish()
     return Part(np.concatenate(results), measured_now, time.perf_counter() - started)
 
 
@@ -278,7 +429,8 @@ class _BatchEvaluator:
                 cache.put(index, digest, crop)
         except (BadImage, UnreadableImage) as error:
             if not self._plan.record_bad:
-                raise _unusable(self._valset, path, error) from error
+                with decoding(self._valset, path, _RECORD):
+                    raise
             reason = str(error).partition("\n")[0] or type(error).__name__
             record["reason"] = reason.encode()[:REASON_BYTES]
 
@@ -328,15 +480,6 @@ def assemble(
         bad={int(i): records["reason"][i].decode(errors="replace") for i in bad},
         stopped=stopped,
         bound=bound or {},
-    )
-
-
-def _unusable(valset: ValSet, path: str, error: BadImage | UnreadableImage) -> DataError:
-    if isinstance(error, UnreadableImage):
-        return error
-    return DataError(
-        f"{valset.root / path} cannot be decoded: {error}.\n"
-        "Replace the file (images are never skipped), or use --on-bad-image record."
     )
 
 
@@ -402,6 +545,12 @@ class ShrinkOnOutOfMemory:
         if hasattr(predictor, "part"):
             self.part = predictor.part
         self._limit = sys.maxsize
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Those of the predictor."""
+        found: Mapping[str, Any] = getattr(self._predictor, "settings", {})
+        return found
 
     def __call__(self, crops: Crop) -> Mapping[str, NDArray[Any]]:
         """Compute a batch, uint8 (B, size, size, 3), in parts: logits (B, C) by form."""

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from eval.backends import Predictor, Task, predictor_for, prepared
-from eval.errors import DataError
+from eval.errors import DataError, UnreadableImage
 from eval.images.preprocess import BadImage, Preprocess
 from eval.images.valset import ValSet
 
@@ -87,10 +87,10 @@ def _files(valset: ValSet, preprocess: Preprocess, images: int) -> list[bytes]:
     chosen = valset.limited(min(images, len(valset.samples)))
     files = []
     for sample in chosen.samples:
-        data = valset.read(sample.path)
         try:
+            data = valset.read(sample.path)
             preprocess.crop(data)
-        except BadImage:
+        except (BadImage, UnreadableImage):
             continue
         files.append(data)
     if not files:

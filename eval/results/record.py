@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from eval.errors import EvalError
 from eval.images.labelset import LabelScore
@@ -16,29 +15,7 @@ from eval.provenance import Provenance
 if TYPE_CHECKING:
     from eval.measure.engine import Measurement
     from eval.measure.latency import LatencyRow
-
-
-@dataclass(frozen=True)
-class Computation:
-    """How the logits were computed; None where unknown, as on another device.
-
-    Attributes:
-        backend: what computed them.
-        device: where.
-        precision: in what.
-        batch_size: images in a batch.
-        workers: threads of a process.
-        processes: of the run.
-        settings: switches that results may depend on.
-    """
-
-    backend: str
-    device: str
-    precision: str
-    batch_size: int | None = None
-    workers: int | None = None
-    processes: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    from eval.measure.setup import Computation
 
 
 class LabelResult(NamedTuple):

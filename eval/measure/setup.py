@@ -1,0 +1,120 @@
+"""What a measurement needs: the images of a request, and how the logits are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.backends import Task
+from eval.backends.device import choose_device, int8_note
+from eval.images.classes import read_classes
+from eval.images.valset import ValSet, open_valset
+from eval.measure.engine import choose_batch_size, choose_workers
+from eval.models import Source, Subject
+from eval.processes import Group
+from eval.progress import Observer, ignore
+
+_ALONE = Group()
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How the logits are computed; None where unknown, as on another device.
+
+    Attributes:
+        backend: what computes them.
+        device: where.
+        precision: in what.
+        batch_size: images in a batch.
+        workers: threads of a process.
+        processes: of the run.
+        settings: switches that results may depend on.
+    """
+
+    backend: str
+    device: str
+    precision: str
+    batch_size: int | None = None
+    workers: int | None = None
+    processes: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_images(
+    source: Source, folder: Path, group: Group = _ALONE, progress: Observer = ignore
+) -> ValSet:
+    """All images of a request, with their labels.
+
+    Args:
+        source: whose request names them, or which makes them itself.
+        folder: where a source may make them; the same for all processes.
+        group: the processes of the run.
+        progress: called with every `eval.progress.Event`.
+
+    Raises:
+        DataError: there is no validation set, or it cannot be what it should be.
+    """
+    request = source.request
+    root = source.images(folder, progress) if group.is_first else None
+    group.wait()
+    root = root or source.images(folder, progress)  # made by the first process
+    classes = read_classes(Path(request.classes)) if request.classes else None
+    return open_valset(root, Path(request.labels) if request.labels else None, classes)
+
+
+def choose_computation(
+    source: Source,
+    subject: Subject,
+    images: int,
+    settings: Mapping[str, Any],
+    group: Group = _ALONE,
+) -> Computation:
+    """How to compute: as requested, else to suit the model and the machine.
+
+    Args:
+        source: of the subject; its request says what was asked for.
+        subject: the model.
+        images: how many there are; a batch is not larger.
+        settings: that are in effect.
+        group: the processes of the run.
+    """
+    request = source.request
+    device = choose_device(request.device, group.local_number)
+    if subject.precision == "int8":
+        settings = {**settings, "int8": int8_note()}
+    return Computation(
+        backend=request.backend or source.backend,
+        device=str(device),
+        precision=subject.precision or request.precision,
+        batch_size=min(request.batch_size or choose_batch_size(device), images),
+        workers=request.workers or choose_workers(),
+        processes=group.count,
+        settings=settings,
+    )
+
+
+def task_of(subject: Subject, computation: Computation, classes: int) -> Task:
+    """What the engine is made for: all forms of a subject, computed so.
+
+    Args:
+        subject: the model.
+        computation: as `choose_computation` gives it.
+        classes: how many a file must tell apart.
+    """
+    assert computation.batch_size is not None
+    assert computation.workers is not None
+    return Task(
+        computation.backend,
+        subject.forms,
+        subject.preprocess,
+        torch.device(computation.device),
+        # A file has a precision of its own, which no runtime is asked to change.
+        "fp32" if subject.precision else computation.precision,
+        computation.batch_size,
+        computation.workers,
+        classes,
+    )
