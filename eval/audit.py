@@ -23,7 +23,7 @@ IMAGES = 300  # none different: at most 1 % of the rows are wrong, at 95 %
 
 EPILOG = """
 Exit codes: 0 confirmed; 1 contradicted; 2 wrong options or a damaged result; 3 data; 4 checkpoint;
-5 useless predictions; 70 a bug in this package; 130 interrupted.
+5 non-finite or constant logits; 70 a bug in this package; 130 interrupted.
 """
 
 

@@ -20,7 +20,7 @@ from eval.values import path, positive
 
 EPILOG = """
 Exit codes: 0 healthy; 1 explained or unexplained; 2 wrong options; 3 data; 4 checkpoint;
-5 useless predictions; 70 a bug in this package; 130 interrupted.
+5 non-finite or constant logits; 70 a bug in this package; 130 interrupted.
 """
 
 

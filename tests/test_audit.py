@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from collections.abc import Callable
 from fractions import Fraction
 from math import comb
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_valsets
+import timm
+from conftest import jpeg, rows_of
 from known_answer import folder_of_images, labels_of_chosen
+from safetensors.torch import save_file
+from test_image_sets import timm_indices
 
 import eval.imagenet
 import eval.score
 from eval.audit import main
-from eval.judge.audit import Answer, is_near_tie, measured_answer
-from eval.metrics import largest_number_wrong
+from eval.images.classes import imagenet_classes
+from eval.judge.audit import Answer, answer, is_near_tie
+from eval.metrics import Scores, largest_number_wrong
 
 
 def few_found(population: int, wrong: int, sampled: int, different: int) -> Fraction:
@@ -60,10 +68,10 @@ def test_edited_rows_are_found_as_often_as_the_bound_promises() -> None:
 LOGITS = np.array([5.0, 4.0, 3.99999, 1.0, 0.5, 0.2, 0.1], np.float32)
 
 
-def test_measured_answer() -> None:
-    assert measured_answer(LOGITS, 2, 3) == Answer(2, (0, 1, 2))
-    tie = np.array([1.0, 1.0, 1.0], np.float32)
-    assert measured_answer(tie, 1, 3) == Answer(1, (0, 1, 2))
+def test_an_answer_is_what_the_logits_rank() -> None:
+    assert answer(Scores.of(LOGITS[np.newaxis], np.array([2])), 0) == Answer(2, (0, 1, 2, 3, 4))
+    tie = np.array([[1.0, 1.0, 1.0]], np.float32)
+    assert answer(Scores.of(tie, np.array([1])), 0) == Answer(1, (0, 1, 2))
 
 
 def test_noise_may_swap_what_is_close_and_nothing_else() -> None:
@@ -123,11 +131,13 @@ def test_a_real_result_is_confirmed(
     assert found["images"] == found["population"] == 24
     assert found["largest_share_wrong"] == 0  # all of them
     assert found["seed"] == 7
-    assert not found["remarks"]
+    assert not found["unchecked"]
     assert "CONFIRMED" in out
     code, found = audited(result, images, "--weights", str(weights), "--images", "6")
-    assert (code, found["images"]) == (0, 6)
+    assert (code, found["images"], found["outcome"]) == (0, 6, "confirmed")
     assert found["largest_share_wrong"] == largest_number_wrong(24, 6, 0) / 24
+    assert found["unchecked"] == ["images' contents"]
+    assert capsys.readouterr().out.endswith("CONFIRMED, images' contents not checked\n")
 
 
 def test_an_edited_row_is_found(result: Path, images: Path, weights: Path, tmp_path: Path) -> None:
@@ -153,7 +163,7 @@ def test_counts_that_do_not_follow_are_a_contradiction(
     folder = edited(result, tmp_path, edit, wrong)
     code, found = audited(folder, images, "--weights", str(weights), "--images", "1", "--seed", "0")
     assert code == 1
-    assert "the rows count" in str(found["contradictions"])
+    assert "unfused: its rows and the configuration give top1_correct 1 (not 0)" in str(found)
 
 
 def test_other_weights_are_a_contradiction(
@@ -196,6 +206,189 @@ def test_a_scored_result(images: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", logits=logits, names=np.array(paths))
     code, found = audited(tmp_path / "scored", images, *given)
     assert (code, found["different"]) == (1, 1)
+
+
+# What an audit of a result that was edited says: each was confirmed once, all rows but a few being
+# as they were.
+
+
+def copied(result: Path, tmp_path: Path) -> Path:
+    shutil.copytree(result, tmp_path / "edited")
+    return tmp_path / "edited"
+
+
+def rewrite(path: Path, edit: Callable[[list[dict[str, str]]], list[dict[str, str]]]) -> None:
+    """Edit the rows of a CSV file."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = edit(list(reader))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, reader.fieldnames or [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def each_row(**cells: str) -> Callable[[list[dict[str, str]]], list[dict[str, str]]]:
+    return lambda rows: [row | cells for row in rows]
+
+
+def contradictions(folder: Path, images: Path, weights: Path, sample: str = "1") -> str:
+    words = ("--weights", str(weights), "--images", sample, "--seed", "0")
+    code, found = audited(folder, images, *words)
+    assert (code, found["outcome"], found["different"]) == (1, "contradicted", 0)
+    return "\n".join(found["contradictions"])  # type: ignore[arg-type]
+
+
+def test_rows_that_are_copies_of_others(
+    result: Path, images: Path, weights: Path, tmp_path: Path
+) -> None:
+    def copy(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        of_two = {row["label"]: row for row in rows[:2]}
+        return [rows[0], rows[1] | {"path": f"again/{Path(rows[0]['path']).name}"}
+                | {k: v for k, v in of_two[rows[0]["label"]].items() if k not in ("path", "index")},
+                *rows[2:]]  # fmt: skip
+
+    folder = copied(result, tmp_path)
+    rewrite(folder / "predictions.csv", copy)
+    found = contradictions(folder, images, weights, "20")
+    assert "rows of an image that has one already: again/" in found
+    assert "images without a row: " in found
+
+
+def test_rows_that_were_left_out(result: Path, images: Path, weights: Path, tmp_path: Path) -> None:
+    folder = copied(result, tmp_path)
+    rewrite(folder / "predictions.csv", lambda rows: rows[:-4])
+    cells = {"images": "20", "images_expected": "20", "verdict": "NO_REFERENCE"}
+    rewrite(folder / "summary.csv", each_row(**cells, top1_ci_low="0", top1_ci_high="16.1125"))
+    found = contradictions(folder, images, weights)
+    assert "images without a row: " in found
+    assert "images_expected 50000 (not 20), verdict PARTIAL (not NO_REFERENCE)" in found
+
+
+def test_probabilities_that_were_made_up(
+    result: Path, images: Path, weights: Path, tmp_path: Path
+) -> None:
+    folder = copied(result, tmp_path)
+    same = {f"unfused_prob{k}": "0.999999" for k in range(1, 6)}
+    rewrite(folder / "predictions.csv", each_row(**same))
+    code, found = audited(folder, images, "--weights", str(weights), "--images", "3")
+    assert (code, found["different"]) == (1, 3)
+    assert "unfused, probabilities that are none: " in str(found["contradictions"])
+    # Possible ones, of one image, that is in the sample.
+    rewrite(folder / "predictions.csv", lambda _: rows_of(result / "predictions.csv"))
+    rewrite(
+        folder / "predictions.csv", each_row(**{f"unfused_prob{k}": "0.2" for k in range(1, 6)})
+    )
+    code, found = audited(folder, images, "--weights", str(weights), "--images", "1")
+    assert (code, found["different"]) == (1, 1)
+
+
+EDITS = {  # cells of each row, and what is said about them
+    "precision": ("bf16", "precision is bf16, run.json says fp32"),
+    "reference_top1": ("50", "reference_top1 73.97 (not 50)"),
+    "delta_top1": ("-50", "delta_top1 -73.97 (not -50)"),
+    "nll": ("0.001", "nll is 0.001, by its probabilities it is at least"),
+    "max_abs_logit_diff": ("0", "max_abs_logit_diff is 0, run.json says"),
+    "dataset_sha256": ("0" * 64, "dataset_sha256 is 0000"),
+    "params": ("1", "(not 1)"),
+    "command": ("sudo rm", "command is sudo rm, run.json says"),
+}
+
+
+def test_a_summary_that_was_edited(
+    result: Path, images: Path, weights: Path, tmp_path: Path
+) -> None:
+    folder = copied(result, tmp_path)
+    edit = each_row(**{name: cell for name, (cell, _) in EDITS.items()})
+    rewrite(folder / "summary.csv", edit)
+    words = ("--weights", str(weights), "--images", "1")
+    code, found = audited(folder, images, *words)
+    assert code == 1
+    for _, said in EDITS.values():
+        assert said in str(found["contradictions"])
+
+
+def test_files_that_disagree(result: Path, images: Path, weights: Path, tmp_path: Path) -> None:
+    folder = copied(result, tmp_path)
+    run = json.loads((folder / "run.json").read_text())
+    run["verdict"], run["results"][0]["verdict"] = "PASS", "PASS"
+    run["published"]["reference"][""]["top1"] = 12.5
+    (folder / "run.json").write_text(json.dumps(run))
+    page = (folder / "report.html").read_text()
+    (folder / "report.html").write_text(page.replace("verdict PARTIAL", "verdict PASS"))
+    rewrite(folder / "per_class.csv", lambda rows: [rows[0] | {"images": "7"}, *rows[1:]])
+    assert contradictions(folder, images, weights).splitlines() == [
+        "run.json, published: not your configuration's reference",
+        "run.json: the verdict is PASS, the rows' PARTIAL",
+        "run.json, unfused: its rows and the configuration give verdict PARTIAL (not PASS)",
+        "per_class.csv is not that of the rows: n01440764",
+        "report.html shows PASS, summary.csv says PARTIAL",
+    ]
+
+
+# The model is that of the result.
+
+
+def test_a_configuration_of_ones_own(weights: Path, tmp_path: Path) -> None:
+    config = tmp_path / "own.toml"
+    text = (
+        'name = "own"\nmodel = "small"\nimages = 6\n[reference]\nsource = "x"\ntop1 = {}\n'
+        '[tolerance.torchvision]\nimages = 1\nreason = "y"\n'
+    )
+    config.write_text(text.format(100))
+    images = small_valsets.folders(tmp_path / "val")
+    words = ["--data", str(images), "--config", str(config), "--weights", str(weights)]
+    folder = tmp_path / "result"
+    assert eval.imagenet.main([*words, "--output", str(folder), "--quiet"]) == 1
+    given = ("--weights", str(weights))
+    assert audited(folder, images, *given)[0] == 0
+
+    edit = each_row(reference_top1="0", delta_top1="0", verdict="PASS")
+    shutil.copytree(folder, tmp_path / "edited")
+    rewrite(tmp_path / "edited" / "summary.csv", edit)
+    found = contradictions(tmp_path / "edited", images, weights)
+    assert (
+        "reference_top1 100.0 (not 0), delta_top1 -100.0 (not 0), verdict FAIL (not PASS)" in found
+    )
+    assert "run.json: the verdict is FAIL, the rows' PASS" in found
+    assert "report.html shows FAIL, summary.csv says PASS" in found
+
+    config.write_text(text.format(99))
+    assert main([str(folder), "--data", str(images), *given, "--quiet"]) == 2
+    config.unlink()
+    assert main([str(folder), "--data", str(images), *given, "--quiet"]) == 2
+    (tmp_path / "moved.toml").write_text(text.format(100))
+    assert audited(folder, images, *given, "--config", str(tmp_path / "moved.toml"))[0] == 0
+
+
+def test_a_model_of_a_library(images: Path, tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "t.safetensors")
+    words = ["--data", str(images), "--model", "timm:test_resnet", "--limit", "6"]
+    given = ["--weights", str(tmp_path / "t.safetensors"), "--quiet"]
+    folder = tmp_path / "result"
+    assert eval.imagenet.main([*words, *given, "--output", str(folder)]) == 0
+    code, found = audited(folder, images, *given)
+    assert (code, found["images"], found["contradictions"]) == (0, 6, [])
+    (folder / "run.json").unlink()
+    assert main([str(folder), "--data", str(images), *given]) == 2
+
+
+@pytest.mark.parametrize("letter", ["a", "r"])
+def test_a_set_of_200_classes(letter: str, weights: Path, tmp_path: Path) -> None:
+    images = tmp_path / "set"
+    rng = np.random.RandomState(3)
+    for label in timm_indices(letter):
+        pixels = rng.randint(0, 256, (8, 8, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
+        folder = images / imagenet_classes()[label].synset
+        folder.mkdir(parents=True)
+        (folder / "art_0.jpg").write_bytes(jpeg(pixels))
+    words = ["--data", str(images), "--variant", "small", "--limit", "24", "--quiet"]
+    given = ["--weights", str(weights)]
+    result = tmp_path / "result"
+    assert eval.imagenet.main([*words, *given, "--output", str(result)]) == 0
+    code, found = audited(result, images, *given)
+    assert (code, found["images"], found["different"], found["near_ties"]) == (0, 24, 0, 0)
+    assert found["unchecked"] == []
 
 
 def test_there_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

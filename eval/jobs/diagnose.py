@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from eval.backends.device import choose_device
 from eval.diagnosis import IMAGES
 from eval.diagnosis.bench import AnswersBench, Machine, ModelBench, in_order
 from eval.diagnosis.edits import suspicious
@@ -21,12 +20,11 @@ from eval.diagnosis.report import Diagnosis, Expected
 from eval.diagnosis.search import search
 from eval.errors import EvalError, ModelError, UsageError
 from eval.files import write_atomically
-from eval.images.classes import read_classes
-from eval.images.valset import ValSet, open_valset
+from eval.images.valset import ValSet
 from eval.judge.verdict import Verdict
-from eval.measure.engine import choose_batch_size, choose_workers
 from eval.measure.given import match, read_answers
 from eval.measure.settings import exact_settings
+from eval.measure.setup import choose_computation, open_data, open_images
 from eval.models import Source, Subject, open_source
 from eval.progress import Event, Observer, ignore
 from eval.request import Request
@@ -56,9 +54,7 @@ def diagnose(request: Request, images: int = IMAGES, progress: Observer = ignore
     """
     source = open_source(request)
     with TemporaryDirectory(prefix="pplcnet-eval-") as workspace:
-        root = source.images(Path(workspace), progress)
-        classes = read_classes(Path(request.classes)) if request.classes else None
-        valset = open_valset(root, Path(request.labels) if request.labels else None, classes)
+        valset = open_images(source, Path(workspace), progress=progress)
         with exact_settings():
             subject = _load(source, len(valset.classes), progress)
             return diagnose_subject(subject, valset, source, images, progress)
@@ -76,14 +72,15 @@ def diagnose_subject(
         images: size of the sample.
         progress: see `diagnose`.
     """
-    request = source.request
-    device: torch.device = choose_device(request.device)
+    setup = choose_computation(source, subject, len(valset.samples), {})
+    assert setup.batch_size is not None
+    assert setup.workers is not None
     machine = Machine(
-        backend=request.backend or source.backend,
-        precision=request.precision,
-        device=device,
-        batch_size=min(request.batch_size or choose_batch_size(device), len(valset.samples)),
-        workers=request.workers or choose_workers(),
+        backend=setup.backend,
+        precision=source.request.precision,
+        device=torch.device(setup.device),
+        batch_size=setup.batch_size,
+        workers=setup.workers,
         own=source.own_preprocess(),
     )
     bench = ModelBench(subject, valset, machine, images, progress)
@@ -121,9 +118,7 @@ def diagnose_predictions(
     """
     if request.data is None:
         raise UsageError("--predictions needs the validation set: name it with --data.")
-    classes = read_classes(Path(request.classes)) if request.classes else None
-    labels = Path(request.labels) if request.labels else None
-    valset = open_valset(Path(request.data), labels, classes)
+    valset = open_data(request, Path(request.data))
     outputs = len(valset.classes)
     try:
         answers = read_answers(predictions, outputs, names, array)

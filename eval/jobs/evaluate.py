@@ -260,7 +260,7 @@ def _measure(
 ) -> tuple[Measurement, Computation]:
     """Every image through every form."""
     run.progress(Event(message=_headline(run.request, subject, setup, valset)))
-    engine = Engine(task_of(subject, setup, len(valset.classes)), run.progress)
+    engine = Engine(task_of(run.request, subject, setup, len(valset.classes)), run.progress)
     stopper = _stopper(run, subject, valset, setup)
     cache = _path(run.request.cache)
     with CropCache(cache, valset, subject.preprocess) if cache else nullcontext() as crops:
@@ -310,7 +310,7 @@ def _latency(
     if not run.request.latency or not run.group.is_first:
         return ()
     run.progress(Event(message="measuring the latency of single images"))
-    return tuple(measure_latency(task_of(subject, setup, len(valset.classes)), valset))
+    return tuple(measure_latency(task_of(run.request, subject, setup, len(valset.classes)), valset))
 
 
 def _provenance(request: Request, subject: Subject, started: datetime) -> Provenance:

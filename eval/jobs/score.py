@@ -82,7 +82,7 @@ def score(asked: Scoring, command: str, progress: Observer = ignore) -> Evaluati
     Raises:
         EvalError: see `eval.errors`.
     """
-    config = _config(asked)
+    config = config_of(asked)
     files = _identify("--weights", asked.weights) if asked.weights else ()
     predictions = _identify("PREDICTIONS", asked.predictions)
 
@@ -99,7 +99,7 @@ def score(asked: Scoring, command: str, progress: Observer = ignore) -> Evaluati
     # A tolerance asks for the comparison, whatever the precision.
     precision = JUDGED_PRECISION if asked.tolerance is not None else asked.precision
     return Evaluation(
-        subject=_subject(asked, config, files),
+        subject=subject_of(asked, config, files),
         data=str(asked.data),
         setup=Computation(
             "external",
@@ -130,12 +130,12 @@ def _measure(asked: Scoring, valset: ValSet, answers: Answers, progress: Observe
         scores={FORM: answers.scores(rows, labels)},
         logit_diff=np.full(len(rows), np.nan),
         largest_logit=None,
-        digests=_digests(valset, progress),
+        digests=digests(valset, progress),
         seconds=0.0,  # of the images measured now, which are none
     )
 
 
-def _subject(asked: Scoring, config: VariantConfig, files: tuple[ModelFile, ...]) -> Subject:
+def subject_of(asked: Scoring, config: VariantConfig, files: tuple[ModelFile, ...]) -> Subject:
     """The model that made the predictions, as far as it was stated."""
     return Subject(
         name=config.name,
@@ -169,7 +169,7 @@ def _identify(option: str, path: Path) -> tuple[ModelFile, ...]:
     return identify([path])
 
 
-def _config(asked: Scoring) -> VariantConfig:
+def config_of(asked: Scoring) -> VariantConfig:
     """The variant, with the reference and the tolerance that were asked for.
 
     Raises:
@@ -218,7 +218,7 @@ def _answered(valset: ValSet, row_of: Mapping[int, int], allow_missing: bool) ->
     return replace(valset, samples=samples, layout=layout if missing else valset.layout)
 
 
-def _digests(valset: ValSet, progress: Observer) -> list[str]:
+def digests(valset: ValSet, progress: Observer) -> list[str]:
     """SHA-256 of each image file: the images that the predictions are said to belong to."""
 
     def digest(path: str) -> str:

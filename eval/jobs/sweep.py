@@ -18,10 +18,10 @@ from eval.errors import EvalError, UsageError
 from eval.files import write_atomically
 from eval.images.cache import CropCache
 from eval.images.sets import VAL, ImageSet
-from eval.images.valset import open_valset
 from eval.jobs.evaluate import evaluate
 from eval.measure.engine import choose_workers
 from eval.measure.settings import exact_settings
+from eval.measure.setup import open_data
 from eval.models import choose_preprocess, open_source
 from eval.models.exported import FORM
 from eval.progress import Event, Observer
@@ -190,7 +190,7 @@ def fill_cache(requests: Sequence[Request], progress: Observer) -> ImageSet:
     """
     first = requests[0]
     assert first.data is not None
-    valset = open_valset(Path(first.data), Path(first.labels) if first.labels else None)
+    valset = open_data(first, Path(first.data))
     if first.limit is not None:
         valset = valset.limited(first.limit)
     pipelines = {}

@@ -17,6 +17,7 @@ from eval.measure.engine import choose_batch_size, choose_workers
 from eval.models import Source, Subject
 from eval.processes import Group
 from eval.progress import Observer, ignore
+from eval.request import Request
 
 _ALONE = Group()
 
@@ -58,10 +59,17 @@ def open_images(
     Raises:
         DataError: there is no validation set, or it cannot be what it should be.
     """
-    request = source.request
     root = source.images(folder, progress) if group.is_first else None
     group.wait()
-    root = root or source.images(folder, progress)  # made by the first process
+    return open_data(source.request, root or source.images(folder, progress))  # made by the first
+
+
+def open_data(request: Request, root: Path) -> ValSet:
+    """A validation set, with the classes and labels that a request names.
+
+    Raises:
+        DataError: there is none, or it cannot be what it should be.
+    """
     classes = read_classes(Path(request.classes)) if request.classes else None
     return open_valset(root, Path(request.labels) if request.labels else None, classes)
 
@@ -97,10 +105,11 @@ def choose_computation(
     )
 
 
-def task_of(subject: Subject, computation: Computation, classes: int) -> Task:
+def task_of(request: Request, subject: Subject, computation: Computation, classes: int) -> Task:
     """What the engine is made for: all forms of a subject, computed so.
 
     Args:
+        request: says which precision was asked for; files, and stored weights, have their own.
         subject: the model.
         computation: as `choose_computation` gives it.
         classes: how many a file must tell apart.
@@ -112,8 +121,7 @@ def task_of(subject: Subject, computation: Computation, classes: int) -> Task:
         subject.forms,
         subject.preprocess,
         torch.device(computation.device),
-        # A file has a precision of its own, which no runtime is asked to change.
-        "fp32" if subject.precision else computation.precision,
+        request.precision,
         computation.batch_size,
         computation.workers,
         classes,
