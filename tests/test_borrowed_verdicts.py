@@ -261,10 +261,10 @@ def test_an_interrupted_run_does_not_continue_with_another_bin(
 ) -> None:
     request = Request(data=val, variant="small", weights=openvino_files, batch_size=1, workers=1,
                       output=tmp_path / "out")  # fmt: skip
-    monkeypatch.setattr("eval.jobs.evaluate.create_predictor", lambda *_, **__: Interrupted(2))
+    monkeypatch.setattr("eval.measure.engine.predictor_for", lambda *_, **__: Interrupted(2))
     with pytest.raises(KeyboardInterrupt):
         evaluate(request)
-    monkeypatch.setattr("eval.jobs.evaluate.create_predictor", lambda *_, **__: Interrupted(9))
+    monkeypatch.setattr("eval.measure.engine.predictor_for", lambda *_, **__: Interrupted(9))
     right = openvino_files.with_suffix(".bin").read_bytes()
     openvino_files.with_suffix(".bin").write_bytes(b"two")
     with pytest.raises(UsageError, match=r"unfinished run .*: files was"):
@@ -280,7 +280,7 @@ def test_weights_that_change_while_they_are_evaluated_are_refused(
         openvino_files.with_suffix(".bin").write_bytes(b"two")
         return Interrupted(9)
 
-    monkeypatch.setattr("eval.jobs.evaluate.create_predictor", changing)
+    monkeypatch.setattr("eval.measure.engine.predictor_for", changing)
     request = Request(data=val, variant="small", weights=openvino_files, output=tmp_path / "out")
     with pytest.raises(ModelError, match=r"m\.bin changed during the evaluation"):
         evaluate(request)

@@ -48,7 +48,7 @@ def folder(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A run with everything in it; the model and the plots, which take long, are stand-ins."""
     for name in ("accuracy", "reliability", "coverage", "places"):
         monkeypatch.setattr(f"eval.results.html.{name}_plot", lambda *_: Markup("<svg></svg>"))
-    monkeypatch.setattr("eval.jobs.evaluate.create_predictor", lambda *_, **__: predict)
+    monkeypatch.setattr("eval.measure.engine.predictor_for", lambda *_, **__: predict)
     monkeypatch.setattr(pplcnet, "count_macs", lambda _: 1)
     known, *_ = variants.load_forms("small", weights, ("unfused", "reparameterized"), 1000)
 

@@ -7,7 +7,6 @@ that changes of labels need no inference at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -15,12 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.backends import Task
 from eval.diagnosis.orders import orders
 from eval.diagnosis.pixels import CropMaker, recognize
 from eval.diagnosis.setups import Facts, Setup
-from eval.errors import DataError, EvalError
-from eval.images.preprocess import BadImage, Crop, Preprocess, Table, table_of
+from eval.errors import EvalError
+from eval.images.preprocess import Crop, Preprocess, Table, table_of
 from eval.images.valset import ValSet
+from eval.measure.engine import Engine, decoding, worker_threads
 from eval.metrics import rank_of_label
 from eval.progress import Event, Observer
 from eval.recipe import OWN, Recipe
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from eval.backends import Predictor
     from eval.measure.given import Answers
     from eval.models import Subject
 
@@ -212,7 +212,7 @@ class _Prepared(NamedTuple):
     """A model that is ready to compute."""
 
     key: Any
-    predictor: Predictor
+    engine: Engine
     preprocess: Switched
 
 
@@ -356,17 +356,14 @@ class ModelBench:
             path = self._sample.samples[indices[row]].path
             data = self._sample.read(path)
             maker = CropMaker(data)
-            try:
+            with decoding(self._sample, path):
                 for recipe in recipes:
                     is_given = recipe == self._configured.pixels and not self._is_exact
                     crops[recipe][row] = self._given(data) if is_given else maker.crop(recipe)
-            except BadImage as error:
-                raise DataError(
-                    f"{self._sample.root / path} cannot be decoded: {error}.\n"
-                    "Get an intact copy: python -m eval.data lists all that are damaged."
-                ) from error
 
-        self._each(prepare, range(len(indices)))
+        with worker_threads(self._machine.workers) as pool:
+            for _ in pool.map(prepare, range(len(indices))):
+                pass
         return crops
 
     def _given(self, data: bytes) -> Crop:
@@ -381,57 +378,27 @@ class ModelBench:
 
     def _predict(self, setup: Setup, crops: Crop) -> NDArray[np.float32]:
         """Logits (N, C) of crops (N, size, size, 3)."""
-        crops = arranged(crops, setup)
-        predictor = self._predictor(setup, self._table(setup))
-        size = self._machine.batch_size
-        parts: dict[int, NDArray[np.float32]] = {}
+        engine = self._engine(setup, self._table(setup))
+        return engine.logits(arranged(crops, setup))[setup.form]
 
-        def compute(start: int) -> None:
-            # Always a whole batch: some runtimes take no other.
-            batch = np.zeros((size, *crops.shape[1:]), np.uint8)
-            part = crops[start : start + size]
-            batch[: len(part)] = part
-            parts[start] = predictor(batch)[setup.form][: len(part)]
-
-        starts = range(0, len(crops), size)
-        self._each(compute, starts)
-        return np.concatenate([parts[start] for start in starts])
-
-    def _each(self, action: Callable[[int], None], numbers: Iterable[int]) -> None:
-        """In all workers, each with one thread."""
-        import torch
-
-        with ThreadPoolExecutor(
-            self._machine.workers, initializer=lambda: torch.set_num_threads(1)
-        ) as pool:
-            try:
-                for _ in pool.map(action, numbers):
-                    pass
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def _predictor(self, setup: Setup, table: Table) -> Predictor:
+    def _engine(self, setup: Setup, table: Table) -> Engine:
         """What computes the logits; the last one is kept, so that chunks share it."""
-        from eval.backends import create_predictor
-        from eval.measure.engine import ShrinkOnOutOfMemory
-
         preprocess = Switched(self._subject.preprocess)
         switchable = self._machine.device.type == "cpu"
         key = (setup.model, None if switchable else table.tobytes())
         if self._last is None or self._last.key != key:
-            predictor = create_predictor(
+            task = Task(
                 setup.backend,
                 {setup.form: self._model(setup)},
                 preprocess if switchable else replace(self._subject.preprocess, table=table),
                 self._machine.device,
                 setup.precision,
-                batch_size=self._machine.batch_size,
-                workers=self._machine.workers,
+                self._machine.batch_size,
+                self._machine.workers,
             )
-            careful = ShrinkOnOutOfMemory(predictor, lambda t: self._observer(Event(message=t)))
-            self._last = _Prepared(key, careful, preprocess)
+            self._last = _Prepared(key, Engine(task, self._observer), preprocess)
         self._last.preprocess.choose(table)
-        return self._last.predictor
+        return self._last.engine
 
     def _model(self, setup: Setup) -> nn.Module | Path:
         """The form, with the edits of the setup made."""

@@ -36,6 +36,7 @@ from eval.progress import Event, Observer, ignore
 CPU_BATCH = 8  # one part (eval/backends/pytorch.py): more would only use more memory
 GPU_BATCH = 64
 _ALONE = Group()
+_INTACT = "Get an intact copy: python -m eval.data lists all that are damaged."
 _RECORD = "Replace the file (images are never skipped), or use --on-bad-image record."
 
 
@@ -282,9 +283,7 @@ def read_crops(valset: ValSet, preprocess: Preprocess, threads: int) -> Crop:
 
 
 @contextmanager
-def decoding(
-    valset: ValSet, path: str, advice: str = "Get an intact copy: eval.data lists all damaged ones."
-) -> Iterator[None]:
+def decoding(valset: ValSet, path: str, advice: str = _INTACT) -> Iterator[None]:
     """Name the image that cannot be decoded, and what to do.
 
     Raises:
