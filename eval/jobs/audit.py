@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from eval.images.labels import image_key
 from eval.images.valset import ValSet
 from eval.jobs import score
 from eval.judge.audit import (
+    Audit,
     answer,
     is_near_tie,
     noise_of,
@@ -30,121 +31,22 @@ from eval.judge.audit import (
 )
 from eval.judge.verdict import JUDGED_PRECISION, judge
 from eval.measure.engine import Engine, Measurement
-from eval.measure.given import read_answers
+from eval.measure.given import Answers, read_answers
 from eval.measure.settings import exact_settings
 from eval.measure.setup import Computation, choose_computation, open_data, open_images, task_of
-from eval.metrics import CONFIDENCE, Scores, largest_number_wrong
+from eval.metrics import Scores
 from eval.models import Subject, identify, open_source
 from eval.models.exported import FORM as EXPORTED
 from eval.progress import Observer, ignore
 from eval.provenance import Provenance
 from eval.recipe import parse
 from eval.request import FORMS, PRECISIONS, Request
-from eval.results.claims import Claims, of_files, of_rows, published_differs
+from eval.results.claims import Claims, Places, of_files, of_rows, places, published_differs
 from eval.results.record import Record
 from eval.results.schema import RUN_FILE
 from eval.text import examples, printable
 
-SHOWN = 5
 CONTENTS = "images' contents"
-
-
-@dataclass
-class Audit:
-    """What an audit found.
-
-    Attributes:
-        source: the result.
-        population: rows that it has.
-        images: rows that were measured again.
-        seed: of the sample.
-        different: rows that rounding cannot explain, each as written and as measured.
-        near_ties: rows that differ, but only where rounding may decide.
-        contradictions: other disagreements, in sentences.
-        unchecked: what could not be checked.
-    """
-
-    source: str
-    population: int
-    images: int
-    seed: int
-    different: list[dict[str, Any]] = field(default_factory=list)
-    near_ties: list[dict[str, Any]] = field(default_factory=list)
-    contradictions: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-
-    @property
-    def rows_different(self) -> int:
-        """Images with a different answer of any form."""
-        return len({row["path"] for row in self.different})
-
-    @property
-    def outcome(self) -> str:
-        """``confirmed`` or ``contradicted``."""
-        return "contradicted" if self.different or self.contradictions else "confirmed"
-
-    @property
-    def exit_code(self) -> int:
-        """0 where nothing contradicts the result."""
-        return 0 if self.outcome == "confirmed" else 1
-
-    @property
-    def largest_share_wrong(self) -> float:
-        """Upper bound of the share of wrong rows, at 95 %."""
-        wrong = largest_number_wrong(self.population, self.images, self.rows_different)
-        return wrong / self.population
-
-    def as_json(self) -> dict[str, Any]:
-        """The object of ``--json``."""
-        return {
-            "outcome": self.outcome,
-            "images": self.images,
-            "population": self.population,
-            "seed": self.seed,
-            "different": self.rows_different,
-            "near_ties": len({row["path"] for row in self.near_ties}),
-            "largest_share_wrong": self.largest_share_wrong,
-            "confidence": CONFIDENCE,
-            "contradictions": self.contradictions,
-            "unchecked": self.unchecked,
-            "examples": self.different or self.near_ties,
-        }
-
-    def text(self) -> str:
-        """A report for a terminal, without a trailing newline."""
-        near = len({row["path"] for row in self.near_ties})
-        lines = [
-            (
-                f"{self.source}: {self.images:,} of {self.population:,} rows measured again "
-                f"(--seed {self.seed})"
-            ),
-            f"different: {self.rows_different:,}; near-ties that rounding may decide: {near:,}",
-        ]
-        lines += [_shown(row) for row in self.different[:SHOWN]]
-        if len(self.different) > SHOWN:
-            lines.append(f"  ... and {len(self.different) - SHOWN:,} more")
-        lines += [f"Contradiction: {line}" for line in self.contradictions]
-        unchecked = f", {', '.join(self.unchecked)} not checked" if self.unchecked else ""
-        lines += [
-            (
-                f"At most {100 * self.largest_share_wrong:.2f} % of the rows are wrong "
-                f"({100 * CONFIDENCE:.0f} % confidence)."
-            ),
-            f"{self.outcome.upper()}{unchecked}",
-        ]
-        return "\n".join(lines)
-
-
-def _shown(row: Mapping[str, Any]) -> str:
-    """A row that differs, on one line."""
-    written, measured = row["written"], row["measured"]
-    answers = [f"rank {each['rank']}, top {each['top']}" for each in (written, measured)]
-    if answers[0] == answers[1]:
-        answers = [f"prob1 {each['prob1']}" for each in (written, measured)]
-    return (
-        f"  {printable(row['path'])}, {printable(row['form'])}: written {answers[0]}; "
-        f"measured {answers[1]}"
-    )
 
 
 @dataclass(frozen=True)
@@ -219,20 +121,20 @@ def audit(
             valset = open_data(completed, Path(str(completed.data)))
         else:
             valset = open_images(open_source(completed), Path(folder), progress=progress)
-        place = _match_rows(found, claims, valset, given)
-        samples = tuple(valset.samples[index] for index in place.values())
-        whole = valset.image_set.images or len(valset.samples)
-        image_set = replace(valset.image_set, images=whole)
-        rows = replace(valset, samples=samples, image_set=image_set)
-        numbers = {row: number for number, row in enumerate(place)}
-        chosen = sorted(random.Random(sampling.seed).sample(range(population), images))  # noqa: S311 - no secret
-        part = [numbers[row] for row in chosen if row in numbers]
+        answers = _answers(given, valset) if given else None
+        answered = {image_key(name) for name in answers.names} if answers else None
+        placed = places(claims, valset, answered)
+        found.contradictions += placed.contradictions
+        if not placed.is_certain:
+            found.unchecked.append("which images the run came to")
+        rows = _images_of(placed, valset)
+        chosen = set(random.Random(sampling.seed).sample(range(population), images))  # noqa: S311 - no secret
+        part = [number for number, row in enumerate(placed.place) if row in chosen]
         if not part:
             return found
-        sample = replace(rows, samples=tuple(samples[i] for i in part))
-        measure = _scored if given else _measured
-        with measure(completed, claims, sample, given, progress) as again:
-            scores = {form: _rows_of(each, list(place)) for form, each in claims.scores.items()}
+        sample = replace(rows, samples=tuple(rows.samples[number] for number in part))
+        with _again(completed, claims, sample, answers, progress) as again:
+            scores = {f: _rows_of(each, list(placed.place)) for f, each in claims.scores.items()}
             record = _judged(claims, again, rows, scores)
             _check_subject(found, claims, again, request, record)
             found.contradictions += of_rows(claims, len(valset.classes))
@@ -240,12 +142,19 @@ def audit(
             _check_contents(found, claims, again)
             _check_logits(found, claims, again)
             for form in scores:
-                if form not in again.measured.scores:
+                if form in again.measured.scores:
+                    _compare(found, form, _rows_of(scores[form], part), again)
+                else:
                     line = f"the form {printable(form)} of the result could not be measured"
                     found.contradictions.append(line)
-                    continue
-                _compare(found, form, _rows_of(scores[form], part), again, sample)
     return found
+
+
+def _images_of(placed: Places, valset: ValSet) -> ValSet:
+    """The images of the rows, in their order, as a part of the whole set."""
+    samples = tuple(valset.samples[index] for index in placed.place.values())
+    images = valset.image_set.images or len(valset.samples)
+    return replace(valset, samples=samples, image_set=replace(valset.image_set, images=images))
 
 
 # ---- what is measured
@@ -313,10 +222,13 @@ def _there(claims: Claims, option: str) -> Path:
 
 
 @contextmanager
-def _measured(
-    request: Request, _claims: Claims, sample: ValSet, _given: Given | None, progress: Observer
+def _again(
+    request: Request, claims: Claims, sample: ValSet, answers: Answers | None, progress: Observer
 ) -> Iterator[Again]:
     """The sample, measured as the result says it was."""
+    if answers is not None:
+        yield _scored(request, claims, sample, answers, progress)
+        return
     source = open_source(request)
     with exact_settings() as settings:
         subject = source.load(len(sample.classes), progress)
@@ -327,15 +239,17 @@ def _measured(
         yield Again(subject, computation, measured, computation.precision, engine.logits_of)
 
 
-@contextmanager
+def _answers(given: Given, valset: ValSet) -> Answers:
+    return read_answers(given.predictions, len(valset.classes), given.names, given.array)
+
+
 def _scored(
-    request: Request, claims: Claims, sample: ValSet, given: Given | None, progress: Observer
-) -> Iterator[Again]:
+    request: Request, claims: Claims, sample: ValSet, answers: Answers, progress: Observer
+) -> Again:
     """The sample, scored again as `eval.score` did it."""
-    assert given is not None
     stated, tolerance = claims.rows[0], claims.option("tolerance")
     asked = score.Scoring(
-        predictions=given.predictions,
+        predictions=Path(),
         data=Path(str(request.data)),
         variant=request.variant,
         config=Path(request.config) if request.config else None,
@@ -345,12 +259,11 @@ def _scored(
     )
     files = () if request.weights == "auto" else identify([Path(request.weights)])
     subject = score.subject_of(asked, score.config_of(asked), files)
-    answers = read_answers(given.predictions, len(sample.classes), given.names, given.array)
     row_of = {image_key(name): row for row, name in enumerate(answers.names)}
     missing = [s.path for s in sample.samples if image_key(s.path) not in row_of]
     if missing:
         raise UsageError(
-            f"{given.predictions} has no prediction for {examples(missing)}.\n"
+            f"--predictions has none for {examples(missing)}.\n"
             "Give the file that the result was made from."
         )
     rows = np.array([row_of[image_key(each.path)] for each in sample.samples])
@@ -366,66 +279,10 @@ def _scored(
     precision = stated.cells["precision"]
     computation = Computation("external", stated.cells["device"], precision)
     judged_as = precision if asked.tolerance is None else JUDGED_PRECISION
-    yield Again(subject, computation, measured, judged_as)
+    return Again(subject, computation, measured, judged_as)
 
 
 # ---- what is compared
-
-
-def _match_rows(
-    found: Audit, claims: Claims, valset: ValSet, given: Given | None
-) -> dict[int, int]:
-    """Check that the rows are the images in hand; index of a row to that of its image."""
-    paths = claims.predictions.paths
-    images = {sample.path: index for index, sample in enumerate(valset.samples)}
-    keys = {image_key(path): index for path, index in images.items()}
-    unique = len(keys) == len(images)
-    place: dict[int, int] = {}
-    taken: dict[int, int] = {}
-    absent, twice = [], []
-    for row, path in enumerate(paths):
-        index = images.get(path, keys.get(image_key(path)) if unique else None)
-        if index is None:
-            absent.append(path)
-        elif taken.setdefault(index, row) != row:
-            twice.append(path)
-        else:
-            place[row] = index
-    labels = claims.predictions.labels
-    relabeled = [
-        paths[row] for row, index in place.items() if valset.samples[index].label != labels[row]
-    ]
-    expected = _expected(found, claims, valset, given, len(place))
-    missing = [valset.samples[index].path for index in sorted(expected - taken.keys())]
-    beyond = [paths[row] for row, index in place.items() if index not in expected]
-    for words, rows in (
-        ("not among your images", absent),
-        ("rows of an image that has one already", twice),
-        ("other labels than yours", relabeled),
-        ("images without a row", missing),
-        ("rows that the options of the run leave out", beyond),
-    ):
-        if rows:
-            found.contradictions.append(f"{words}: {examples(rows)}")
-    return place
-
-
-def _expected(
-    found: Audit, claims: Claims, valset: ValSet, given: Given | None, rows: int
-) -> set[int]:
-    """Indices of the images that a result with these options has rows of."""
-    limit = claims.option("limit")
-    everything = set(range(len(valset.samples)))
-    if limit.isdecimal() and 0 < int(limit) < len(everything):
-        return set(valset.shuffled()[: int(limit)])
-    if claims.run.get("stopped"):
-        found.unchecked.append("which images the run came to")
-        return set(valset.shuffled()[:rows])
-    if given and claims.option("allow_missing"):
-        answers = read_answers(given.predictions, len(valset.classes), given.names, given.array)
-        answered = {image_key(name) for name in answers.names}
-        return {i for i, each in enumerate(valset.samples) if image_key(each.path) in answered}
-    return everything
 
 
 def _rows_of(scores: Scores, rows: Sequence[int]) -> Scores:
@@ -519,7 +376,7 @@ def _margin(again: Again) -> float:
     return 0.0 if largest is None else 2 * noise_of(again.computation.precision) * max(1.0, largest)
 
 
-def _compare(found: Audit, form: str, written: Scores, again: Again, sample: ValSet) -> None:
+def _compare(found: Audit, form: str, written: Scores, again: Again) -> None:
     """Separate rows that rounding may explain from those that it cannot."""
     measured = again.measured.scores[form]
     differing = rankings_differ(written, measured)
@@ -527,7 +384,7 @@ def _compare(found: Audit, form: str, written: Scores, again: Again, sample: Val
     wrong = probabilities_differ(written, measured, _margin(again)) | (differing & ~near)
     for row in map(int, np.flatnonzero(differing | wrong)):
         rows = found.different if wrong[row] else found.near_ties
-        each = sample.samples[row]
+        each = again.measured.valset.samples[row]
         rows.append(
             {
                 "path": each.path,

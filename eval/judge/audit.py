@@ -7,17 +7,21 @@ probabilities. Differences that rounding may explain are kept apart from those t
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics import Scores
+from eval.metrics import CONFIDENCE, Scores, largest_number_wrong
+from eval.text import printable
 
 # How far a logit may differ between two machines, relative to the largest one. float32 sums in
 # another order: 5e-5 at most was seen with weights that amplify it on purpose. The others are a few
 # units of their last place; int8 rounds its activations.
 NOISE = {"fp32": 1e-4, "fp16": 4e-3, "bf16": 3e-2, "int8": 3e-2}
+SHOWN = 5  # rows, in a report for a terminal
 WRITTEN = 1e-5  # relative error of a probability of six digits
 _TINY = 1e-30  # probabilities below it are all the same
 
@@ -161,3 +165,101 @@ def nll_bounds(scores: Scores) -> tuple[float, float]:
     nll = -np.log(np.where(known, most, _TINY))
     lowest = float(nll.mean())
     return lowest, lowest if (ranked & known).all() else np.inf
+
+
+@dataclass
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        source: the result.
+        population: rows that it has.
+        images: rows that were measured again.
+        seed: of the sample.
+        different: rows that rounding cannot explain, each as written and as measured.
+        near_ties: rows that differ, but only where rounding may decide.
+        contradictions: other disagreements, in sentences.
+        unchecked: what could not be checked.
+    """
+
+    source: str
+    population: int
+    images: int
+    seed: int
+    different: list[dict[str, Any]] = field(default_factory=list)
+    near_ties: list[dict[str, Any]] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+    @property
+    def rows_different(self) -> int:
+        """Images with a different answer of any form."""
+        return len({row["path"] for row in self.different})
+
+    @property
+    def outcome(self) -> str:
+        """``confirmed`` or ``contradicted``."""
+        return "contradicted" if self.different or self.contradictions else "confirmed"
+
+    @property
+    def exit_code(self) -> int:
+        """0 where nothing contradicts the result."""
+        return 0 if self.outcome == "confirmed" else 1
+
+    @property
+    def largest_share_wrong(self) -> float:
+        """Upper bound of the share of wrong rows, at 95 %."""
+        wrong = largest_number_wrong(self.population, self.images, self.rows_different)
+        return wrong / self.population
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of ``--json``."""
+        return {
+            "outcome": self.outcome,
+            "images": self.images,
+            "population": self.population,
+            "seed": self.seed,
+            "different": self.rows_different,
+            "near_ties": len({row["path"] for row in self.near_ties}),
+            "largest_share_wrong": self.largest_share_wrong,
+            "confidence": CONFIDENCE,
+            "contradictions": self.contradictions,
+            "unchecked": self.unchecked,
+            "examples": self.different or self.near_ties,
+        }
+
+    def text(self) -> str:
+        """A report for a terminal, without a trailing newline."""
+        near = len({row["path"] for row in self.near_ties})
+        lines = [
+            (
+                f"{self.source}: {self.images:,} of {self.population:,} rows measured again "
+                f"(--seed {self.seed})"
+            ),
+            f"different: {self.rows_different:,}; near-ties that rounding may decide: {near:,}",
+        ]
+        lines += [_shown(row) for row in self.different[:SHOWN]]
+        if len(self.different) > SHOWN:
+            lines.append(f"  ... and {len(self.different) - SHOWN:,} more")
+        lines += [f"Contradiction: {line}" for line in self.contradictions]
+        unchecked = f", {', '.join(self.unchecked)} not checked" if self.unchecked else ""
+        lines += [
+            (
+                f"At most {100 * self.largest_share_wrong:.2f} % of the rows are wrong "
+                f"({100 * CONFIDENCE:.0f} % confidence)."
+            ),
+            f"{self.outcome.upper()}{unchecked}",
+        ]
+        return "\n".join(lines)
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    """A row that differs, on one line."""
+    written, measured = row["written"], row["measured"]
+    answers = [f"rank {each['rank']}, top {each['top']}" for each in (written, measured)]
+    if answers[0] == answers[1]:
+        answers = [f"prob1 {each['prob1']}" for each in (written, measured)]
+    return (
+        f"  {printable(row['path'])}, {printable(row['form'])}: written {answers[0]}; "
+        f"measured {answers[1]}"
+    )

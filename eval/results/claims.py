@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import numpy as np
 import pandas as pd
 
 from eval.errors import UsageError
+from eval.images.labels import image_key
+from eval.images.valset import ValSet
 from eval.judge.audit import WRITTEN, contradictions_of_rows, nll_bounds
 from eval.judge.result import Predictions, Row
 from eval.judge.verdict import gravest
@@ -143,6 +145,77 @@ def _read_run(path: Path) -> Mapping[str, Any]:
     if not isinstance(document, dict):
         raise UsageError(f"{path} is not a run.json of eval.imagenet.")
     return document
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the images of a result are in a validation set.
+
+    Attributes:
+        place: index of a row to that of its image; each image at most once.
+        contradictions: how the rows are not the images, in sentences.
+        is_certain: whether the result says which images it has rows of.
+    """
+
+    place: Mapping[int, int]
+    contradictions: Sequence[str]
+    is_certain: bool
+
+
+def places(claims: Claims, valset: ValSet, answered: Collection[str] | None = None) -> Places:
+    """Find the image of each row, and see whether there is a row of each image.
+
+    Args:
+        claims: the result.
+        valset: all images in hand.
+        answered: what the images that have a prediction are called; None if all have.
+    """
+    paths = claims.predictions.paths
+    images = {sample.path: index for index, sample in enumerate(valset.samples)}
+    keys = {image_key(path): index for path, index in images.items()}
+    unique = len(keys) == len(images)
+    place: dict[int, int] = {}
+    taken: dict[int, int] = {}
+    absent, twice = [], []
+    for row, path in enumerate(paths):
+        index = images.get(path, keys.get(image_key(path)) if unique else None)
+        if index is None:
+            absent.append(path)
+        elif taken.setdefault(index, row) != row:
+            twice.append(path)
+        else:
+            place[row] = index
+    labels = claims.predictions.labels
+    relabeled = [
+        paths[row] for row, index in place.items() if valset.samples[index].label != labels[row]
+    ]
+    expected = _expected(claims, valset, answered, len(place))
+    missing = [valset.samples[index].path for index in sorted(expected - taken.keys())]
+    beyond = [paths[row] for row, index in place.items() if index not in expected]
+    problems = {
+        "not among your images": absent,
+        "rows of an image that has one already": twice,
+        "other labels than yours": relabeled,
+        "images without a row": missing,
+        "rows that the options of the run leave out": beyond,
+    }
+    sentences = [f"{words}: {examples(rows)}" for words, rows in problems.items() if rows]
+    return Places(place, sentences, is_certain=not claims.run.get("stopped"))
+
+
+def _expected(
+    claims: Claims, valset: ValSet, answered: Collection[str] | None, rows: int
+) -> set[int]:
+    """Indices of the images that a result with these options has rows of."""
+    limit = claims.option("limit")
+    everything = set(range(len(valset.samples)))
+    if limit.isdecimal() and 0 < int(limit) < len(everything):
+        return set(valset.shuffled()[: int(limit)])
+    if claims.run.get("stopped"):
+        return set(valset.shuffled()[:rows])
+    if answered is not None and claims.option("allow_missing"):
+        return {i for i, each in enumerate(valset.samples) if image_key(each.path) in answered}
+    return everything
 
 
 def of_rows(claims: Claims, classes: int) -> Iterator[str]:
