@@ -250,7 +250,7 @@ class Audit:
             ),
             f"{self.outcome.upper()}{unchecked}",
         ]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def _shown(row: Mapping[str, Any]) -> str:
@@ -259,7 +259,4 @@ def _shown(row: Mapping[str, Any]) -> str:
     answers = [f"rank {each['rank']}, top {each['top']}" for each in (written, measured)]
     if answers[0] == answers[1]:
         answers = [f"prob1 {each['prob1']}" for each in (written, measured)]
-    return (
-        f"  {printable(row['path'])}, {printable(row['form'])}: written {answers[0]}; "
-        f"measured {answers[1]}"
-    )
+    return f"  {row['path']}, {row['form']}: written {answers[0]}; measured {answers[1]}"
