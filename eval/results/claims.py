@@ -125,7 +125,10 @@ def _scores(path: Path, table: pd.DataFrame, form: str) -> Scores:
             values = pd.to_numeric(table[name].replace("", "nan")).to_numpy(np.float64)
         except ValueError as error:
             raise UsageError(f"{path}, {printable(name)}: not numbers ({error}).") from None
-        return np.where(np.isnan(values), filler, values)
+        values = np.where(np.isnan(values), filler, values)
+        if filler == -1 and not ((values >= -1) & (values < 1e9) & (values % 1 == 0)).all():
+            raise UsageError(f"{path}, {printable(name)}: not classes. The file is damaged.")
+        return values
 
     scores = Scores.empty(len(table))
     scores.rank[:] = numbers(f"{form}_rank", -1)
