@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 
+from eval.errors import UsageError
 from eval.judge.audit import (
     Answer,
     contradictions_of_rows,
@@ -15,6 +19,7 @@ from eval.judge.audit import (
     rankings_differ,
 )
 from eval.metrics import Scores
+from eval.results.claims import _scores
 
 LABELS = np.array([0, 3, 5, 9, 2, 7, 7, 1])
 
@@ -92,6 +97,19 @@ def test_probabilities_within_the_noise_of_logits() -> None:
     other.top[3] = other.top[3][::-1]
     other.rank[5] += 1
     assert np.flatnonzero(rankings_differ(one, other)).tolist() == [3, 5]
+
+
+def test_cells_of_an_image_that_was_not_read_are_empty() -> None:
+    table = pd.DataFrame({"f_rank": ["0", ""], "f_top1": ["3", ""], "f_prob1": ["0.5", ""]})
+    scores = _scores(Path("x.csv"), table, "f")
+    assert scores.rank.tolist() == [0, -1]
+    assert scores.top[:, 0].tolist() == [3, -1]
+    assert scores.prob[0, 0] == 0.5
+    assert np.isnan(scores.prob[1]).all()
+    assert (scores.top[:, 1:] == -1).all()  # columns that are not there
+    for cell in ("1e30", "2.5", "inf", "x", "-3", "nan"):
+        with pytest.raises(UsageError, match=r"x\.csv, f_top1: not "):
+            _scores(Path("x.csv"), table.assign(f_top1=["3", cell]), "f")
 
 
 def test_noise_of_an_unknown_precision_is_that_of_fp32() -> None:

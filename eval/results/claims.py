@@ -122,10 +122,9 @@ def _scores(path: Path, table: pd.DataFrame, form: str) -> Scores:
         if name not in table:
             return np.full(len(table), filler)
         try:
-            values = pd.to_numeric(table[name].replace("", "nan")).to_numpy(np.float64)
+            values = np.array([float(cell) if cell else filler for cell in table[name]])
         except ValueError as error:
             raise UsageError(f"{path}, {printable(name)}: not numbers ({error}).") from None
-        values = np.where(np.isnan(values), filler, values)
         if filler == -1 and not ((values >= -1) & (values < 1e9) & (values % 1 == 0)).all():
             raise UsageError(f"{path}, {printable(name)}: not classes. The file is damaged.")
         return values
