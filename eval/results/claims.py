@@ -125,7 +125,9 @@ def _scores(path: Path, table: pd.DataFrame, form: str) -> Scores:
             values = np.array([float(cell) if cell else filler for cell in table[name]])
         except ValueError as error:
             raise UsageError(f"{path}, {printable(name)}: not numbers ({error}).") from None
-        if filler == -1 and not ((values >= -1) & (values < 1e9) & (values % 1 == 0)).all():
+        with np.errstate(invalid="ignore"):
+            is_class = (values >= -1) & (values < 1e9) & (values % 1 == 0)
+        if filler == -1 and not is_class.all():
             raise UsageError(f"{path}, {printable(name)}: not classes. The file is damaged.")
         return values
 
