@@ -27,6 +27,8 @@ if sys.version_info < (3, 11):  # noqa: UP036
     sys.stderr.write(f"error: {_NEEDED}\n")
     sys.exit(2)  # not 1, as of a traceback: that says that an accuracy was measured, and is wrong
 
+import eval.snapshot  # noqa: E402, F401 - first, so that all other modules are imported as it saw them
+
 if TYPE_CHECKING:
     from eval.jobs.evaluate import evaluate
     from eval.request import Request

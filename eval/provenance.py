@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
-
+from eval.errors import UsageError
+from eval.snapshot import changed
+from eval.snapshot import code_sha256 as code_sha256
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "pandas")
 
@@ -46,25 +45,34 @@ class Provenance:
 
     @classmethod
     def of(
-        cls, name: str, started: datetime, command: str, request: Mapping[str, Any]
+        cls,
+        name: str,
+        started: datetime,
+        command: str,
+        request: Mapping[str, Any],
+        runtime: Iterable[str] = (),
     ) -> Provenance:
-        """That of a run of this process."""
+        """That of a run of this process; `runtime` as for `versions`."""
         return cls(
             run_id=f"{name}-{started:%Y%m%dT%H%M%SZ}",
             started_at=started,
             command=command,
             request=request,
-            versions=versions(),
+            versions=versions(runtime),
             code_sha256=code_sha256(),
             git_commit=git_commit(),
-            machine=platform.platform(),
+            machine=f"{platform.platform()}, {processor()}",
         )
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the results may depend on; empty if a package is not installed."""
+def versions(runtime: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of what the results may depend on; empty if a package is not installed.
+
+    Args:
+        runtime: the Python modules of the runtime that computes; none for torch.
+    """
     found = {"python": platform.python_version()}
-    for package in ("pplcnet-eval", *PACKAGES):
+    for package in ("pplcnet-eval", *PACKAGES, *_packages_of(runtime)):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -72,29 +80,52 @@ def versions() -> dict[str, str]:
     return found
 
 
-@functools.cache
-def code_sha256() -> str:
-    """SHA-256 of the names and contents of this project's own modules and resources."""
-    digest = hashlib.sha256()
-    top = Path(__file__).parents[1]
-    suffixes = {".py", ".csv", ".u16", ".npz"}
-    for package in ("eval", "pplcnet"):
-        for path in sorted((top / package).rglob("*")):
-            if path.suffix in suffixes:
-                content = hashlib.sha256(path.read_bytes()).hexdigest()
-                digest.update(f"{path.relative_to(top).as_posix()} {content}\n".encode())
-    return digest.hexdigest()
+def _packages_of(modules: Iterable[str]) -> list[str]:
+    """The packages that provide these modules: several provide ``onnxruntime``."""
+    modules = list(modules)
+    if not modules:
+        return []
+    providers = importlib.metadata.packages_distributions()
+    return sorted({name for module in modules for name in providers.get(module, [module])})
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def check_code() -> None:
+    """Check that the code of this process is the one that `code_sha256` is of.
+
+    Raises:
+        UsageError: a module was replaced before it was imported, or a file of data since then.
+    """
+    if found := changed():
+        raise UsageError(
+            f"This program's own files changed while it ran: {', '.join(found[:3])}"
+            f"{f' and {len(found) - 3} more' if len(found) > 3 else ''}.\n"
+            "Start it again, so that one version of the code does it all."
+        )
 
 
 def git_commit() -> str:
     """Commit of the checkout that this code runs from, with ``+`` if it was modified; else ""."""
+    # GIT_DIR and its like would name another repository: git's hooks set them.
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
     checkout = Path(__file__).parents[1]
     if not (checkout / ".git").exists():
         return ""
     git = ["git", "-C", str(checkout)]
     try:
         head, status = (
-            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                [*git, *words], capture_output=True, text=True, check=True, env=environment
+            ).stdout
             for words in (
                 ["rev-parse", "HEAD"],
                 ["status", "--porcelain", "--untracked-files=no"],
