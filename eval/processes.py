@@ -7,13 +7,13 @@ them receive all records, and the first one writes the reports.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from eval.errors import UsageError
+from eval.errors import EvalError, UsageError
 
 T = TypeVar("T")
 
@@ -34,20 +34,68 @@ class Group:
 
     def wait(self) -> None:
         """Wait until every process has called this."""
-        if self.count > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
+        self.gather(None)
 
     def gather(self, value: T) -> list[T]:
-        """Collect the values of all processes, in every process, in order of their numbers."""
+        """Collect the values of all processes, in every process, in order of their numbers.
+
+        Raises:
+            EvalError: another process has failed (see `together`), or has ended without a word.
+        """
         if self.count == 1:
             return [value]
+        values = self._exchange(value)
+        for number, found in enumerate(values):
+            if isinstance(found, _Failure):
+                raise found.error(number)
+        return values
+
+    def together(self, step: Callable[[], T]) -> T:
+        """Do a step that all processes do; an error of one is told to all.
+
+        They end with it at their next `gather` or `wait`, so there must be one after the step.
+        """
+        try:
+            return step()
+        except Exception as error:
+            if self.count > 1 and not getattr(error, _TOLD, False):
+                self._exchange(_Failure.of(error))
+            raise
+
+    def _exchange(self, value: Any) -> list[Any]:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
+        try:
+            dist.all_gather_object(values, value)
+        except RuntimeError as error:  # torch's word for a lost connection
+            raise EvalError(
+                "Another process of this run has ended.\nIts own message says why."
+            ) from error
         return values
+
+
+_TOLD = "_told_by_another_process"
+
+
+class _Failure(NamedTuple):
+    """What ended one process, as it is told to the others."""
+
+    kind: type[EvalError]
+    message: str
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        """That of an error; anything but our own kinds is a failure of the run."""
+        if isinstance(error, EvalError):
+            return cls(type(error), str(error))
+        return cls(EvalError, f"{type(error).__name__}: {error}")
+
+    def error(self, number: int) -> EvalError:
+        """The error for the other processes, of the same kind."""
+        error = self.kind(f"Process {number}: {self.message}")
+        setattr(error, _TOLD, True)
+        return error
 
 
 def own_place(environment: Mapping[str, str] = os.environ) -> Group:

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Provenance:
         code_sha256: of this project's own code.
         git_commit: of the checkout, with ``+`` if it was modified; "" outside of one.
         machine: operating system and processor.
+        identity: what the run was (`eval.measure.identity`); empty if it measured nothing here.
     """
 
     run_id: str
@@ -42,23 +43,19 @@ class Provenance:
     code_sha256: str
     git_commit: str
     machine: str
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls,
-        name: str,
-        started: datetime,
-        command: str,
-        request: Mapping[str, Any],
-        runtime: Iterable[str] = (),
+        cls, name: str, started: datetime, command: str, request: Mapping[str, Any]
     ) -> Provenance:
-        """That of a run of this process; `runtime` as for `versions`."""
+        """That of a run of this process."""
         return cls(
             run_id=f"{name}-{started:%Y%m%dT%H%M%SZ}",
             started_at=started,
             command=command,
             request=request,
-            versions=versions(runtime),
+            versions=versions(),
             code_sha256=code_sha256(),
             git_commit=git_commit(),
             machine=f"{platform.platform()}, {processor()}",

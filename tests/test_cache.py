@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import shutil
@@ -21,7 +22,9 @@ import pytest
 from conftest import jpeg
 from test_run import Fake, assert_same
 
+from eval import snapshot
 from eval.errors import UnreadableImage, UsageError
+from eval.images import decoders
 from eval.images.cache import RECORD, CropCache
 from eval.images.preprocess import PREPROCESS, BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, open_valset
@@ -233,7 +236,8 @@ def test_folder_and_files_by_hand(
     valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The key stands for all that a crop depends on, and a cache of the same key is used again."""
-    monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} 1")
+    monkeypatch.setattr("eval.images.decoders.versions", lambda: {"pillow": "1"})
+    monkeypatch.setattr("eval.images.cache.files_sha256", lambda *names: " ".join(sorted(names)))
     monkeypatch.setattr("eval.images.cache.image_list_sha256", lambda _: "ab" * 32)
     preprocess = dataclasses.replace(TORCHVISION, name="mine", description="crop é", size=2)
     before = os.umask(0)
@@ -247,11 +251,12 @@ def test_folder_and_files_by_hand(
                 assert np.array_equal(again.get(1, bytes(range(32))), found)
     finally:
         os.umask(before)
+    table = hashlib.sha256(TORCHVISION.table.tobytes()).hexdigest()
+    code = "eval/images/decoders.py eval/images/preprocess.py"
     text = (
-        '{\n  "format": 2,\n  "preprocess": "mine: crop \\u00e9",\n  "size": 2,\n  "images": 11,\n'
-        f'  "image_list_sha256": "{"ab" * 32}",\n  "decoders": {{\n    "numpy": "numpy 1",\n'
-        '    "opencv-python-headless": "opencv-python-headless 1",\n    "pillow": "pillow 1"\n'
-        "  }\n}\n"
+        '{\n  "format": 2,\n  "preprocess": "mine: crop \\u00e9",\n  "size": 2,\n'
+        f'  "table_sha256": "{table}",\n  "code_sha256": "{code}",\n  "images": 11,\n'
+        f'  "image_list_sha256": "{"ab" * 32}",\n  "decoders": {{\n    "pillow": "1"\n  }}\n}}\n'
     )
     assert (folder / "cache.json").read_bytes() == text.encode()
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -426,7 +431,71 @@ def test_filling_uses_the_workers_and_the_exact_decoder(
         return TORCHVISION.crop(data)
 
     monkeypatch.setattr("eval.images.cache.ThreadPoolExecutor", Pool)
-    monkeypatch.setattr("eval.images.cache.exact_opencv", exact)
+    monkeypatch.setattr("eval.images.cache.exact_decoders", exact)
     with CropCache(tmp_path, valset, dataclasses.replace(TORCHVISION, crop=crop)) as cache:
         cache.fill(3)
     assert (asked, inside) == ([3], [])
+
+
+def key(valset: ValSet, folder: Path, preprocess: Preprocess) -> str:
+    with CropCache(folder, valset, preprocess) as cache:
+        return cache.folder.name
+
+
+def test_crops_of_other_code_or_decoders_are_not_used(
+    valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = key(valset, tmp_path, TORCHVISION)
+    assert key(valset, tmp_path, TORCHVISION) == before
+    hashes = snapshot._HASHES
+    for name in ("eval/images/preprocess.py", "eval/images/decoders.py"):
+        with monkeypatch.context() as patch:
+            patch.setitem(hashes, name, "other")
+            assert key(valset, tmp_path, TORCHVISION) != before
+    with monkeypatch.context() as patch:  # code that makes no pixels
+        patch.setitem(hashes, "eval/judge/verdict.py", "other")
+        assert key(valset, tmp_path, TORCHVISION) == before
+    for name in decoders.versions():
+        other = decoders.versions() | {name: "other"}
+        with monkeypatch.context() as patch:
+            patch.setattr(decoders, "versions", lambda other=other: other)
+            assert key(valset, tmp_path, TORCHVISION) != before, name
+    table = TORCHVISION.table + 1
+    assert key(valset, tmp_path, dataclasses.replace(TORCHVISION, table=table)) != before
+
+
+def test_a_library_that_crops_is_a_decoder(
+    valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crop(data: bytes) -> Crop:
+        return TORCHVISION.crop(data)
+
+    crop.__module__ = "eval.models.timm"
+    own = dataclasses.replace(TORCHVISION, crop=functools.partial(crop))
+    before, plain = key(valset, tmp_path, own), key(valset, tmp_path, TORCHVISION)
+    assert before != plain
+    monkeypatch.setattr("eval.images.cache.versions", lambda: {
+        "torch": "0", "torchvision": "0", "timm": "0"
+    })  # fmt: skip
+    assert key(valset, tmp_path, own) != before
+    assert key(valset, tmp_path, TORCHVISION) == plain
+
+
+def test_crops_from_the_cache_are_counted(valset: ValSet, tmp_path: Path) -> None:
+    assert measured(valset, tmp_path / "cache", tmp_path / "1", TORCHVISION).from_cache == 0
+    path = valset.root / valset.samples[5].path
+    path.write_bytes(valset.read(valset.samples[0].path))
+    again = measured(valset, tmp_path / "cache", tmp_path / "2", TORCHVISION)
+    assert again.from_cache == 10
+
+
+@pytest.mark.parametrize("name", ["index.bin", "crops.bin"])
+def test_a_link_is_not_followed(name: str, valset: ValSet, tmp_path: Path) -> None:
+    with CropCache(tmp_path / "cache", valset, TORCHVISION) as cache:
+        folder = cache.folder
+    (tmp_path / "mine").write_bytes(b"mine")
+    (folder / name).unlink()
+    (folder / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match=f"{folder.name} cannot be written"):
+        CropCache(tmp_path / "cache", valset, TORCHVISION)
+    assert (tmp_path / "mine").read_bytes() == b"mine"

@@ -344,3 +344,12 @@ def test_a_journal_that_is_gone_has_no_records(tmp_path: Path) -> None:
         found = first.read(10)
     assert len(found) == 0
     assert found.dtype == record_dtype(FORMS)
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / "out" / "journal").mkdir(parents=True)
+    (tmp_path / "out" / "journal" / "0.bin").symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match="cannot be written"):
+        Journal(tmp_path / "out", {}, ("a",))
+    assert (tmp_path / "mine").read_bytes() == b"mine"

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from eval.images.preprocess import PREPROCESS, BadImage, exact_opencv
+from eval.images.decoders import exact_decoders
+from eval.images.preprocess import PREPROCESS, BadImage
 
 ROOT = Path(__file__).parents[1]
 
@@ -253,10 +254,10 @@ def test_opencv_is_set_and_restored() -> None:
     try:
         cv2.setNumThreads(3)
         logging.setLogLevel(logging.LOG_LEVEL_ERROR)
-        with exact_opencv():
+        with exact_decoders():
             assert opencv_settings() == (1, logging.LOG_LEVEL_SILENT)
         assert opencv_settings() == (3, logging.LOG_LEVEL_ERROR)
-        with pytest.raises(ZeroDivisionError), exact_opencv():
+        with pytest.raises(ZeroDivisionError), exact_decoders():
             raise ZeroDivisionError
         assert opencv_settings() == (3, logging.LOG_LEVEL_ERROR)
     finally:
@@ -267,7 +268,7 @@ def test_opencv_is_set_and_restored() -> None:
 def test_overlapping_uses_restore_at_the_last_end() -> None:
     """As of two evaluations in two threads."""
     before = opencv_settings()
-    first, second = exact_opencv(), exact_opencv()
+    first, second = exact_decoders(), exact_decoders()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)

@@ -2,7 +2,8 @@
 
 ``<folder>/<preprocessing>-<key>/`` holds ``crops.bin``, one crop of size x size x 3 bytes after
 another in image order, and ``index.bin``, one record per image. The key stands for the list of
-images, the preprocessing and the versions of the libraries that decode: others get another folder.
+images, the preprocessing, the code that makes crops and the libraries that decode: others get
+another folder.
 A crop is used only if its record is there, its checksum holds, and it was made from the very bytes
 that the image has now: to get a crop, one must read the image and give its SHA-256, so every
 reported hash is of bytes that were read in that run. Files are read and written in place and never
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,10 +30,15 @@ import numpy as np
 
 from eval.errors import UnreadableImage, UsageError
 from eval.files import open_own, own_folder, write_atomically
-from eval.images.preprocess import BadImage, Crop, Preprocess, exact_opencv
+from eval.images import decoders
+from eval.images.decoders import exact_decoders
+from eval.images.preprocess import BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, image_list_sha256
+from eval.provenance import versions
+from eval.snapshot import files_sha256
 
-DECODERS = ("numpy", "opencv-python-headless", "pillow")
+# The code that makes crops, beside the module of a transform that no recipe can say.
+CODE = ("eval/images/decoders.py", "eval/images/preprocess.py", "eval/recipe.py")
 FORMAT = 2  # of the records; others get another folder
 RECORD = np.dtype(
     [
@@ -56,15 +62,15 @@ class CropCache:
     """
 
     def __init__(self, folder: Path, valset: ValSet, preprocess: Preprocess) -> None:
-        is_tensor = preprocess.recipe is not None and preprocess.recipe.resizer == "tensor"
-        decoders = (*DECODERS, "torch", "torchvision") if is_tensor else DECODERS
         identity = {
             "format": FORMAT,
             "preprocess": f"{preprocess.name}: {preprocess.description}",
             "size": preprocess.size,
+            "table_sha256": hashlib.sha256(preprocess.table.tobytes()).hexdigest(),
+            "code_sha256": files_sha256(*_code_of(preprocess)),
             "images": len(valset.samples),
             "image_list_sha256": image_list_sha256(valset),
-            "decoders": {name: importlib.metadata.version(name) for name in decoders},
+            "decoders": decoders.versions() | _libraries_of(preprocess),
         }
         text = json.dumps(identity, indent=2) + "\n"
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -73,6 +79,8 @@ class CropCache:
         self._preprocess = preprocess
         self._shape = (preprocess.size, preprocess.size, 3)
         self._crop_bytes = math.prod(self._shape)
+        self._used = 0
+        self._lock = threading.Lock()
         try:
             own_folder(self.folder)
             self._crops = open_own(self.folder / "crops.bin")
@@ -125,7 +133,14 @@ class CropCache:
             ) from error
         if len(pixels) < self._crop_bytes or zlib.crc32(pixels) != record["crop_crc32"]:
             return None
+        with self._lock:
+            self._used += 1
         return np.frombuffer(pixels, np.uint8).reshape(self._shape)
+
+    @property
+    def used(self) -> int:
+        """How many crops `get` has given so far."""
+        return self._used
 
     def put(self, index: int, sha256: bytes, crop: Crop) -> None:
         """Keep a crop. The record is written last, so that half a crop is never used.
@@ -165,7 +180,7 @@ class CropCache:
                 if self.get(index, digest) is None:
                     self.put(index, digest, self._preprocess.crop(data))
 
-        with exact_opencv(), ThreadPoolExecutor(workers) as pool:
+        with exact_decoders(), ThreadPoolExecutor(workers) as pool:
             for _ in pool.map(add, range(len(self._valset.samples))):
                 done()
 
@@ -174,6 +189,22 @@ class CropCache:
             f"--cache: {self.folder} cannot be written: {error.strerror or error}.\n"
             "Name another folder, make room, or omit --cache."
         )
+
+
+def _code_of(preprocess: Preprocess) -> set[str]:
+    """The files of this project that make the crops."""
+    if preprocess.recipe is not None:
+        return {*CODE}
+    return {*CODE, f"{preprocess.crop.__module__.replace('.', '/')}.py"}
+
+
+def _libraries_of(preprocess: Preprocess) -> dict[str, str]:
+    """Versions of what decodes and resizes beside Pillow and OpenCV."""
+    if preprocess.recipe is None:
+        names = ["torch", "torchvision", "timm"]
+    else:
+        names = ["torch", "torchvision"] if preprocess.recipe.resizer == "tensor" else []
+    return {name: version for name, version in versions().items() if name in names}
 
 
 def _crc32(record: bytes) -> int:

@@ -5,14 +5,13 @@ of crops into float32. A crop value has 256 possible normalized values per chann
 is a table that is computed once, in the library's own float32 arithmetic: the result has the bits
 of the original on every device.
 
-Code that decodes many images runs inside `exact_opencv`.
+Code that decodes many images runs inside `eval.images.decoders.exact_decoders`.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,50 +34,6 @@ Picture = Image.Image | Crop  # RGB of Pillow's, or an array with OpenCV's blue,
 
 class BadImage(Exception):
     """An image that cannot be fully decoded or resized; the message says why."""
-
-
-class _OpenCV:
-    """OpenCV's global settings while any `exact_opencv` is active."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._active = 0
-        self._before = (0, 0)
-
-    def enter(self) -> None:
-        with self._lock:
-            if self._active == 0:
-                logging = cv2.utils.logging
-                self._before = cv2.getNumThreads(), logging.getLogLevel()
-                cv2.setNumThreads(1)
-                logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-            self._active += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._active -= 1
-            if self._active == 0:
-                threads, level = self._before
-                cv2.setNumThreads(threads)
-                cv2.utils.logging.setLogLevel(level)
-
-
-_opencv = _OpenCV()
-
-
-@contextmanager
-def exact_opencv() -> Iterator[None]:
-    """Limit OpenCV to one thread and silence its log; both are restored afterwards.
-
-    One image is one task of one worker: more threads would only wait for each other. Images that
-    cannot be decoded are reported with their paths; OpenCV's own messages say less. The settings
-    belong to the process: of several evaluations at once, the last to end restores them.
-    """
-    _opencv.enter()
-    try:
-        yield
-    finally:
-        _opencv.leave()
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from eval.errors import UnreadableImage
+from eval.images.decoders import exact_decoders
 from eval.images.labels import VAL_IMAGES, shown
-from eval.images.preprocess import PREPROCESS, BadImage, exact_opencv
+from eval.images.preprocess import PREPROCESS, BadImage
 from eval.images.sets import VAL
 from eval.images.valset import ValSet, fingerprint
 
@@ -202,7 +203,7 @@ def survey(
         return looks
 
     looks: list[Look] = []
-    with warnings.catch_warnings(), exact_opencv(), ThreadPoolExecutor(workers) as pool:
+    with warnings.catch_warnings(), exact_decoders(), ThreadPoolExecutor(workers) as pool:
         # Pillow warns of corrupt EXIF and large images, once for each place in its code.
         warnings.simplefilter("ignore")
         try:

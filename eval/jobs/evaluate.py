@@ -12,8 +12,8 @@ follow up the history, and the gate against a baseline  eval/history.py, eval/re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,20 +24,21 @@ from eval.errors import DataError, EvalError, UsageError
 from eval.files import write_atomically
 from eval.images.cache import CropCache
 from eval.images.labelset import real, score
-from eval.images.valset import ValSet, image_list_sha256
+from eval.images.valset import ValSet
 from eval.jobs.compare import check_baseline, compare_results
 from eval.judge.early import Stopper, stopper_for
 from eval.judge.gate import Asked
 from eval.judge.verdict import judge
 from eval.measure.engine import Engine, Measurement
+from eval.measure.identity import Identity, agree, identity_of
 from eval.measure.journal import Journal
 from eval.measure.latency import LatencyRow, measure_latency
-from eval.measure.settings import exact_settings
+from eval.measure.settings import check_settings, exact_settings, precision_in_effect
 from eval.measure.setup import Computation, choose_computation, open_images, task_of
 from eval.models import Source, Subject, choose_preprocess, open_source
 from eval.processes import Group, process_group
 from eval.progress import Event, Observer, ignore
-from eval.provenance import Provenance, code_sha256, versions
+from eval.provenance import Provenance, check_code
 from eval.request import Benchmark, Request
 from eval.results.evaluation import Evaluation
 from eval.results.folder import OutputFolder, run_json
@@ -67,36 +68,38 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
         LogitsError: a prediction is not finite, or the same for every class.
     """
     started = datetime.now(UTC)
-    check_folders(request)
-    with (
-        process_group() as group,
-        OutputFolder(_path(request.output), is_first=group.is_first) as folder,
-        _workspace(folder.path) as workspace,
-    ):
+    with process_group() as group, ExitStack() as stack:
+        # Until all have agreed on what they measure, an error of one process is one of all.
+        together = group.together
+        together(lambda: check_folders(request))
+        output = group.gather(_path(request.output))[0]  # its name may hold the time
+        folder = together(
+            lambda: stack.enter_context(OutputFolder(output, is_first=group.is_first))
+        )
+        workspace = stack.enter_context(_workspace(folder.path))
         if folder.note:
             progress(Event(message=folder.note))
-        source = open_source(request)
-        check_follow_ups(request, source)
+        source = together(lambda: _open_source(request))
         run = Run(request, source, group, folder, progress)
-        valset = _open_images(run, workspace)
+        valset = together(lambda: _open_images(run, workspace))
 
         with exact_settings() as settings:
-            subject = source.load(len(valset.classes), progress)
-            setup = choose_computation(source, subject, len(valset.samples), settings, group)
-            with _open_journal(run, subject, setup, valset) as journal:
-                measured, setup = _measure(run, subject, setup, valset, journal)
-                subject.check_unchanged()
+            prepared = together(lambda: _prepare(run, valset, settings))
+            subject, setup = prepared.subject, prepared.setup
+            agree(group, prepared.identity, subject, setup)
+            with _open_journal(run, prepared) as journal:
+                measured = _measure(run, prepared, valset, journal)
                 evaluation = Evaluation(
                     subject=subject,
                     data=str(request.data or valset.root),
                     setup=setup,
-                    provenance=_provenance(request, subject, started),
+                    provenance=_provenance(request, prepared, started),
                     measured=measured,
                     judgment=judge(
                         measured, subject.published, subject.preprocess.name, setup.precision
                     ),
                     by_other_labels=_by_other_labels(request, measured),
-                    latency=_latency(run, subject, setup, valset),
+                    latency=_latency(run, prepared, valset),
                 )
                 if journal and folder.path is not None and group.is_first:
                     folder.save(evaluation)
@@ -128,6 +131,30 @@ def check_folders(request: Request) -> None:
         places = {baseline.resolve(), baseline.parent.resolve() if baseline.is_file() else None}
         if Path(request.output).resolve() in places:
             raise UsageError("--baseline and --output are the same folder: name another one.")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is ready to be measured.
+
+    Attributes:
+        subject: the model.
+        engine: what computes it.
+        setup: how, with what the engine has chosen.
+        identity: of the run.
+    """
+
+    subject: Subject
+    engine: Engine
+    setup: Computation
+    identity: Identity
+
+
+def _open_source(request: Request) -> Source:
+    """The source of the model, with all that can be checked before anything is loaded."""
+    source = open_source(request)
+    check_follow_ups(request, source)
+    return source
 
 
 def check_follow_ups(request: Request, source: Source) -> None:
@@ -223,56 +250,55 @@ def _open_images(run: Run, workspace: Path) -> ValSet:
     return valset if request.limit is None else valset.limited(request.limit)
 
 
+def _prepare(run: Run, valset: ValSet, settings: Mapping[str, Any]) -> Prepared:
+    """The model, in its runtime, and what this run is."""
+    subject = run.source.load(len(valset.classes), run.progress)
+    setup = choose_computation(run.source, subject, len(valset.samples), settings, run.group)
+    run.folder.claim()
+    run.progress(Event(message=_headline(run.request, subject, setup, valset)))
+    engine = Engine(task_of(run.request, subject, setup, len(valset.classes)), run.progress)
+    precision, reason = precision_in_effect(setup.precision)
+    if reason:
+        run.progress(Event(message=f"{reason}: fp32 may be computed as {precision}"))
+    setup = replace(setup, precision=precision)
+    identity = identity_of(run.request, subject, valset, setup)
+    check_code()
+    chosen = replace(setup, settings={**setup.settings, **engine.settings})
+    return Prepared(subject, engine, chosen, identity)
+
+
 @contextmanager
-def _open_journal(
-    run: Run, subject: Subject, setup: Computation, valset: ValSet
-) -> Iterator[Journal | None]:
+def _open_journal(run: Run, prepared: Prepared) -> Iterator[Journal | None]:
     """The records of an interrupted run, if it was exactly this run; None without a folder."""
     if run.folder.path is None:
         yield None
         return
-    forms = list(subject.forms)
-    run.folder.claim()
-    run.group.wait()
-    identity = {
-        "subject": subject.name,
-        "files": {file.path.name: file.sha256 for file in subject.files},
-        "forms": forms,
-        "preprocess": subject.preprocess.name,
-        "preprocess_description": subject.preprocess.description,
-        "backend": setup.backend,
-        "device": setup.device.partition(":")[0],
-        "precision": setup.precision,
-        "on_bad_image": run.request.on_bad_image,
-        "order": "shuffled" if run.request.stop_early else "as it is",
-        "images": len(valset.samples),
-        "image_list_sha256": image_list_sha256(valset),
-        "classes": len(valset.classes),
-        "code_sha256": code_sha256(),
-        "versions": versions(),
-    }
-    with Journal(run.folder.path, identity, forms, run.group.number) as journal:
+    forms = list(prepared.subject.forms)
+    with Journal(run.folder.path, prepared.identity, forms, run.group.number) as journal:
         yield journal
 
 
-def _measure(
-    run: Run, subject: Subject, setup: Computation, valset: ValSet, journal: Journal | None
-) -> tuple[Measurement, Computation]:
-    """Every image through every form."""
-    run.progress(Event(message=_headline(run.request, subject, setup, valset)))
-    engine = Engine(task_of(run.request, subject, setup, len(valset.classes)), run.progress)
-    stopper = _stopper(run, subject, valset, setup)
+def _measure(run: Run, prepared: Prepared, valset: ValSet, journal: Journal | None) -> Measurement:
+    """Every image through every form, by what is still the same after the last one."""
+    subject = prepared.subject
+    stopper = _stopper(run, subject, valset, prepared.setup)
     cache = _path(run.request.cache)
+
+    def check() -> None:
+        subject.check_unchanged()
+        check_settings()
+        check_code()
+
     with CropCache(cache, valset, subject.preprocess) if cache else nullcontext() as crops:
-        measured = engine.measure(
+        return prepared.engine.measure(
             valset,
             group=run.group,
             record_bad=run.request.on_bad_image == "record",
             journal=journal,
             cache=crops,
             stopper=stopper,
+            check=check,
         )
-    return measured, replace(setup, settings={**setup.settings, **engine.settings})
 
 
 def _stopper(run: Run, subject: Subject, valset: ValSet, setup: Computation) -> Stopper | None:
@@ -303,16 +329,18 @@ def _by_other_labels(request: Request, measured: Measurement) -> tuple[LabelResu
     )
 
 
-def _latency(
-    run: Run, subject: Subject, setup: Computation, valset: ValSet
-) -> tuple[LatencyRow, ...]:
+def _latency(run: Run, prepared: Prepared, valset: ValSet) -> tuple[LatencyRow, ...]:
     """The time of one image, where that was asked for."""
     if not run.request.latency or not run.group.is_first:
         return ()
     run.progress(Event(message="measuring the latency of single images"))
-    return tuple(measure_latency(task_of(run.request, subject, setup, len(valset.classes)), valset))
+    return tuple(measure_latency(prepared.engine.task, valset))
 
 
-def _provenance(request: Request, subject: Subject, started: datetime) -> Provenance:
+def _provenance(request: Request, prepared: Prepared, started: datetime) -> Provenance:
     command = request.command or f"evaluate({request!r})"
-    return Provenance.of(subject.name, started, command, request.as_dict())
+    return replace(
+        Provenance.of(prepared.subject.name, started, command, request.as_dict()),
+        versions=prepared.identity["versions"],
+        identity=prepared.identity,
+    )

@@ -29,6 +29,7 @@ from eval.images.cache import CropCache
 from eval.images.preprocess import BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, fingerprint
 from eval.measure.journal import REASON_BYTES, Journal, NoJournal, Records, record_dtype
+from eval.measure.settings import enter_worker
 from eval.metrics import Scores, check_logits
 from eval.processes import Group, own_place
 from eval.progress import Event, Observer, ignore
@@ -53,6 +54,7 @@ class Measurement:
         digests: SHA-256 of each image file, hexadecimal.
         seconds: wall time of the images measured in this run.
         measured_now: number of images measured in this run; the others are from an interrupted run.
+        from_cache: how many of these had their crops from a cache.
         bad: the reason for each image that could not be decoded, by index.
         stopped: why the run ended early, if it did.
         bound: the statistics behind that decision, for ``run.json``.
@@ -65,6 +67,7 @@ class Measurement:
     digests: list[str]
     seconds: float
     measured_now: int = 0
+    from_cache: int = 0
     bad: dict[int, str] = field(default_factory=dict)
     stopped: str = ""
     bound: dict[str, Any] = field(default_factory=dict)
@@ -139,6 +142,7 @@ class Part(NamedTuple):
     records: Records  # of its share of the images, kept and new ones
     measured_now: int  # number of new records
     seconds: float  # wall time of the new records
+    from_cache: int = 0  # crops of them that a cache had
 
 
 @dataclass(frozen=True)
@@ -172,12 +176,15 @@ class Engine:
         task: the model, and how it is computed.
         progress: called with every `eval.progress.Event`.
 
+    Attributes:
+        task: as given.
+
     Raises:
         UsageError, ModelError: see `eval.backends.create_predictor`.
     """
 
     def __init__(self, task: Task, progress: Observer = ignore) -> None:
-        self._task, self._progress = task, progress
+        self.task, self._progress = task, progress
         self._predictor = ShrinkOnOutOfMemory(
             predictor_for(task), lambda message: progress(Event(message=message))
         )
@@ -197,6 +204,7 @@ class Engine:
         cache: CropCache | None = None,
         stopper: Stopper | None = None,
         stage: str = "evaluating",
+        check: Callable[[], None] = lambda: None,
     ) -> Measurement:
         """Measure every image with every form.
 
@@ -208,11 +216,12 @@ class Engine:
             cache: see `measure`.
             stopper: see `measure`; the images are then measured in their shuffled order.
             stage: what is done, for the observer.
+            check: called after this process's last image; an error of one process is one of all.
 
         Raises:
             DataError, UsageError, LogitsError: see `measure`.
         """
-        task = self._task
+        task = self.task
         forms = tuple(task.models)
         plan = Plan(
             task.preprocess,
@@ -240,12 +249,13 @@ class Engine:
             progress=count,
             stopper=stopper,
         )
+        group.together(check)
         stopped, bound = (stopper.reason, stopper.bound) if stopper else ("", {})
         return assemble(valset, group.gather(part), forms, stopped, bound)
 
     def logits(self, crops: Crop) -> Mapping[str, NDArray[np.float32]]:
         """Logits (N, classes) of crops (N, size, size, 3), by form; they may be of no use."""
-        size = self._task.batch_size
+        size = self.task.batch_size
 
         def compute(start: int) -> Mapping[str, NDArray[Any]]:
             part = crops[start : start + size]
@@ -254,13 +264,13 @@ class Engine:
             batch[: len(part)] = part
             return {form: rows[: len(part)] for form, rows in self._predictor(batch).items()}
 
-        with worker_threads(self._task.workers) as pool:
+        with worker_threads(self.task.workers) as pool:
             parts = list(pool.map(compute, range(0, len(crops), size)))
-        return {form: np.concatenate([part[form] for part in parts]) for form in self._task.models}
+        return {form: np.concatenate([part[form] for part in parts]) for form in self.task.models}
 
     def logits_of(self, valset: ValSet) -> Mapping[str, NDArray[np.float32]]:
         """Logits of all images, each of which must be decodable; see `read_crops`."""
-        return self.logits(read_crops(valset, self._task.preprocess, self._task.workers))
+        return self.logits(read_crops(valset, self.task.preprocess, self.task.workers))
 
 
 def read_crops(valset: ValSet, preprocess: Preprocess, threads: int) -> Crop:
@@ -298,7 +308,7 @@ def decoding(valset: ValSet, path: str, advice: str = _INTACT) -> Iterator[None]
 @contextmanager
 def worker_threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """Threads that compute on one core each; what has not begun when one fails is left out."""
-    with ThreadPoolExecutor(count, initializer=_single_threaded) as pool:
+    with ThreadPoolExecutor(count, initializer=enter_worker) as pool:
         try:
             yield pool
         finally:
@@ -355,7 +365,8 @@ def measure(
         else:
             if stopper and not certain:
                 stopper.finish()
-    return Part(np.concatenate(results), measured_now, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Part(np.concatenate(results), measured_now, seconds, cache.used if cache else 0)
 
 
 def _remaining(plan: Plan, kept: Records, images: int) -> tuple[Records, list[NDArray[np.int64]]]:
@@ -476,6 +487,7 @@ def assemble(
         digests=[row.tobytes().hex() for row in records["sha256"]],
         seconds=max(part.seconds for part in parts),
         measured_now=sum(part.measured_now for part in parts),
+        from_cache=sum(part.from_cache for part in parts),
         bad={int(i): records["reason"][i].decode(errors="replace") for i in bad},
         stopped=stopped,
         bound=bound or {},
@@ -513,10 +525,6 @@ def _scores(records: Records, form: str) -> Scores:
 
 def _correct(records: Records, form: str) -> int:
     return int((records[form]["rank"] == 0).sum())
-
-
-def _single_threaded() -> None:
-    torch.set_num_threads(1)
 
 
 def _largest_difference(logits: Sequence[NDArray[Any]]) -> NDArray[np.float64]:

@@ -102,10 +102,11 @@ def _remarks(evaluation: Record, first: FormResult) -> Iterator[str]:
     if measured.bad:
         yield f"Bad images, counted as wrong: {len(measured.bad)} (bad_images.csv)"
     low, high = first.interval()
-    rate = measured.images_per_second
+    rate, cached = measured.images_per_second, measured.from_cache
     yield (
         f"95 % confidence interval of {first.form} top-1: {low:.3f} to {high:.3f}"
         + ("" if rate is None else f"; {rate:.1f} images/s")
+        + (f"; {cached:,} crops from --cache" if cached else "")
     )
     if first.anytime:
         low, high = first.anytime

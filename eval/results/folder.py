@@ -15,6 +15,7 @@ import pandas as pd
 
 from eval.errors import UsageError
 from eval.files import Lock, own_folder, write_atomically
+from eval.provenance import check_code
 from eval.results.record import Record
 from eval.results.schema import (
     BAD_IMAGES_FILE,
@@ -168,6 +169,7 @@ def write_reports(folder: Path, evaluation: Record) -> None:
         files = {BAD_IMAGES_FILE: csv_text(bad_images_table(evaluation)), **files}
     if evaluation.latency:
         files = {LATENCY_FILE: csv_text(latency_table(evaluation)), **files}
+    check_code()  # these files are made by modules that were only imported now
     try:
         folder.mkdir(parents=True, exist_ok=True)
         set_aside(folder)

@@ -210,11 +210,13 @@ def plot(series: Series, path: Path) -> None:
             f"--plot draws at most {MOST_PANELS} variants, and there are {len(variants)}. "
             "Choose one with --variant."
         )
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    from eval.results.drawing import Figure, matplotlib
 
     # Text stays text, also if it holds a $ or a sign that the font does not have.
-    with rc_context({"svg.fonttype": "none", "text.parse_math": False}), warnings.catch_warnings():
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "text.parse_math": False}),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(9, 0.5 + 2.8 * len(variants)), layout="constrained")
         panels = figure.subplots(len(variants), squeeze=False, sharex=True)[:, 0]

@@ -11,14 +11,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import matplotlib.style
-import matplotlib.ticker
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from eval.results.calibration import Coverage, Reliability
+from eval.results.drawing import Axes, Figure, matplotlib
 
 SIZE = (4.4, 3.3)  # inches; the page scales it
 
