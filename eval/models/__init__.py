@@ -183,6 +183,12 @@ def open_source(request: Request) -> Source:
     """
     if request.backend is not None:
         backend_name("--backend", request.backend)
+    named = request.published
+    if named and request.model and request.model != named.model:
+        raise UsageError(
+            f"--config {request.config} is of {named.model}, not of {request.model}: its figures "
+            "are another model's.\nOmit --model, or name the configuration of this model."
+        )
     for entry in SOURCES:
         if entry.is_meant(request):
             source: Source = importlib.import_module(entry.module).open_source(request)
