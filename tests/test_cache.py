@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
 import shutil
@@ -252,7 +251,7 @@ def test_folder_and_files_by_hand(
     finally:
         os.umask(before)
     table = hashlib.sha256(TORCHVISION.table.tobytes()).hexdigest()
-    code = "eval/images/decoders.py eval/images/preprocess.py"
+    code = "eval/images/decoders.py eval/images/preprocess.py eval/recipe.py"
     text = (
         '{\n  "format": 2,\n  "preprocess": "mine: crop \\u00e9",\n  "size": 2,\n'
         f'  "table_sha256": "{table}",\n  "code_sha256": "{code}",\n  "images": 11,\n'
@@ -448,7 +447,7 @@ def test_crops_of_other_code_or_decoders_are_not_used(
     before = key(valset, tmp_path, TORCHVISION)
     assert key(valset, tmp_path, TORCHVISION) == before
     hashes = snapshot._HASHES
-    for name in ("eval/images/preprocess.py", "eval/images/decoders.py"):
+    for name in ("eval/images/preprocess.py", "eval/images/decoders.py", "eval/recipe.py"):
         with monkeypatch.context() as patch:
             patch.setitem(hashes, name, "other")
             assert key(valset, tmp_path, TORCHVISION) != before
@@ -471,13 +470,18 @@ def test_a_library_that_crops_is_a_decoder(
         return TORCHVISION.crop(data)
 
     crop.__module__ = "eval.models.timm"
-    own = dataclasses.replace(TORCHVISION, crop=functools.partial(crop))
+    own = dataclasses.replace(TORCHVISION, crop=crop, recipe=None)
+    assert TORCHVISION.recipe is not None
+    recipe = dataclasses.replace(TORCHVISION.recipe, resizer="tensor")
+    tensor = dataclasses.replace(TORCHVISION, recipe=recipe)
     before, plain = key(valset, tmp_path, own), key(valset, tmp_path, TORCHVISION)
-    assert before != plain
+    on_tensors = key(valset, tmp_path, tensor)
+    assert len({before, plain, on_tensors}) == 3
     monkeypatch.setattr("eval.images.cache.versions", lambda: {
         "torch": "0", "torchvision": "0", "timm": "0"
     })  # fmt: skip
     assert key(valset, tmp_path, own) != before
+    assert key(valset, tmp_path, tensor) != on_tensors
     assert key(valset, tmp_path, TORCHVISION) == plain
 
 
