@@ -112,6 +112,25 @@ def test_float32_is_exact_and_put_back(first: str, restored: None) -> None:
         assert state() == before, (first, second)
 
 
+@new_switches
+@pytest.mark.parametrize("value", ["none", "bf16"])
+def test_torch_as_it_starts_is_put_back(value: str) -> None:
+    """Its convolutions begin with a value that no setter gives them again."""
+    code = (
+        "from test_settings import *\n"
+        f"settings._set(('generic', 'all'), {value!r})\n"
+        "before = state()\n"
+        "with exact_settings(): pass\n"
+        "print(state() == before)"
+    )
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert ran.stdout == "True\n", ran.stderr
+
+
 def flush_denormals() -> AbstractContextManager[None]:
     torch.set_flush_denormal(True)
     return nullcontext()
