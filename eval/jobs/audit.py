@@ -281,7 +281,8 @@ def _open_images(source: Source, workspace: Path, progress: Observer) -> ValSet:
     request = source.request
     root = source.images(workspace, progress)
     classes = read_classes(Path(request.classes)) if request.classes else None
-    return open_valset(root, Path(request.labels) if request.labels else None, classes)
+    labels = Path(request.labels) if request.labels else None
+    return open_valset(root, labels, classes, source.image_set)
 
 
 def _check_counts(found: Audit, written: Written) -> None:

@@ -22,6 +22,7 @@ from eval.diagnosis.search import search
 from eval.errors import EvalError, ModelError, UsageError
 from eval.files import write_atomically
 from eval.images.classes import read_classes
+from eval.images.sets import STATED
 from eval.images.valset import ValSet, open_valset
 from eval.judge.verdict import Verdict
 from eval.measure.engine import choose_batch_size, choose_workers
@@ -58,7 +59,8 @@ def diagnose(request: Request, images: int = IMAGES, progress: Observer = ignore
     with TemporaryDirectory(prefix="pplcnet-eval-") as workspace:
         root = source.images(Path(workspace), progress)
         classes = read_classes(Path(request.classes)) if request.classes else None
-        valset = open_valset(root, Path(request.labels) if request.labels else None, classes)
+        labels = Path(request.labels) if request.labels else None
+        valset = open_valset(root, labels, classes, source.image_set)
         with exact_settings():
             subject = _load(source, len(valset.classes), progress)
             return diagnose_subject(subject, valset, source, images, progress)
@@ -123,7 +125,8 @@ def diagnose_predictions(
         raise UsageError("--predictions needs the validation set: name it with --data.")
     classes = read_classes(Path(request.classes)) if request.classes else None
     labels = Path(request.labels) if request.labels else None
-    valset = open_valset(Path(request.data), labels, classes)
+    stated = STATED[request.image_set] if request.image_set else None
+    valset = open_valset(Path(request.data), labels, classes, stated)
     outputs = len(valset.classes)
     try:
         answers = read_answers(predictions, outputs, names, array)

@@ -221,7 +221,7 @@ def _open_images(run: Run, workspace: Path) -> ValSet:
     group.wait()
     root = root or run.source.images(workspace, run.progress)  # made by the first process
     classes = read_classes(Path(request.classes)) if request.classes else None
-    valset = open_valset(root, _path(request.labels), classes)
+    valset = open_valset(root, _path(request.labels), classes, run.source.image_set)
     whole = len(valset.samples)
     expected = run.source.published.images
     if valset.image_set.is_judged and whole > expected:
@@ -276,6 +276,7 @@ def _open_journal(
         "order": "shuffled" if run.request.stop_early else "as it is",
         "images": len(valset.samples),
         "image_list_sha256": image_list_sha256(valset),
+        "image_set": valset.image_set.title,
         "classes": len(valset.classes),
         "code_sha256": code_sha256(),
         "versions": versions(),
