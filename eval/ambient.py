@@ -31,7 +31,7 @@ class Setting:
         name: str,
         value: Any,
         read: Callable[[], Any],
-        write: Callable[[Any], None],
+        write: Callable[[Any], object],
         look: Callable[[], Any] | None = None,
     ) -> None:
         self.name, self.value = name, value

@@ -24,6 +24,8 @@ T = TypeVar("T")
 IMAGENET_VAL_IMAGES = 50_000
 VAL_SET = "ILSVRC2012 validation"  # what reported figures were measured on
 IMAGE_SETS = (VAL_SET, "ImageNetV2", "ImageNet-A", "ImageNet-R", "ImageNet-Sketch")
+_LONGEST = 1 << 20  # characters of a configuration
+_MOST_PARTS = 100  # of a key: tomllib's time grows with their square
 LIBRARIES = ("timm:", "torchvision:")  # a `model` that begins so is another library's
 
 
@@ -156,7 +158,10 @@ def load_config(path: Path) -> VariantConfig:
             message gives the file, the key and the value.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if len(text) > _LONGEST or any(line.count(".") > _MOST_PARTS for line in text.split("\n")):
+            raise UsageError(f"{path} cannot be read: it is too long, or has too many dots.")
+        table = tomllib.loads(text)
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such configuration file.") from None
     except OSError as error:

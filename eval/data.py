@@ -43,10 +43,12 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _survey(args: argparse.Namespace) -> Survey:
     from eval.images.classes import read_classes
+    from eval.images.sets import STATED
     from eval.images.valset import open_valset
 
     classes = read_classes(args.classes) if args.classes else None
-    valset = open_valset(args.data, args.labels, classes)
+    stated = STATED[args.image_set] if args.image_set else None
+    valset = open_valset(args.data, args.labels, classes, stated)
 
     from tqdm import tqdm
 
@@ -65,7 +67,7 @@ def _parser() -> Parser:
         "70 a bug in this package; 130 interrupted.",
     )
     add_option(parser, "data", required=True)
-    for name in ("labels", "classes", "workers"):
+    for name in ("labels", "image_set", "classes", "workers"):
         add_option(parser, name)
     parser.add_flag("--json", "print one JSON document")
     parser.add_flag("--quiet", "print only errors on stderr")

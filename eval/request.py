@@ -39,6 +39,7 @@ from eval.values import (
 DEFAULT_VARIANT = "base_ssld"
 FORMS = ("unfused", "reparameterized")
 PRECISIONS = ("fp32", "bf16", "fp16")
+IMAGE_SETS = ("val",)
 ON_BAD_IMAGE = ("fail", "record")
 LARGEST_BATCH = 4096  # images; of each worker, 600 MB as uint8 crops of 224 pixels
 
@@ -244,6 +245,14 @@ class Request:
             "FILE",
         ),
     )
+    image_set: str | None = field(
+        default=None,
+        metadata=_subject(
+            "val: these images are the ILSVRC2012 validation set, although their names do not "
+            "show it",
+            OneOf(IMAGE_SETS),
+        ),
+    )
     timm_results: Path | str | None = field(
         default=None,
         metadata=_subject("timm's table of results: show the row of the model", path, "FILE"),
@@ -345,6 +354,8 @@ class Request:
             )
         if self.demo and (self.classes or self.labels):
             raise UsageError("--demo brings its own labels: omit --classes and --labels.")
+        if self.image_set and (self.demo or self.classes):
+            raise UsageError("--image-set is for ImageNet: omit it, or omit --demo and --classes.")
         if self.config and self.variant:
             raise UsageError("--config and --variant both name a configuration: use one.")
         if self.model and self.variant:

@@ -86,6 +86,7 @@ def _parser() -> Parser:
     add("predictions", path, metavar="PREDICTIONS", help="see below")
     add_option(parser, "data", required=True)
     add_option(parser, "labels")
+    add_option(parser, "image_set")
     add_array_options(parser)
     add_option(parser, "variant")
     add_option(parser, "config")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import importlib.util
+import io
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from eval.errors import DataError
+from eval.errors import DataError, EvalError
 
 _LARGEST_FILE = 64 << 20  # bytes; the largest real one, Kaggle's list of labels, has 2 MB
+_MOST_COLUMNS = 8192  # a ranked list of 1000 classes with probabilities has 2001
+_MOST_ROWS = 5_000_000  # ImageNet's training set has 1.3 million images
 
 
 def printable(text: str) -> str:
@@ -121,3 +126,42 @@ def read_text(path: Path, what: str, rows: str) -> str:
         raise DataError(
             f"{shown(str(path))} cannot be read: {error.strerror or error}.\nGive a {what}."
         ) from error
+
+
+def table(name: object, text: str, error: type[EvalError]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file; blank lines are left out, and all rows have all columns.
+
+    Args:
+        name: of the file, for messages.
+        text: its content.
+        error: what to raise.
+
+    Raises:
+        EvalError: of the given type: it is not CSV, has no header, a column twice, a row of another
+            length, or more columns or rows than any real one.
+    """
+    again = "The file is damaged or was edited: write it again."
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[list[str]] = []
+    try:
+        header = next((row for row in reader if row), [])
+        if not header:
+            raise error(f"{name} is empty: a header and rows are needed.")
+        if len(header) > _MOST_COLUMNS:
+            raise error(f"{name} has {len(header):,} columns, over {_MOST_COLUMNS:,}.\n{again}")
+        if twice := [column for column, n in Counter(header).items() if n > 1]:
+            raise error(f"{name} has more than one column {examples(twice)}.\n{again}")
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise error(
+                    f"{name}, row {len(rows) + 1} has {len(row):,} of {len(header)} columns.\n"
+                    "Quote cells that contain a comma; or the file is damaged or was edited."
+                )
+            if len(rows) == _MOST_ROWS:
+                raise error(f"{name} has more than {_MOST_ROWS:,} rows.\n{again}")
+            rows.append(row)
+    except csv.Error as found:
+        raise error(f"{name}, line {reader.line_num}: not CSV ({found}).\n{again}") from found
+    return header, rows

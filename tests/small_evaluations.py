@@ -15,6 +15,7 @@ from conftest import jpeg
 from eval.config import OtherResult, Reference, Tolerance, VariantConfig
 from eval.images.classes import imagenet_classes
 from eval.images.preprocess import PREPROCESS
+from eval.images.sets import VAL
 from eval.images.valset import Sample, ValSet
 from eval.judge.verdict import judge
 from eval.measure.engine import Measurement
@@ -33,7 +34,8 @@ def counted(top1: int, top5: int, images: int = 50_000, **changes: Any) -> Measu
     scores.rank[:] = 10
     scores.rank[:top5] = 3
     scores.rank[:top1] = 0
-    valset = ValSet(Path("x"), "x", (Sample("n01440764/x.JPEG", 0),) * images, lambda _: b"", Path)
+    samples = (Sample("n01440764/x.JPEG", 0),) * images
+    valset = ValSet(Path("x"), "x", samples, lambda _: b"", Path, VAL)
     values: dict[str, Any] = {
         "valset": valset,
         "scores": {"unfused": scores},
@@ -71,7 +73,7 @@ def random_measurement(
         Sample(f"{synsets[label]}/photo_{i:05d}.JPEG", int(label)) for i, label in enumerate(labels)
     )
     return Measurement(
-        valset=ValSet(Path("/data/val"), "1000 synset folders", samples, read, Path),
+        valset=ValSet(Path("/data/val"), "1000 synset folders", samples, read, Path, VAL),
         scores={
             form: Scores(rank.copy(), top.copy(), prob.copy(), scores.nll.copy()) for form in forms
         },

@@ -51,7 +51,8 @@ def run(val: Path, weights: Path, tmp_path: Path) -> Run:
 
     def run(output: str, *more: str | Path, configuration: Path | None = None) -> int:
         words = ["--data", val, "--config", configuration or config(tmp_path)]
-        words += ["--weights", weights, "--output", tmp_path / output, "--quiet", *more]
+        words += ["--image-set", "val", "--weights", weights]
+        words += ["--output", tmp_path / output, "--quiet", *more]
         return main([str(word) for word in words])
 
     return run

@@ -38,7 +38,7 @@ def pets(tmp_path: Path) -> Path:
 def folders(root: Path, *paths: str) -> Path:
     for number, path in enumerate(paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(jpeg(number))
+        (root / path).write_bytes(b"" if path.endswith(".txt") else jpeg(number))
     return root
 
 
@@ -150,7 +150,7 @@ def test_folders_are_labeled_by_the_list(tmp_path: Path, pets: Path):
     assert [(s.path, s.label) for s in valset.samples] == [
         ("10/b.jpg", 2), ("10/c.PNG", 2), ("2/a.jpg", 3), ("dog/1.jpg", 0),
     ]  # fmt: skip
-    assert valset.layout == "3 class folders"
+    assert valset.layout == "3 class folders, without notes.txt, no images of cat"
     assert valset.classes == read_classes(pets)
     assert valset.among is None
     assert (valset.image_set.name, valset.image_set.images) == ("pets.txt", None)
@@ -201,7 +201,7 @@ def test_a_val_folder_and_a_tar(tmp_path: Path, pets: Path):
         tar.add(root / "val", "pets/val")
     packed = open_valset(tmp_path / "val.tar", classes=classes)
     assert [(s.path, s.label) for s in packed.samples] == expected
-    assert packed.layout == "tar of 2 class folders"
+    assert packed.layout == "tar of 2 class folders, no images of cat, 10"
     with tarfile.open(tmp_path / "val.tar", "a") as tar:
         tar.addfile(tarfile.TarInfo("pets/val/zebra/x.jpg"), io.BytesIO())
     with pytest.raises(DataError, match="zebra: not among the 4 classes"):

@@ -19,6 +19,7 @@ from small_valsets import IMAGES, LAYOUTS, jpeg, name, synset
 from eval.data import main
 from eval.images import survey
 from eval.images.labels import official_labels
+from eval.images.sets import VAL
 from eval.images.survey import Look, Survey, look_at, to_text
 from eval.images.valset import Sample, ValSet
 
@@ -52,7 +53,9 @@ def seen(images: int, *, copies: int = 0) -> Survey:
     """A survey of official images, of which the last few have the bytes of the first."""
     samples = [Sample(name(n), label) for n, label in enumerate(official_labels(), 1)][:images]
     digests = [f"{i:064x}" for i in range(images - copies)] + [f"{0:064x}"] * copies
-    valset = ValSet(Path("set"), "flat files", tuple(samples), lambda path: path.encode(), Path)
+    valset = ValSet(
+        Path("set"), "flat files", tuple(samples), lambda path: path.encode(), Path, VAL
+    )
     return Survey(valset, [Look(digest, "", ()) for digest in digests])
 
 

@@ -92,7 +92,16 @@ def test_a_variant(val: Path, weights: Path, tmp_path: Path) -> None:
     evaluation = same_as_the_command(
         tmp_path / "out", words, data=str(val), variant="small", weights=str(weights)
     )
-    assert evaluation.verdict == "PARTIAL"
+    assert evaluation.verdict == "NO_REFERENCE"
+    stated = same_as_the_command(
+        tmp_path / "stated",
+        [*words, "--image-set", "val"],
+        data=str(val),
+        variant="small",
+        weights=str(weights),
+        image_set="val",
+    )
+    assert stated.verdict == "PARTIAL"
     assert evaluation.exit_code == 0
     assert list(evaluation.summary["form"]) == BOTH
 

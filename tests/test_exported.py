@@ -123,7 +123,8 @@ def test_int8_is_evaluated_and_never_gated(
     found = []
     for file in (name, "model.onnx"):
         words = ["--data", str(data), "--config", str(config), "--weights", str(made / file)]
-        assert main([*words, "--output", str(tmp_path / file), "--quiet"]) == 0
+        words += ["--image-set", "val", "--output", str(tmp_path / file), "--quiet"]
+        assert main(words) == 0
         (summary,) = rows_of(tmp_path / file / "summary.csv")
         found.append((summary["precision"], summary["verdict"]))
     assert found == [("int8", "NO_REFERENCE"), ("fp32", "PASS")]

@@ -72,7 +72,7 @@ def folder(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def run(folder: Path, output: str, *more: str) -> int:
     words = ["--data", str(folder / "val"), "--config", str(folder / "tiny.toml")]
     words += ["--weights", str(folder / "weights.safetensors"), "--output", str(folder / output)]
-    words += ["--batch-size", "2", "--workers", "1", "--quiet", *more]
+    words += ["--batch-size", "2", "--workers", "1", "--image-set", "val", "--quiet", *more]
     quiet = io.StringIO()
     with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         return main(words)

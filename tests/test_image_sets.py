@@ -95,7 +95,7 @@ def test_the_same_classes_of_the_val_set_are_the_val_set() -> None:
     assert recognize(official, labels, numbered=False) is VAL
     others = [f"{SYNSETS[label]}/x.jpg" for label in labels]
     assert recognize(others, labels, numbered=False) is image_sets.A
-    assert recognize([*others, "n01440764/x.jpg"], [*labels, 0], numbered=False) is VAL
+    assert recognize([*others, "n01440764/x.jpg"], [*labels, 0]) is image_sets.UNIDENTIFIED
 
 
 @pytest.mark.parametrize(("letter", "name"), [("a", "ImageNet-A"), ("r", "ImageNet-R")])
@@ -114,7 +114,8 @@ def test_some_folders_of_a_subset_are_missing(
 
 def test_few_classes_may_be_anything() -> None:
     labels = timm_indices("a")[:99]
-    assert recognize([f"{SYNSETS[label]}/x.jpg" for label in labels], labels) is VAL
+    paths = [f"{SYNSETS[label]}/x.jpg" for label in labels]
+    assert recognize(paths, labels) is image_sets.UNIDENTIFIED
     assert len(set(timm_indices("a")) & set(timm_indices("r"))) == 86  # never both at once
 
 
@@ -129,7 +130,7 @@ def test_sketches_are_known_by_their_names(tmp_path: Path) -> None:
     root = classes_of(tmp_path / "set", [0, 1, 2], "sketch_0.JPEG")
     assert open_valset(root).image_set is image_sets.SKETCH
     (root / SYNSETS[1] / "photo.JPEG").write_bytes(PHOTO)
-    assert open_valset(root).image_set is VAL
+    assert open_valset(root).image_set is image_sets.UNIDENTIFIED
 
 
 def test_too_many_images(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ OURS = {**os.environ, "PYTHONPATH": str(ROOT)}
 def arguments(data: Path, weights: Path, output: Path, *more: str) -> list[str]:
     return [
         *("--data", str(data), "--variant", "small", "--weights", str(weights)),
-        *("--output", str(output), "--quiet", *more),
+        *("--image-set", "val", "--output", str(output), "--quiet", *more),
     ]
 
 

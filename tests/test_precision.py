@@ -513,6 +513,7 @@ def test_weights_that_are_stored_in_less_are_another_model(
     path = stored_as(weights, tmp_path / name, kind)
     words = ["--data", str(val_folder(FILES)), "--config", str(config), "--weights", str(path)]
     words += ["--forms", "reparameterized", "--quiet", "--output", str(tmp_path / "out")]
+    words += ["--image-set", "val"]
     assert main(words) == 0
     (row,) = rows_of(tmp_path / "out/summary.csv")
     verdict = "PASS" if expected == "fp32" else "NO_REFERENCE"

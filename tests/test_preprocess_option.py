@@ -135,14 +135,10 @@ def test_compared_only_with_a_tolerance_for_the_recipe(
     path = tmp_path / "mine.toml"
     path.write_text(CONFIG + (TOLERANCE.format(tolerance) if tolerance else ""))
     words = ("--config", str(path), "--preprocess", RECIPE, "--image-set", "val")
-    code = run("a", *words[: 4 if not _has_image_set() else 6])
+    code = run("a", *words)
     (row,) = rows_of(tmp_path / "a/summary.csv")
     assert (code, row["verdict"]) == (0, verdict)
     assert row["tolerance"] == ("4" if verdict == "PASS" else "")
-
-
-def _has_image_set() -> bool:
-    return "image_set" in Request.__dataclass_fields__
 
 
 def test_the_models_own_tolerance(val: Path, weights: Path, tmp_path: Path) -> None:

@@ -257,13 +257,13 @@ def _pickled(save: Callable[..., None]) -> bytes:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (_written("x.csv", b""), DataError, "not a CSV file with a header"),
+        (_written("x.csv", b""), DataError, "x.csv is empty: a header"),
         (_written("x.csv", b"path,top1,top2,top3,top4,top5\n"), DataError, "no predictions"),
         (_written("x.csv", b"\xff\xfe"), DataError, "is not a UTF-8 text file"),
         (_written("x.csv", b"path,top1\na,1\n"), DataError, "1 ranked classes for a"),
         (_written("x.csv", b"image,top1\na,1\n"), DataError, "columns image, top1"),
         (_written("x.csv", b"path,label\na,1\n"), DataError, "Needed: path or name, and top1"),
-        (_edited(as_csv, (",200,", ",200,1,")), DataError, "row 1 does not have the 6 columns"),
+        (_edited(as_csv, (",200,", ",200,1,")), DataError, "row 1 has 7 of 6 columns"),
         (_edited(as_csv, (",200,", ",1000,")), DataError, "class 1000; classes are 0 to 999"),
         (_edited(as_csv, (",200,", ",-1,")), DataError, "class -1; classes"),
         (_edited(as_csv, (",200,", ",crane,")), DataError, "class crane; classes"),
@@ -380,6 +380,7 @@ def run(val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callab
 
     def call(predictions: Path, *options: str) -> tuple[int, str, str]:
         sides = ["--data", str(val), "--output", str(tmp_path / "out"), "--variant", "base"]
+        sides += ["--image-set", "val"]
         code = score.main([str(predictions), *sides, *options])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
@@ -474,7 +475,7 @@ def test_the_verdict_needs_a_statement(
         '[[others]]\nname = "int8"\ntop1 = 0.0\nsource = "y"\n'
     )
     sides = ["--data", str(val), "--output", str(tmp_path / "out"), "--quiet"]
-    sides += ["--config", str(tmp_path / "eight.toml")]
+    sides += ["--config", str(tmp_path / "eight.toml"), "--image-set", "val"]
     assert score.main([str(as_csv(tmp_path)), *sides, *options]) == code
     assert summary_of(tmp_path / "out")["verdict"] == verdict
     results = json.loads((tmp_path / "out" / "run.json").read_text())["results"]
@@ -490,7 +491,7 @@ def test_a_tolerance_gates_a_figure_that_is_otherwise_for_information(
         '[reference]\ntop1 = 50.0\ngated = false\nsource = "x"\n'
     )
     sides = [str(as_csv(tmp_path)), "--data", str(val), "--output", str(tmp_path / "out")]
-    sides += ["--config", str(tmp_path / "eight.toml"), "--quiet"]
+    sides += ["--config", str(tmp_path / "eight.toml"), "--quiet", "--image-set", "val"]
     assert score.main(sides) == 0
     assert score.main([*sides, "--tolerance", "0"]) == 1
     assert score.main([*sides, "--tolerance", "1"]) == 0

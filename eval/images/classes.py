@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 import functools
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,11 @@ from eval.errors import DataError
 from eval.text import check_path, read_text, shown
 
 SYNSET = re.compile(r"n[0-9]{8}")  # a WordNet id
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_HEADER_WORDS = frozenset(
+    ["class", "classes", "class_name", "class_id", "class_index", "folder", "id", "idx", "index",
+     "label", "labels", "name", "names", "synset", "title", "wnid"]
+)  # fmt: skip
 _NOT_HIDDEN = re.compile(r"[^.].*", re.DOTALL)
 
 
@@ -81,23 +87,30 @@ _ROWS = (
 
 
 def read_classes(path: Path) -> ClassList:
-    """Read a file with one class per line, in index order.
+    """Read a file with one class per line, in index order, or a JSON document of classes.
 
     The first word is the name of the class's folder, the rest, if any, its title. Where a tab
-    separates the two, the name may contain blanks.
+    separates the two, the name may contain blanks. Lines of `name index` are in the order of their
+    indices; lines that begin with ``#`` are comments. A document is an object of names and indices
+    (``class_to_idx``), or of indices and names (``id2label``, also within a ``config.json``).
 
     Raises:
         DataError: it cannot be read, is empty, or a line is not a class; with the line's number.
     """
     check_path("--classes", path)
-    lines = read_text(path, "file of classes", _ROWS).split("\n")
+    text = read_text(path, "file of classes", _ROWS)
+    if text.lstrip().startswith(("{", "[")):
+        return ClassList(path.name, _from_document(path, text))
+    lines = text.split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
-    if not lines:
+    numbered = [(n, line) for n, line in enumerate(lines, 1) if not line.startswith("#")]
+    if not numbered:
         raise DataError(f"{path} is empty.\n{_ROWS}")
+    header = _header(path, numbered)
     rows: list[ImageClass] = []
     line_of: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in numbered[header:]:
         where = f"{path}, line {number}"
         row = _parse(where, line)
         first = line_of.setdefault(row.folder, number)
@@ -107,7 +120,84 @@ def read_classes(path: Path) -> ClassList:
                 "Each class is listed once; its line is its index (the first line is 0)."
             )
         rows.append(row)
-    return ClassList(path.name, tuple(rows))
+    return ClassList(path.name, _in_order(path, rows))
+
+
+def _header(path: Path, lines: Sequence[tuple[int, str]]) -> int:
+    """1 if the first line names the columns of `name index` lines, else 0.
+
+    Raises:
+        DataError: it seems to name columns, but the others do not show that it does.
+    """
+    (number, first), *others = lines
+    words = re.split(r"[\s,;]+", first.strip().casefold())
+    if not words or not set(words) <= _HEADER_WORDS or len(lines) == 1:
+        return 0
+    if all(_is_index(line.split()[-1:]) for _, line in others) and len(words) > 1:
+        return 1
+    raise DataError(
+        f"{path}, line {number} looks like a header ({shown(first.strip())}), not like a class.\n"
+        "Remove the line."
+    )
+
+
+def _is_index(words: Sequence[str]) -> bool:
+    return bool(words) and _NUMBER.fullmatch(words[0]) is not None
+
+
+def _in_order(path: Path, rows: Sequence[ImageClass]) -> tuple[ImageClass, ...]:
+    """The classes by the indices behind their names, where there are any."""
+    places = range(len(rows))
+    if all(_NUMBER.fullmatch(row.title) and row.title != row.folder for row in rows):
+        indices = [int(row.title) for row in rows]
+        if sorted(indices) != list(places):
+            raise DataError(
+                f"{path} has numbers behind its names that are not the indices 0 to "
+                f"{len(rows) - 1}, each once.\n{_ROWS}"
+            )
+        return tuple(
+            ImageClass(row.folder, row.folder)
+            for _, row in sorted(zip(indices, rows, strict=True), key=lambda pair: pair[0])
+        )
+    numbers = [int(row.folder) for row in rows if _NUMBER.fullmatch(row.folder)]
+    titled = all(row.title != row.folder for row in rows)
+    if titled and numbers != list(places) and sorted(numbers) == list(places):
+        raise DataError(
+            f"{path} has numbers before its names, in another order than its lines.\nSort the "
+            "lines by index, or write the names first."
+        )
+    return tuple(rows)
+
+
+def _from_document(path: Path, text: str) -> tuple[ImageClass, ...]:
+    """The classes of a JSON document.
+
+    Raises:
+        DataError: it is none, or does not give each index from 0 one class.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}.\n{_ROWS}") from None
+    if isinstance(document, dict):
+        document = document.get("id2label", document)
+    found: dict[int, str] = {}
+    if isinstance(document, dict):
+        for key, value in document.items():
+            if _NUMBER.fullmatch(key):
+                name, *title = value if isinstance(value, list) else [value]
+                found[int(key)] = "\t".join(map(str, (name, *(title or [""]))))
+            elif isinstance(value, int) and not isinstance(value, bool):
+                found[value] = f"{key}\t"
+    if not found or sorted(found) != list(range(len(document))):
+        raise DataError(
+            f"{path} does not give each of the indices 0, 1, 2, ... one class.\n"
+            "Write an object of names and indices, or of indices and names."
+        )
+    rows = tuple(_parse(f"{path}, class {index}", found[index]) for index in sorted(found))
+    if len({row.folder for row in rows}) < len(rows):
+        raise DataError(f"{path} names a class twice.\nEach class is listed once.")
+    return rows
 
 
 def _parse(where: str, line: str) -> ImageClass:

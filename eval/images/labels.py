@@ -27,10 +27,14 @@ from eval.text import examples as examples
 from eval.text import shown as shown
 
 VAL_IMAGES = 50_000
-IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
+_SUFFIXES = "jpeg|jpg|jpe|jfif|png|bmp|webp|tif|tiff|gif|ppm|pgm|pbm|pnm|jp2|avif|heic|heif"
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split("|"))
 
-# The second group is what the Hugging Face copy appends to the names.
-_OFFICIAL = re.compile(r"ILSVRC2012_val_([0-9]{8})(?:_(n[0-9]{8}))?", re.IGNORECASE)
+# The second group is what the Hugging Face copy appends to the names; what may follow is left of
+# ``ILSVRC2012_val_00000001.JPEG.jpg``.
+_OFFICIAL = re.compile(
+    rf"ILSVRC2012_val_([0-9]{{8}})(?:_(n[0-9]{{8}}))?(?:\.(?:{_SUFFIXES}))*", re.IGNORECASE
+)
 _DEVKIT_START = (490, 361, 171, 822)  # of ILSVRC2012_validation_ground_truth.txt
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _ROWS = (
@@ -85,6 +89,11 @@ def synset_in_name(path: str) -> str | None:
     """The synset that is appended to an official name, as in Hugging Face's copy."""
     match = _OFFICIAL.fullmatch(_stem(path))
     return match[2] if match else None
+
+
+def has_official_name(path: str) -> bool:
+    """Whether it is named as officially; another suffix behind the official one is a disguise."""
+    return official_number(path) is not None and path.rpartition("/")[2].count(".") == 1
 
 
 def _stem(path: str) -> str:

@@ -25,6 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from eval.recipe import NAMED, Recipe
 
 CROP = 224
+MOST_SCANS = 100  # of a JPEG: progressive ones have about ten; each one takes a pass over the image
 LONGEST = 65_536  # pixels, of a side after the resize; 256 x 65,536 x 3 bytes are 50 MB
 
 Crop = NDArray[np.uint8]
@@ -49,6 +50,19 @@ def bad_image_errors() -> Iterator[None]:
         raise BadImage("not an image that Pillow knows (damaged at its start, or empty)") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise BadImage(str(error) or type(error).__name__) from error
+
+
+def check_scans(data: bytes) -> None:
+    """Refuse a JPEG that would take minutes to decode.
+
+    A marker occurs in compressed data as itself only: what is counted are scans, and perhaps those
+    of a thumbnail.
+
+    Raises:
+        BadImage: it has more than `MOST_SCANS`.
+    """
+    if data.startswith(b"\xff\xd8") and (scans := data.count(b"\xff\xda")) > MOST_SCANS:
+        raise BadImage(f"a JPEG of {scans:,} scans; the limit is {MOST_SCANS}")
 
 
 def check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
@@ -149,6 +163,7 @@ def open_rgb(data: bytes) -> Image.Image:
     Raises:
         BadImage: Pillow cannot decode it.
     """
+    check_scans(data)
     with bad_image_errors():
         return Image.open(io.BytesIO(data)).convert("RGB")
 
@@ -156,6 +171,7 @@ def open_rgb(data: bytes) -> Image.Image:
 def _decode_bgr(data: bytes, exif: bool) -> Crop:
     """Decode with OpenCV, as PaddleClas does: grey and CMYK made color."""
     flags = cv2.IMREAD_COLOR | (0 if exif else cv2.IMREAD_IGNORE_ORIENTATION)
+    check_scans(data)
     with bad_image_errors():
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:

@@ -6,6 +6,7 @@
     r         ImageNet-R (Hendrycks et al., arXiv 2006.16241): 200 classes, 86 of them also in A
     sketch    ImageNet-Sketch (Wang et al., arXiv 1905.13549)
 
+Images that show nothing of this are `UNIDENTIFIED`: they are measured, and compared with nothing.
 On A and R, predictions are restricted to the set's 200 classes, as its authors and timm do. The
 numbers of images are those of timm's results/README.md.
 """
@@ -14,14 +15,17 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from eval.config import VAL_SET
 from eval.images.classes import IMAGENET, ClassList
-from eval.images.labels import official_number
+from eval.images.labels import VAL_IMAGES, has_official_name, official_number
 from eval.text import timm_info
 
+# ImageNet's validation set has some copies of its own: 29 were counted at 32x32 pixels
+# (PatrykChrabaszcz/Imagenet32_Scripts issue 8).
+_OWN_COPIES = 60
 _SKETCH = re.compile(r"sketch_[0-9]+\.JPEG")
 # A and R are recognized by their classes. More than they share, and more than chance would give:
 # 100 classes picked at random are all among 200 of the 1000 with a probability below 1e-80.
@@ -38,6 +42,7 @@ class ImageSet:
         most: how many images the set has of each class, where that is the same for all.
         synsets: timm's list of its classes; None for all classes.
         is_judged: whether reported figures were measured on this set.
+        note: what else is known about these images, such as who says that they are this set.
     """
 
     name: str
@@ -45,6 +50,12 @@ class ImageSet:
     most: int | None = None
     synsets: str | None = None
     is_judged: bool = False
+    note: str = ""
+
+    @property
+    def is_val(self) -> bool:
+        """Whether it is the ILSVRC2012 validation set, or part of it."""
+        return self.name == VAL_SET
 
     @property
     def classes(self) -> tuple[int, ...] | None:
@@ -52,15 +63,17 @@ class ImageSet:
         return None if self.synsets is None else _labels(self.synsets)
 
     @property
+    def title(self) -> str:
+        """The name, and what else is known."""
+        return f"{self.name} {self.note}".rstrip()
+
+    @property
     def words(self) -> str:
-        """For the line that describes the layout; empty where the layout says it all."""
-        if self not in IMAGE_SETS[1:]:
+        """The set and what is known about it; empty where the layout says it all."""
+        if not self.note and self not in (*IMAGE_SETS[1:], UNIDENTIFIED):
             return ""
-        return (
-            self.name
-            if self.synsets is None
-            else f"{self.name}, predictions restricted to its 200 classes"
-        )
+        restricted = "predictions restricted to its 200 classes" if self.synsets else ""
+        return ", ".join(filter(None, (self.title, restricted)))
 
 
 VAL = ImageSet(VAL_SET, 50_000, most=50, is_judged=True)
@@ -69,6 +82,8 @@ A = ImageSet("ImageNet-A", 7_500, synsets="imagenet_a_synsets.txt")
 R = ImageSet("ImageNet-R", 30_000, synsets="imagenet_r_synsets.txt")
 SKETCH = ImageSet("ImageNet-Sketch", 50_889)
 IMAGE_SETS = (VAL, V2, A, R, SKETCH)
+UNIDENTIFIED = ImageSet("unidentified images", images=None, most=VAL.most)
+STATED = {"val": replace(VAL, note="as stated by --image-set val")}
 
 
 def recognize(
@@ -80,10 +95,11 @@ def recognize(
 ) -> ImageSet:
     """Recognize the set that the images are, or are part of.
 
-    Images of other classes than ImageNet's are a set of their own. ImageNetV2 is recognized by
-    its folders, Sketch by its file names, A and R by their classes: all or most of them and no
-    others, without a single official file name. Everything else is the validation set, or part
-    of it.
+    Images of other classes than ImageNet's are a set of their own. The validation set is
+    recognized by its official names, on every image; ImageNetV2 by its folders, Sketch by its file
+    names, A and R by their classes: all or most of them and no others, without a single official
+    file name. Labels are not looked at here: those of official names must agree
+    (eval/images/valset.py).
 
     Args:
         paths: of the images.
@@ -94,8 +110,10 @@ def recognize(
     if classes != IMAGENET:
         return ImageSet(classes.name, images=None)
     names = [path.rpartition("/")[2] for path in paths]
-    if any(official_number(name) for name in names):
+    if all(map(has_official_name, names)):
         return VAL
+    if any(map(official_number, names)):
+        return UNIDENTIFIED
     if numbered:
         return V2
     if all(_SKETCH.fullmatch(name) for name in names):
@@ -104,7 +122,18 @@ def recognize(
     for each in (A, R):
         if len(found) in _ENOUGH_CLASSES and found <= set(each.classes or ()):
             return each
-    return VAL
+    return UNIDENTIFIED
+
+
+def excess_copies(digests: Sequence[str]) -> int:
+    """Images with the bytes of another one, if there are more than the validation set has.
+
+    Args:
+        digests: a hash of each image; "" where it is unknown.
+    """
+    known = [digest for digest in digests if digest]
+    copies = len(known) - len(set(known))
+    return copies if copies > _OWN_COPIES * len(digests) // VAL_IMAGES else 0
 
 
 @functools.cache

@@ -14,19 +14,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 from eval.errors import UnreadableImage
 from eval.images.decoders import exact_decoders
-from eval.images.labels import VAL_IMAGES, shown
+from eval.images.labels import shown
+from eval.images.layouts.tar import OFFICIAL_MD5
 from eval.images.preprocess import PREPROCESS, BadImage
-from eval.images.sets import VAL
+from eval.images.sets import UNIDENTIFIED, excess_copies
 from eval.images.valset import ValSet, fingerprint
 
-# ImageNet's set has some: 29 at 32x32 pixels (PatrykChrabaszcz/Imagenet32_Scripts issue 8).
-_OWN_DUPLICATES = 60
 # A set with at least this share of its images is meant to be complete; a smaller one is a choice.
 _MEANT_TO_BE_WHOLE = 0.9
 _BATCH = 16  # images per task of a thread
@@ -45,10 +45,17 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found out about a validation set; `looks` are in the order of its samples."""
+    """What was found out about a validation set.
+
+    Attributes:
+        valset: the images.
+        looks: in the order of its samples.
+        tar_md5: MD5 of the tar that it is, hexadecimal; "" if it is none.
+    """
 
     valset: ValSet
     looks: Sequence[Look]
+    tar_md5: str = ""
 
     @cached_property
     def images_per_class(self) -> list[int]:
@@ -114,8 +121,8 @@ class Survey:
             )
         if self.expected is None:  # a set that we know nothing about may have copies
             return found
-        surplus = sum(len(group) - 1 for group in self.duplicates)
-        if surplus > _OWN_DUPLICATES * images // VAL_IMAGES:
+        surplus = excess_copies([look.digest for look in self.looks])
+        if surplus:
             found.append(
                 f"{_count(surplus, 'image')} duplicated under another name: get the right "
                 "files for those names."
@@ -131,13 +138,19 @@ class Survey:
         image_set = self.valset.image_set
         if self.problems:
             return "Not ready to evaluate: " + " ".join(self.problems)
+        if image_set.name == UNIDENTIFIED.name:
+            return (
+                f"Ready to evaluate: {_count(images, 'image')} that do not show which set they "
+                "are, so that nothing is compared. --image-set val states that they are the "
+                "ILSVRC2012 validation set."
+            )
         if self.expected is None:
             return (
                 f"Ready to evaluate: {_count(images, 'image')} of the classes in "
                 f"{image_set.name}, with python -m eval.imagenet --classes."
             )
         if self.complete:
-            name = "validation set" if image_set is VAL else image_set.name
+            name = "validation set" if image_set.is_val else image_set.name
             return f"Ready to evaluate: the whole {name}, with python -m eval.imagenet."
         return (
             f"Ready to evaluate as a partial set, {images:,} of {self.expected:,} images: "
@@ -192,6 +205,7 @@ def survey(
         progress: called with the number of images of each batch that is done.
     """
     samples = valset.samples
+    tar_md5 = _md5(valset.root) if valset.root.suffix == ".tar" and valset.root.is_file() else ""
 
     def look_at_batch(start: int) -> list[Look]:
         looks = []
@@ -213,7 +227,12 @@ def survey(
                     progress(len(batch))
         finally:
             pool.shutdown(cancel_futures=True)
-    return Survey(valset, looks)
+    return Survey(valset, looks, tar_md5)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def to_json(seen: Survey) -> dict[str, Any]:
@@ -250,6 +269,7 @@ def to_text(seen: Survey) -> str:
     of_all = "" if seen.expected is None else f" of {seen.expected:,}"
     lines = [
         f"layout       {seen.valset.layout}",
+        *([f"MD5 of tar   {_tar(seen.tar_md5)}"] if seen.tar_md5 else []),
         f"images       {len(seen.looks):,}{of_all}",
         f"classes      {len(present):,} of {seen.classes_expected:,}, images per class: {each}",
         f"unreadable   {_list(unreadable)}",
@@ -260,6 +280,10 @@ def to_text(seen: Survey) -> str:
         seen.advice,
     ]
     return "\n".join(lines)
+
+
+def _tar(md5: str) -> str:
+    return f"{md5}: {'the official tar' if md5 == OFFICIAL_MD5 else 'not the official tar'}"
 
 
 def _list(rows: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from eval.images.labels import (
     LabelList,
     examples,
     image_key,
+    is_image,
     official_key,
     official_labels,
     official_number,
@@ -31,8 +32,11 @@ from eval.images.labels import (
 from eval.images.layouts import Listing, check_regular, unreadable
 from eval.images.layouts.folders import is_val_folder, list_folder
 from eval.images.layouts.parquet import find_shards, list_parquet
-from eval.images.layouts.tar import list_tar
-from eval.images.sets import VAL, ImageSet, recognize
+from eval.images.layouts.tar import list_tars
+from eval.images.layouts.zip import list_zip
+from eval.images.sets import IMAGE_SETS, UNIDENTIFIED, ImageSet, excess_copies, recognize
+from eval.images.sidecars import Sidecars
+from eval.images.sizes import odd_sizes
 from eval.text import check_path, is_utf8
 
 _OFFICIAL_TAR = "ILSVRC2012_img_val.tar"
@@ -52,8 +56,17 @@ class Sample:
     @property
     def name(self) -> str:
         """The file's name, the same in every layout."""
+        return self._official_name or self.path.rpartition("/")[2]
+
+    @property
+    def key(self) -> str:
+        """The official name, or else folder and name, which no other image has."""
+        return self._official_name or self.path
+
+    @property
+    def _official_name(self) -> str:
         number = official_number(self.path)
-        return f"{official_key(number)}.JPEG" if number else self.path.rpartition("/")[2]
+        return f"{official_key(number)}.JPEG" if number else ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ class ValSet:
     samples: tuple[Sample, ...]
     read: Callable[[str], bytes]
     file_of: Callable[[str], Path]
-    image_set: ImageSet = VAL
+    image_set: ImageSet = UNIDENTIFIED
     classes: ClassList = IMAGENET
 
     @property
@@ -87,21 +100,42 @@ class ValSet:
     def limited(self, n: int) -> ValSet:
         """The first n images of a fixed shuffled order, sorted again.
 
-        The order is that of the SHA-256 of the file names: the same on every machine and in every
-        layout. A larger limit contains the images of a smaller one. What is left knows how many
-        images the whole set has.
+        The order is that of the SHA-256 of the official names, of folder and name for other files:
+        the same on every machine and in every layout. A larger limit contains the images of a
+        smaller one.
         """
-        chosen = sorted(self.shuffled()[:n])
+        return self.part(sorted(self.shuffled()[:n]))
+
+    def part(self, indices: Iterable[int]) -> ValSet:
+        """Some of the images; what is left knows how many images the whole set has."""
         image_set = self.image_set
         if image_set.images is None:
             image_set = replace(image_set, images=len(self.samples))
-        samples = tuple(self.samples[i] for i in chosen)
+        samples = tuple(self.samples[i] for i in indices)
         return replace(self, samples=samples, image_set=image_set)
 
     def shuffled(self) -> list[int]:
         """Indices of all images in the fixed shuffled order of `limited`."""
-        keys = [_sha256(sample.name.encode()) for sample in self.samples]
+        keys = [_sha256(sample.key.encode()) for sample in self.samples]
         return sorted(range(len(keys)), key=keys.__getitem__)
+
+    def doubted(self, digests: Sequence[str]) -> ValSet:
+        """The same images, which are not the validation set if too many have the same bytes.
+
+        Args:
+            digests: SHA-256 of each image file; "" where it cannot be read.
+        """
+        copies = excess_copies(digests) if self.image_set.is_val else 0
+        if not copies:
+            return self
+        return replace(
+            self,
+            image_set=replace(
+                UNIDENTIFIED,
+                images=self.image_set.images,
+                note=f"({copies:,} have the bytes of another one)",
+            ),
+        )
 
 
 def fingerprint(samples: Iterable[Sample], digests: Iterable[str]) -> str:
@@ -128,20 +162,28 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def open_valset(root: Path, labels: Path | None = None, classes: ClassList | None = None) -> ValSet:
+def open_valset(
+    root: Path,
+    labels: Path | None = None,
+    classes: ClassList | None = None,
+    stated: ImageSet | None = None,
+) -> ValSet:
     """Find the images and labels of a validation set.
 
     Args:
-        root: class folders, a folder of files, a tar of either, parquet shards, the root of
-            Kaggle's tree, or a folder with one of these in ``val``.
+        root: class folders, a folder of files, a tar or zip of either, WebDataset or parquet
+            shards, the root of Kaggle's tree, or a folder with one of these in ``val``.
         labels: a `name index` list or a ground-truth file (`eval.images.labels.read_labels`);
             needed for files that are not in class folders and have no official names.
         classes: what the folders are named after and the labels are indices of; ImageNet's 1000
             if None.
+        stated: the set that these images are said to be, where they do not show it
+            (`eval.images.sets.STATED`).
 
     Raises:
-        DataError: there is no validation set, or it cannot be one of these classes, or labels are
-            missing or contradict each other, or a name is not valid UTF-8.
+        DataError: there is no validation set, or it is another one than stated, or it cannot be
+            one of these classes, or labels are missing or contradict each other, or a name is not
+            valid UTF-8.
         UsageError: parquet shards need pyarrow.
     """
     classes = classes or IMAGENET
@@ -152,7 +194,10 @@ def open_valset(root: Path, labels: Path | None = None, classes: ClassList | Non
         raise unreadable(Path(error.filename or root), error) from error
     if classes == IMAGENET:
         labels = labels or _kaggle_labels(listing)
-    return _assemble(listing, read_labels(labels, classes) if labels else None, classes)
+    listed = read_labels(labels, classes) if labels else None
+    given = labels.resolve() if labels else None
+    others = [path for path in listing.others if (listing.root / path).resolve() != given]
+    return _assemble(replace(listing, others=others), listed, classes, stated)
 
 
 def _find(root: Path, classes: ClassList) -> Listing:
@@ -160,10 +205,7 @@ def _find(root: Path, classes: ClassList) -> Listing:
     if not root.exists():
         raise DataError(f"--data {root}: there is no such file or folder.")
     if not root.is_dir():
-        check_regular(root, root.stat().st_mode)
-        with root.open("rb") as file:
-            is_parquet = file.read(4) == b"PAR1"
-        return list_parquet(root, [root], classes) if is_parquet else list_tar(root, classes)
+        return _open_file(root, classes)
     for inner in ("", *_KAGGLE_FOLDERS, *_VAL_FOLDERS):
         folder = root / inner
         if folder.is_dir():
@@ -174,7 +216,9 @@ def _find(root: Path, classes: ClassList) -> Listing:
             if shards := find_shards(folder):
                 return list_parquet(folder, shards, classes)
     if (root / _OFFICIAL_TAR).is_file():
-        return list_tar(root / _OFFICIAL_TAR, classes)
+        return list_tars(root / _OFFICIAL_TAR, [root / _OFFICIAL_TAR], classes)
+    if archive := _only_archive(root):
+        return archive(classes)
     likely = list(_val_folders_below(root, classes))
     if 1 <= len(likely) <= 3:  # more of them are classes, not validation sets
         raise DataError(
@@ -182,6 +226,32 @@ def _find(root: Path, classes: ClassList) -> Listing:
             f"Did you mean --data {' or '.join(shown(str(path)) for path in likely)}?"
         )
     return list_folder(root, classes)
+
+
+def _open_file(path: Path, classes: ClassList) -> Listing:
+    """The images of an archive."""
+    check_regular(path, path.stat().st_mode)
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == b"PAR1":
+        return list_parquet(path, [path], classes)
+    if start == b"PK\x03\x04":
+        return list_zip(path, classes)
+    return list_tars(path, [path], classes)
+
+
+def _only_archive(root: Path) -> Callable[[ClassList], Listing] | None:
+    """Reads the shards or the zip that a folder has instead of images; None if it has others."""
+    names = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
+    if any(path.is_dir() or is_image(path.name) for path in names):
+        return None
+    tars = [path for path in names if path.suffix == ".tar"]
+    zips = [path for path in names if path.suffix == ".zip"]
+    if tars and not zips:
+        return lambda classes: list_tars(root, tars, classes)
+    if len(zips) == 1 and not tars:
+        return lambda classes: list_zip(zips[0], classes)
+    return None
 
 
 def _val_folders_below(root: Path, classes: ClassList) -> Iterator[Path]:
@@ -203,13 +273,17 @@ def _kaggle_labels(listing: Listing) -> Path | None:
     return None
 
 
-def _assemble(listing: Listing, labels: LabelList | None, classes: ClassList) -> ValSet:
+def _assemble(
+    listing: Listing, labels: LabelList | None, classes: ClassList, stated: ImageSet | None
+) -> ValSet:
     """Give each image its label, once all sources of labels agree."""
     samples: list[Sample] = []
     nameless: list[str] = []
     disputed: list[tuple[str, Mapping[str, int]]] = []
+    sidecars = Sidecars(listing, classes)
     for path, own in sorted(listing.label_of.items()):
-        claims = _claims(path, own, listing.labeled_by, labels, classes)
+        claims = {} if own is None else {listing.labeled_by: own}
+        claims |= sidecars.claims(path) | _claims_by_name(path, labels, classes)
         if not claims:
             nameless.append(path)
             continue
@@ -223,23 +297,79 @@ def _assemble(listing: Listing, labels: LabelList | None, classes: ClassList) ->
         raise _disagreement(root, disputed, len(samples), classes)
     if labels:
         _check_listed(root, samples, labels)
-    image_set = recognize(
+    _check_links(listing, samples)
+    shown_set = recognize(
         (s.path for s in samples),
         {s.label for s in samples},
         numbered=listing.numbered,
         classes=classes,
     )
+    image_set = _check_stated(root, shown_set, stated)
     _check_counts(root, samples, image_set, classes)
-    words = [image_set.words] if image_set.words else []
-    layout = ", ".join([*words, _layout(listing, labels, samples, nameless, classes)])
-    return ValSet(root, layout, tuple(samples), listing.read, listing.file_of, image_set, classes)
+    if image_set.is_val and (odd := odd_sizes(listing.read, [s.path for s in samples])):
+        image_set = _resized(image_set, odd)
+    others = [*listing.others, *sidecars.silent]
+    parts = [
+        *([image_set.words] if image_set.words else []),
+        _layout(listing, labels, samples, sidecars, classes),
+        *([f"without the unlabeled {examples(nameless)}"] if nameless else []),
+        *([f"without {examples(others)}"] if others else []),
+        *_empty_classes(samples, classes),
+    ]
+    return ValSet(
+        root, ", ".join(parts), tuple(samples), listing.read, listing.file_of, image_set, classes
+    )
 
 
-def _claims(
-    path: str, own: int | None, owner: str, labels: LabelList | None, classes: ClassList
-) -> dict[str, int]:
-    """Every source that gives an image a label, and the label; the last one weighs most."""
-    claims = {} if own is None else {owner: own}
+def _check_stated(root: Path, shown_set: ImageSet, stated: ImageSet | None) -> ImageSet:
+    """The set that the images show, or else the one that is stated.
+
+    Raises:
+        DataError: they show another one.
+    """
+    if stated is None or stated.name == shown_set.name:
+        return shown_set
+    if shown_set != UNIDENTIFIED:
+        raise DataError(
+            f"--data {root}: these images are {shown_set.name}, not {stated.name}.\n"
+            "Omit --image-set: it is for images that do not show what they are."
+        )
+    return stated
+
+
+def _resized(image_set: ImageSet, odd: str) -> ImageSet:
+    """The same set with that note, where it is stated; without a statement, it may be another."""
+    if image_set.note:
+        return replace(image_set, note=f"{image_set.note} ({odd})")
+    return replace(UNIDENTIFIED, note=f"(official names, but {odd})")
+
+
+def _check_links(listing: Listing, samples: Sequence[Sample]) -> None:
+    """A hard link in a tar has the content of another image, and so must have its label."""
+    if not listing.same_as:
+        return
+    label_of = {sample.path: sample.label for sample in samples}
+    for path, first in listing.same_as.items():
+        if label_of.get(path) != label_of.get(first):
+            raise DataError(
+                f"--data {listing.root}: {shown(path)} is a hard link to {shown(first)}, an image "
+                "of another class.\nReplace it with the image of that name."
+            )
+
+
+def _empty_classes(samples: Sequence[Sample], classes: ClassList) -> Iterator[str]:
+    """Which of the user's classes have no images."""
+    if classes == IMAGENET:
+        return
+    found = {sample.label for sample in samples}
+    empty = [row.folder for label, row in enumerate(classes.rows) if label not in found]
+    if empty:
+        yield f"no images of {examples(empty)}"
+
+
+def _claims_by_name(path: str, labels: LabelList | None, classes: ClassList) -> dict[str, int]:
+    """Who gives an image of this name a label, and the label; the last one weighs most."""
+    claims = {}
     key = image_key(path)
     if labels and key in labels.label_of:
         claims[labels.name] = labels.label_of[key]
@@ -356,7 +486,7 @@ def _check_counts(
     counts = Counter(sample.label for sample in samples)
     label, most = counts.most_common(1)[0]
     if image_set.most and most > image_set.most:
-        name = "the validation set" if image_set is VAL else image_set.name
+        name = image_set.name if image_set in IMAGE_SETS[1:] else "the validation set"
         raise DataError(
             f"--data {root}: {most} images of {classes.rows[label].folder}, "
             f"{len(samples):,} in all; {name} has {image_set.most} of each class.\n"
@@ -373,20 +503,20 @@ def _layout(
     listing: Listing,
     labels: LabelList | None,
     samples: Sequence[Sample],
-    nameless: Sequence[str],
+    sidecars: Sidecars,
     classes: ClassList,
 ) -> str:
-    """How the images are stored, where labels come from, what confirms them, what is left out."""
+    """How the images are stored, where labels come from, and what confirms them."""
     official = all(_official_label(sample.path, classes) is not None for sample in samples)
     owned = listing.label_of[samples[0].path] is not None
-    checks = [labels.name] if labels and owned else []
-    if official and (owned or labels):
-        checks.append(_OFFICIAL)
+    sources = [labels.name] if labels else []
+    sources += sidecars.sources
+    if official and (owned or sources):
+        sources.append(_OFFICIAL)
+    checks = sources if owned else sources[1:]
     parts = [listing.words]
     if not owned:
-        parts.append(f"labels of {labels.name}" if labels else "official labels")
+        parts.append(f"labels of {sources[0]}" if sources else "official labels")
     if checks:
         parts.append(f"checked with {' and '.join(checks)}")
-    if nameless:
-        parts.append(f"without the unlabeled {examples(nameless)}")
     return ", ".join(parts)

@@ -19,6 +19,7 @@ from eval.backends.formats import is_exported
 from eval.config import builtin_variants
 from eval.errors import UsageError
 from eval.images.labels import image_key
+from eval.images.sets import STATED
 from eval.images.valset import ValSet
 from eval.jobs import score
 from eval.judge.audit import (
@@ -187,6 +188,8 @@ def _completed(request: Request, claims: Claims) -> Request:
     for name in ("classes", "labels"):
         if getattr(request, name) is None and claims.option(name):
             changes[name] = _there(claims, name)
+    if request.image_set is None and claims.option("image_set") in STATED:
+        changes["image_set"] = claims.option("image_set")
     return replace(request, **changes)
 
 

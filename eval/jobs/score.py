@@ -23,7 +23,7 @@ from eval.config import (
 from eval.errors import DataError, UsageError
 from eval.images.labels import examples
 from eval.images.preprocess import BadImage, Crop, Preprocess, table_of
-from eval.images.sets import VAL
+from eval.images.sets import STATED, VAL
 from eval.images.valset import ValSet, open_valset
 from eval.judge.result import SCORED
 from eval.judge.verdict import JUDGED_PRECISION, Judgment, judge
@@ -46,7 +46,7 @@ class Scoring:
 
     Attributes:
         predictions, names, array: their file; see `eval.measure.given.read_answers`.
-        data, labels: the images that they belong to.
+        data, labels, image_set: the images that they belong to.
         variant, config: the configuration to compare with; the default variant if both are None.
         preprocess, precision, device: of the device, as stated; `UNKNOWN` if not.
         weights: the model's file, for its hash.
@@ -58,6 +58,7 @@ class Scoring:
     predictions: Path
     data: Path
     labels: Path | None = None
+    image_set: str | None = None
     names: Path | None = None
     array: str | None = None
     variant: str | None = None
@@ -87,7 +88,8 @@ def score(asked: Scoring, command: str, progress: Observer = ignore) -> Evaluati
     predictions = _identify("PREDICTIONS", asked.predictions)
 
     started = datetime.now(UTC)
-    valset = open_valset(asked.data, asked.labels)
+    stated = STATED[asked.image_set] if asked.image_set else None
+    valset = open_valset(asked.data, asked.labels, stated=stated)
     if valset.image_set.classes is not None:
         raise UsageError(
             f"--data {asked.data} is {valset.image_set.name}, where only the classes of the set "
@@ -125,12 +127,13 @@ def _measure(asked: Scoring, valset: ValSet, answers: Answers, progress: Observe
     valset = _answered(valset, row_of, asked.allow_missing)
     rows = np.array([row_of[i] for i in sorted(row_of)])
     labels = np.array([sample.label for sample in valset.samples])
+    hashes = digests(valset, progress)
     return Measurement(
-        valset=valset,
+        valset=valset.doubted(hashes),
         scores={FORM: answers.scores(rows, labels)},
         logit_diff=np.full(len(rows), np.nan),
         largest_logit=None,
-        digests=digests(valset, progress),
+        digests=hashes,
         seconds=0.0,  # of the images measured now, which are none
     )
 
@@ -213,9 +216,10 @@ def _answered(valset: ValSet, row_of: Mapping[int, int], allow_missing: bool) ->
             f"No prediction for {examples(missing)}, of {len(valset.samples):,} images.\n"
             "Predict them, or add --allow-missing: the verdict is PARTIAL then."
         )
-    samples = tuple(s for i, s in enumerate(valset.samples) if i in row_of)
+    if not missing:
+        return valset
     layout = f"{valset.layout}, without {len(missing):,} images that have no prediction"
-    return replace(valset, samples=samples, layout=layout if missing else valset.layout)
+    return replace(valset.part(sorted(row_of)), layout=layout)
 
 
 def digests(valset: ValSet, progress: Observer) -> list[str]:

@@ -17,7 +17,7 @@ from eval.config import load_variant
 from eval.errors import EvalError, UsageError
 from eval.files import write_atomically
 from eval.images.cache import CropCache
-from eval.images.sets import VAL, ImageSet
+from eval.images.sets import ImageSet
 from eval.jobs.evaluate import evaluate
 from eval.measure.engine import choose_workers
 from eval.measure.settings import exact_settings
@@ -60,6 +60,7 @@ class Sweep:
     cache: Path
     limit: int | None = None
     labels: Path | None = None
+    image_set: str | None = None
     on_bad_image: str = "fail"
     latency: bool = False
     command: str = ""
@@ -110,6 +111,7 @@ class Combination:
             preprocess=self.preprocess,
             limit=asked.limit,
             labels=asked.labels,
+            image_set=asked.image_set,
             on_bad_image=asked.on_bad_image,
             cache=asked.cache,
             output=asked.output / self.name,
@@ -190,7 +192,7 @@ def fill_cache(requests: Sequence[Request], progress: Observer) -> ImageSet:
     """
     first = requests[0]
     assert first.data is not None
-    valset = open_data(first, Path(first.data))
+    valset = open_data(first, Path(first.data), open_source(first).image_set)
     if first.limit is not None:
         valset = valset.limited(first.limit)
     pipelines = {}
@@ -279,7 +281,7 @@ def short_names(planned: Sequence[Combination]) -> list[str]:
 def reported(variants: Sequence[str], image_set: ImageSet) -> Iterator[str]:
     """What was reported of the built-in variants on a set, and third-party results."""
     for variant in (load_variant(name) for name in variants if ":" not in name):
-        reference = variant.reference_for("") if image_set is VAL else None
+        reference = variant.reference_for("") if image_set.is_judged else None
         others = variant.others_on(image_set.name)
         rows = [(row.name, row.top1, row.top5, row.source) for row in others]
         if reference and reference.top1 is not None:

@@ -303,7 +303,7 @@ def _why_not_compared(case: _Case) -> str:
     """What the figures alone do not show; empty if they say it all."""
     name = case.published.name
     if not case.is_val:
-        image_set = case.measured.valset.image_set.name
+        image_set = case.measured.valset.image_set.title
         return f"{image_set}: the reported figures are for the {VAL.name} set"
     if len(case.measured.valset.samples) > case.images_expected:
         return ""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -469,7 +469,7 @@ def assemble(
     if len(records) >= len(valset.samples):
         stopped, bound = "", None  # after the last image, the counts decide
     if stopped and len(np.unique(records["index"])) == len(records):
-        valset = replace(valset, samples=tuple(valset.samples[i] for i in records["index"]))
+        valset = valset.part(records["index"])
         records["index"] = np.arange(len(records))
     if not np.array_equal(records["index"], np.arange(len(valset.samples))):
         counts = np.bincount(records["index"], minlength=len(valset.samples))
@@ -479,12 +479,14 @@ def assemble(
             "Start over with another --output."
         )
     bad = np.flatnonzero(records["reason"] != b"")
+    digests = [row.tobytes().hex() for row in records["sha256"]]
+    known = [digest for digest in digests if digest.strip("0")]
     return Measurement(
-        valset=valset,
+        valset=valset.doubted(known),
         scores={form: _scores(records, form) for form in forms},
         logit_diff=records["logit_diff"],
         largest_logit=float(records["largest_logit"].max(initial=0.0)),
-        digests=[row.tobytes().hex() for row in records["sha256"]],
+        digests=digests,
         seconds=max(part.seconds for part in parts),
         measured_now=sum(part.measured_now for part in parts),
         from_cache=sum(part.from_cache for part in parts),

@@ -7,8 +7,6 @@ images by file name, never by their position in a list.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -32,6 +30,7 @@ from eval.metrics import (
     rank_of_label,
     top_classes,
 )
+from eval.text import table
 
 CHUNK = 2048  # images whose logits are sorted at a time
 
@@ -241,19 +240,7 @@ def _read_relay(path: Path, text: str, count: int) -> Ranked:
 
 def _read_csv(path: Path, text: str, count: int) -> Ranked:
     """Columns `path` or `name`, and `top1` to `top5` (or more), or `classes` with blanks."""
-    try:
-        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    except (csv.Error, ValueError) as error:
-        raise DataError(
-            f"{path} is not a CSV file with a header ({error}).\nWrite it again."
-        ) from error
-    rows = [row for row in rows if row]
-    ragged = [number for number, row in enumerate(rows, 1) if len(row) != len(header)]
-    if ragged:
-        raise DataError(
-            f"{path}, row {ragged[0]} does not have the {len(header)} columns of the header.\n"
-            "Quote cells that contain a comma."
-        )
+    header, rows = table(path, text, DataError)
     columns = dict(
         zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True)
     )
@@ -277,8 +264,8 @@ def _read_csv(path: Path, text: str, count: int) -> Ranked:
 
 
 def _numbered(columns: Mapping[str, object], stem: str) -> Iterator[str]:
-    """``top1``, ``top2``, ... up to the first that is missing."""
-    number = 1
+    """``top1``, ``top2``, ... up to the first that is missing; or from ``top0``, if it is there."""
+    number = 0 if f"{stem}0" in columns else 1
     while f"{stem}{number}" in columns:
         yield f"{stem}{number}"
         number += 1
@@ -423,4 +410,9 @@ def _read_names(path: Path) -> list[str]:
     if not path.is_file():
         raise UsageError(f"--names {path}: there is no such file.")
     lines = (line.strip() for line in _read_text(path).splitlines())
-    return [re.sub(r"\s+[0-9]+$", "", line) for line in lines if line]
+    return [_without_label(line) for line in lines if line]
+
+
+def _without_label(line: str) -> str:
+    name, *label = line.rsplit(maxsplit=1)
+    return name if label and label[0].isascii() and label[0].isdigit() else line

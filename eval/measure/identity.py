@@ -62,7 +62,7 @@ def identity_of(request: Request, subject: Subject, valset: ValSet, setup: Compu
         "limit": request.limit,
         "images": len(valset.samples),
         "image_list_sha256": image_list_sha256(valset),
-        "image_set": valset.image_set.name,
+        "image_set": valset.image_set.title,
         "classes": len(valset.classes),
         "classes_sha256": _sha256([list(row) for row in valset.classes.rows]),
         "code_sha256": code_sha256(),

@@ -12,6 +12,7 @@ import torch
 from eval.backends import Task
 from eval.backends.device import choose_device, int8_note
 from eval.images.classes import read_classes
+from eval.images.sets import STATED, ImageSet
 from eval.images.valset import ValSet, open_valset
 from eval.measure.engine import choose_batch_size, choose_workers
 from eval.models import Source, Subject
@@ -61,17 +62,26 @@ def open_images(
     """
     root = source.images(folder, progress) if group.is_first else None
     group.wait()
-    return open_data(source.request, root or source.images(folder, progress))  # made by the first
+    root = root or source.images(folder, progress)  # made by the first process
+    return open_data(source.request, root, source.image_set)
 
 
-def open_data(request: Request, root: Path) -> ValSet:
+def open_data(request: Request, root: Path, stated: ImageSet | None = None) -> ValSet:
     """A validation set, with the classes and labels that a request names.
+
+    Args:
+        request: names them.
+        root: where the images are.
+        stated: which set they are; None: as the request says, if it does.
 
     Raises:
         DataError: there is none, or it cannot be what it should be.
     """
     classes = read_classes(Path(request.classes)) if request.classes else None
-    return open_valset(root, Path(request.labels) if request.labels else None, classes)
+    labels = Path(request.labels) if request.labels else None
+    if stated is None and request.image_set:
+        stated = STATED[request.image_set]
+    return open_valset(root, labels, classes, stated)
 
 
 def choose_computation(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and wrong options are refuse
     from torch import nn
 
     from eval.images.preprocess import Preprocess
+    from eval.images.sets import ImageSet
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,17 @@ class Source(Protocol):
         name: its name in the reports.
         published: its published accuracy, and the tolerance.
         backend: the backend used by default.
+        image_set: what the images are said to be, where they do not show it.
     """
 
     request: Request
     name: str
     published: VariantConfig
     backend: str
+
+    @property
+    def image_set(self) -> ImageSet | None:
+        """See the attributes."""
 
     def images(self, folder: Path, observer: Observer) -> Path:
         """The validation set to evaluate on.
@@ -208,6 +214,13 @@ class RequestedImages:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+
+    @property
+    def image_set(self) -> ImageSet | None:
+        """What the request states about the images."""
+        from eval.images.sets import STATED
+
+        return STATED[self.request.image_set] if self.request.image_set else None
 
     def images(self, folder: Path, observer: Observer) -> Path:  # noqa: ARG002
         """The validation set of the request."""

@@ -38,6 +38,7 @@ from eval.request import Request
 
 if TYPE_CHECKING:
     from eval.images.preprocess import Preprocess
+    from eval.images.sets import ImageSet
 
 __all__ = [
     "DEMO_IMAGES",
@@ -336,6 +337,13 @@ class DemoSource:
             lambda done, total: observer(Event("making the demo", done, total)),
         )
         return data
+
+    @property
+    def image_set(self) -> ImageSet:
+        """The images that the known answer is of; `make_demo` checks their pixels."""
+        from eval.images.sets import ImageSet
+
+        return ImageSet("the embedded demo", DEMO_IMAGES, is_judged=True)
 
     def own_preprocess(self) -> Preprocess:
         """See `eval.models.Source.own_preprocess`."""

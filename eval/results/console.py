@@ -99,6 +99,8 @@ def _remarks(evaluation: Record, first: FormResult) -> Iterator[str]:
             f"Between the forms: logits differ by at most {measured.max_logit_diff:.2g}, "
             f"{len(measured.flips):,} predictions differ"
         )
+    if measured.valset.image_set.note:
+        yield f"image set: {measured.valset.image_set.title}"
     if measured.bad:
         yield f"Bad images, counted as wrong: {len(measured.bad)} (bad_images.csv)"
     low, high = first.interval()

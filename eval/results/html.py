@@ -117,7 +117,7 @@ def _set_name(evaluation: Record) -> str:
     if evaluation.subject.caution:
         return "synthetic images"
     image_set = evaluation.measured.valset.image_set
-    return "the ImageNet validation set" if image_set is VAL else image_set.name
+    return "the ImageNet validation set" if image_set == VAL else image_set.title
 
 
 def _environment(evaluation: Record) -> Environment:

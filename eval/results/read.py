@@ -6,8 +6,6 @@ figures beside it do not support. The gate must never have to guess what a file 
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import math
@@ -42,7 +40,7 @@ from eval.results.schema import (
     SUMMARY_COLUMNS,
     SUMMARY_FILE,
 )
-from eval.text import from_csv_cell, printable
+from eval.text import from_csv_cell, printable, table
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 # Bounded, so that no number takes long to read: 1e-99999999 has a hundred million digits.
@@ -486,22 +484,11 @@ def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
         if data and not data.endswith(b"\n"):
             raise UsageError(f"{path} is cut off: its last line has no end.")
         text = data.decode("utf-8-sig")
-        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    except ValueError:
-        raise UsageError(f"{path} is empty.") from None
-    if len(set(header)) < len(header):
-        twice = [name for name, number in Counter(header).items() if number > 1]
-        raise UsageError(f"{path} has more than one column {examples(twice)}.")
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise UsageError(
-                f"{path}, row {number} has {len(row)} of {len(header)} columns. The file is "
-                "damaged or was edited."
-            )
+    header, rows = table(path, text, UsageError)
     if "'" in text:
         rows = [[from_csv_cell(cell) for cell in row] for row in rows]
     return header, rows

@@ -280,6 +280,8 @@ RUN: tuple[Key, ...] = (
     Key("macs", "Model", "multiply-accumulate operations for one image",
         lambda e: dict(e.subject.macs)),
     Key("data", "Images", "the validation set", lambda e: e.data),
+    Key("image_set", "Images", "which set they are, and who says so where they do not show it",
+        lambda e: e.measured.valset.image_set.title),
     Key("layout", "Images", "its layout, and where the labels come from",
         lambda e: e.measured.valset.layout),
     Key("images", "Images", "images that were evaluated",

@@ -12,14 +12,31 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.errors import DataError, UnreadableImage
 from eval.images.classes import IMAGENET, SYNSET, ClassList
 from eval.images.labels import examples, is_image, official_number, shown
 
+START = 32  # bytes, enough to know the format of a file
+SIDECARS = ("cls", "json", "txt")  # suffixes of files that may say the label of an image
+
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"P5\n": "PGM",
+    b"P6\n": "PPM",
+}
+_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
 _KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
@@ -40,6 +57,10 @@ class Listing:
         read: bytes of an image, from any thread; raises `UnreadableImage`.
         file_of: the file on disk that holds an image.
         numbered: whether its folders are 0 to 999 instead of synsets.
+        beside: path of an image to files of its name that may say its label
+            (eval/images/sidecars.py); `read` gives their bytes.
+        others: paths of the visible files that are neither.
+        same_as: path of an image to the one that it is a link to, where the layout has links.
     """
 
     root: Path
@@ -49,6 +70,9 @@ class Listing:
     read: Callable[[str], bytes]
     file_of: Callable[[str], Path]
     numbered: bool = False
+    beside: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    others: Sequence[str] = ()
+    same_as: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_class_folder(name: str, classes: ClassList) -> bool:
@@ -56,47 +80,204 @@ def is_class_folder(name: str, classes: ClassList) -> bool:
     return name in classes.index_of or SYNSET.fullmatch(name) is not None
 
 
-def labels_by_folder(
-    root: Path, paths: Iterable[str], classes: ClassList
-) -> tuple[str, dict[str, int | None]]:
-    """Labels of images in class folders, or None for each of those that are in no folder.
+@dataclass(frozen=True)
+class Tree:
+    """The visible files of a folder, a tar or a zip, which are all arranged alike.
+
+    Attributes:
+        root: for messages.
+        paths: of the files, relative to the folder that holds the validation set.
+        folders: names of the folders at the top.
+        read, file_of: see `Listing`.
+        start: the first bytes of a file.
+        words: what comes before the words of the layout, such as ``tar of``.
+        where: what comes after them.
+        same_as: see `Listing`.
+    """
+
+    root: Path
+    paths: Sequence[str]
+    folders: Set[str]
+    read: Callable[[str], bytes]
+    start: Callable[[str], bytes]
+    file_of: Callable[[str], Path]
+    words: str = ""
+    where: str = ""
+    same_as: Mapping[str, str] = field(default_factory=dict)
+
+
+def arrange(tree: Tree, classes: ClassList) -> Listing:
+    """Find the images of a tree, their labels, and the files that are none.
+
+    Images lie in class folders, in ImageNetV2's numbered ones, or all at the top.
 
     Args:
-        root: for messages.
-        paths: of files, relative; those that are not images, or in other folders, do not count.
+        tree: the files.
         classes: the names of the folders.
 
-    Returns:
-        What the layout is called, and path to label.
-
     Raises:
-        DataError: folders that are not in the list of classes, or both layouts at once.
+        DataError: no images; folders that are not in the list of classes; both layouts at once;
+            images further below; a file that is an image, but is not named like one.
     """
-    foldered: dict[str, int | None] = {}
-    flat: dict[str, int | None] = {}
-    unknown: dict[str, None] = {}
+    label_of: dict[str, int | None] = {}
+    flat: list[str] = []
+    elsewhere: list[str] = []
+    others: list[str] = []
     found = set()
-    for path in filter(is_image, paths):
+    for path in tree.paths:
         folder, _, _ = path.rpartition("/")
-        if not folder:
-            flat[path] = None
-        elif folder in classes.index_of:
+        if not is_image(path):
+            others.append(path)
+        elif not folder:
+            flat.append(path)
+        elif (label := classes.index_of.get(folder)) is not None:
             found.add(folder)
-            foldered[path] = classes.index_of[folder]
-        elif classes.checked_folders.fullmatch(folder):
-            unknown[folder] = None
-    if unknown:
-        raise unknown_folders(root, unknown, classes)
-    if not foldered:
-        return "flat files", flat
+            label_of[path] = label
+        else:
+            elsewhere.append(path)
+    strange = tree.folders - set(classes.index_of)
+    if unknown := {name for name in strange if classes.checked_folders.fullmatch(name)}:
+        raise unknown_folders(tree.root, unknown, classes)
+    numbered = not (label_of or flat) and _is_numbered(tree.folders, elsewhere, len(classes))
+    if numbered:
+        words = f"{len(classes)} numbered folders, read as numbers (2 before 10)"
+        label_of, elsewhere = {path: int(path.partition("/")[0]) for path in elsewhere}, []
+    elif label_of:
+        words = f"{len(found)} {classes.kind} folders"
+        _check_loose(tree.root, flat, len(label_of), classes)
+        others += flat
+    else:
+        words, label_of = "flat files", dict.fromkeys(flat)
+    if not label_of:
+        raise no_images(tree.root, {path.partition("/")[0] for path in tree.paths} | tree.folders,
+                        classes)  # fmt: skip
+    if elsewhere:
+        raise DataError(
+            f"--data {tree.root}: {examples(elsewhere)}: images in other folders than those of the "
+            f"{words}.\nPut them directly into a class's folder, or move them away: none may be "
+            "left out silently."
+        )
+    beside, others = _beside(label_of, others)
+    check_no_images(tree, others)
+    return Listing(
+        tree.root,
+        f"{tree.words}{words}{tree.where}",
+        label_of,
+        "folders",
+        tree.read,
+        tree.file_of,
+        numbered,
+        beside,
+        others,
+        {path: first for path, first in tree.same_as.items() if path in label_of},
+    )
+
+
+def _is_numbered(folders: Set[str], images: Iterable[str], classes: int) -> bool:
+    """Whether it has ImageNetV2's folders, all of them: with fewer, a number may mean anything."""
+    numbers = {str(label) for label in range(classes)}
+    return (
+        {name for name in folders if name.isdecimal()} == numbers
+        and all(path.rpartition("/")[0] in numbers for path in images)
+        and not any(map(official_number, images))
+    )
+
+
+def _check_loose(root: Path, flat: Sequence[str], images: int, classes: ClassList) -> None:
+    """Official images beside class folders would be left out."""
     loose = [path for path in flat if official_number(path)]
     if loose:
         raise DataError(
-            f"--data {root} has {len(foldered):,} images in {classes.kind} folders and "
+            f"--data {root} has {images:,} images in {classes.kind} folders and "
             f"{len(loose):,} beside them ({examples(loose)}).\n"
             "Was sorting them into folders interrupted? Finish it, or move all into one folder."
         )
-    return f"{len(found)} {classes.kind} folders", foldered
+
+
+def _beside(images: Iterable[str], others: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Image to the files that are named after it and may say its label; and the other files."""
+    beside: dict[str, list[str]] = {}
+    rest: list[str] = []
+    if not others:
+        return beside, rest
+    image_of = {path.rpartition(".")[0]: path for path in images}
+    for path in others:
+        stem, _, suffix = path.rpartition(".")
+        if suffix.lower() in SIDECARS and stem in image_of:
+            beside.setdefault(image_of[stem], []).append(path)
+        else:
+            rest.append(path)
+    return beside, rest
+
+
+def check_no_images(tree: Tree, others: Iterable[str]) -> None:
+    """Files that are not named like images must not be any.
+
+    Raises:
+        DataError: one of them begins like an image.
+    """
+    for path in others:
+        if not is_image(path) and (kind := kind_of_image(tree.start(path))):
+            raise DataError(
+                f"--data {tree.root}: {shown(path)} is an image ({kind}) without the suffix of "
+                "one.\nGive it the suffix of its format, or move it away: none may be left out "
+                "silently."
+            )
+
+
+def top_folder(root: Path, images: Iterable[str], classes: ClassList) -> str:
+    """The folder in an archive that holds the validation set, with its slash; "" for the top.
+
+    It is the one above the class folders, or else the one that has all images.
+
+    Args:
+        root: the archive, for messages.
+        images: their paths in it.
+        classes: the names of the folders.
+
+    Raises:
+        DataError: there are several such folders, and not one of them is called ``val``.
+    """
+    folders = {path.rpartition("/")[0] for path in images}
+    tops = {top for folder in folders if (top := _above_class(folder, classes)) is not None}
+    if not tops:
+        tops = folders
+        if all(folder.rpartition("/")[2].isdecimal() for folder in folders):
+            tops = {folder.rpartition("/")[0] for folder in folders}
+    outermost = {top for top in tops if not any(_is_below(top, other) for other in tops)}
+    if len(outermost) > 1:
+        named_val = {top for top in outermost if top.rpartition("/")[2] in ("val", "validation")}
+        outermost = named_val or outermost
+    if len(outermost) > 1:
+        raise DataError(
+            f"--data {root} has images in several folders: "
+            f"{examples(top or 'the top' for top in sorted(outermost))}.\n"
+            "It must contain a single validation set: unpack it and give that set's folder."
+        )
+    top = next(iter(outermost), "")
+    return f"{top}/" if top else ""
+
+
+def _above_class(folder: str, classes: ClassList) -> str | None:
+    """What is above the first class folder in a path; None if there is none."""
+    parts = folder.split("/")
+    for place, part in enumerate(parts):
+        if is_class_folder(part, classes):
+            return "/".join(parts[:place])
+    return None
+
+
+def _is_below(folder: str, other: str) -> bool:
+    return folder != other and (not other or folder.startswith(f"{other}/"))
+
+
+def kind_of_image(data: bytes) -> str:
+    """The format that a file begins like; "" if it is not that of an image."""
+    if data[4:8] == b"ftyp" and data[8:12] in _BRANDS:
+        return "AVIF or HEIC"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WebP"
+    return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), "")
 
 
 def unknown_folders(root: Path, folders: Iterable[str], classes: ClassList) -> DataError:
@@ -172,8 +353,8 @@ def check_regular(path: Path, mode: int) -> None:
             )
 
 
-def read_regular(path: Path) -> bytes:
-    """The bytes of a file, which must be a regular one.
+def read_regular(path: Path, size: int = -1) -> bytes:
+    """The bytes of a file, which must be a regular one; the first `size` if that is not negative.
 
     Raises:
         OSError: it cannot be read.
@@ -182,4 +363,4 @@ def read_regular(path: Path) -> bytes:
     # Without O_NONBLOCK, opening a FIFO waits for a writer.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
         check_regular(path, os.fstat(file.fileno()).st_mode)
-        return file.read()
+        return file.read(size)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,39 +12,48 @@ from eval.errors import DataError
 from eval.images.classes import ClassList
 from eval.images.labels import is_image, official_number
 from eval.images.layouts import (
+    START,
     Listing,
+    Tree,
+    arrange,
     check_regular,
     is_class_folder,
-    labels_by_folder,
-    no_images,
     read_regular,
-    unknown_folders,
     unreadable,
 )
+
+_MOST_OTHERS = 100_000  # files in folders that are no classes
 
 
 def list_folder(folder: Path, classes: ClassList) -> Listing:
     """The images of a folder.
 
     Raises:
-        DataError: it has none, or unknown class folders, or loose images beside class folders,
-            or a FIFO, socket or device that is named like an image.
+        DataError: it has none, or they are not arranged as `eval.images.layouts.arrange` expects,
+            or there is a FIFO, socket or device that is named like an image.
     """
-    entries = list(os.scandir(folder))
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     folders = {entry.name for entry in entries if _is_folder(entry)}
-    unknown = {
-        name for name in folders - set(classes.index_of) if classes.checked_folders.fullmatch(name)
-    }
-    if unknown:
-        raise unknown_folders(folder, unknown, classes)
-    words, label_of = labels_by_folder(folder, _files(entries, classes), classes)
-    numbered = not label_of and _is_numbered(folders, len(classes))
-    if numbered:
-        words, label_of = _labels_by_number(folder, len(classes))
-    if not label_of:
-        raise no_images(folder, (entry.name for entry in entries), classes)
-    read = partial(_read, folder)
-    return Listing(folder, words, label_of, "folders", read, folder.joinpath, numbered)
+    paths = [entry.name for entry in entries if entry.name not in folders and _is_file(entry)]
+    inner = {name for name in folders if is_class_folder(name, classes)}
+    if not inner and folders >= {str(label) for label in range(len(classes))}:
+        inner = folders
+    for name in inner:
+        paths += _walk(folder, name)
+    if any(map(is_image, paths)):
+        # Whatever else is here must not hold images; without any, this is not a validation set.
+        rest = itertools.chain.from_iterable(_walk(folder, name) for name in folders - inner)
+        others = list(itertools.islice(rest, _MOST_OTHERS))
+        if len(others) == _MOST_OTHERS:
+            raise DataError(
+                f"--data {folder} has {_MOST_OTHERS:,} files or more in other folders than those "
+                "of classes.\nGive the folder that holds the validation set and nothing else."
+            )
+        paths += others
+    tree = Tree(
+        folder, paths, folders, partial(_read, folder), partial(_start, folder), folder.joinpath
+    )
+    return arrange(tree, classes)
 
 
 def is_val_folder(folder: Path, classes: ClassList) -> bool:
@@ -69,59 +79,48 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _files(entries: Iterable[os.DirEntry[str]], classes: ClassList) -> Iterator[str]:
-    """Relative paths of the files in a folder and in its class folders."""
-    for entry in entries:
-        if not _is_folder(entry):
-            yield _checked(entry).name
-        elif entry.name in classes.index_of:
-            for inner in list(os.scandir(entry)):
-                if not _is_folder(inner):
-                    yield f"{entry.name}/{_checked(inner).name}"
+def _walk(root: Path, name: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Paths of the visible files in a folder and below it; links that lead upwards are left out."""
+    here = os.path.realpath(root / name) if above else ""
+    if here in above:
+        return
+    for entry in list(os.scandir(root / name)):
+        if entry.name.startswith("."):
+            continue
+        if _is_folder(entry):
+            start = above or (os.path.realpath(root), os.path.realpath(root / name))
+            yield from _walk(root, f"{name}/{entry.name}", (*start, here))
+        elif _is_file(entry):
+            yield f"{name}/{entry.name}"
 
 
-def _checked(entry: os.DirEntry[str]) -> os.DirEntry[str]:
-    """The same, unless it is named like an image and is a FIFO, a socket or a device."""
-    if is_image(entry.name):
-        try:
-            # For all but links, this is known without asking the system again.
-            if not entry.is_file():
-                check_regular(Path(entry.path), entry.stat().st_mode)
-        except DataError:
-            raise
-        except OSError:  # a broken link
-            pass
-    return entry
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a regular file, or named like an image.
 
-
-def _is_numbered(folders: set[str], classes: int) -> bool:
-    """Whether it has ImageNetV2's folders, all of them: with fewer, a number may mean anything."""
-    numbers = _numbers(classes)
-    return folders >= numbers and not any(name.isdecimal() for name in folders - numbers)
-
-
-def _labels_by_number(folder: Path, classes: int) -> tuple[str, dict[str, int | None]]:
-    """What the layout is called, and path to label; nothing if there are official names.
-
-    Names of folders are read as numbers: sorted as text they would be 0, 1, 10, 100, ...
+    Raises:
+        UnreadableImage: it is named like an image, and is a FIFO, a socket or a device.
     """
-    label_of: dict[str, int | None] = {
-        f"{number}/{_checked(entry).name}": int(number)
-        for number in _numbers(classes)
-        for entry in list(os.scandir(folder / number))
-        if is_image(entry.name) and not _is_folder(entry)
-    }
-    if any(official_number(path) for path in label_of):
-        return "", {}
-    return f"{classes} numbered folders, read as numbers (2 before 10)", label_of
-
-
-def _numbers(classes: int) -> set[str]:
-    return {str(label) for label in range(classes)}
+    try:
+        if entry.is_file():  # for all but links, this is known without asking the system again
+            return True
+        if is_image(entry.name):
+            check_regular(Path(entry.path), entry.stat().st_mode)
+    except DataError:
+        raise
+    except OSError:  # a broken link
+        pass
+    return is_image(entry.name)
 
 
 def _read(folder: Path, path: str) -> bytes:
     try:
         return read_regular(folder / path)
+    except OSError as error:
+        raise unreadable(folder / path, error) from error
+
+
+def _start(folder: Path, path: str) -> bytes:
+    try:
+        return read_regular(folder / path, START)
     except OSError as error:
         raise unreadable(folder / path, error) from error

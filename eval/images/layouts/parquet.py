@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     import pyarrow
 
 _CACHE = 256 << 20  # bytes of row groups
+_COLUMNS = ("image.bytes", "image.path", "label")
+_MOST_ROWS = 2_000_000  # of a shard; ImageNet's training set has 1.3 million images
+# Bytes of a column of a row group: images hardly shrink, so that many from few are a trap.
+_LARGEST, _LARGE, _MOST_SHRUNK = 2 << 30, 64 << 20, 20
+_LONGEST_NAME = 4096  # bytes
+_AGAIN = "Download the shard again."
 _SHARD = re.compile(r".*-([0-9]{5})-of-([0-9]{5})")
 _OTHER_SPLITS = ("train", "test")
 
@@ -104,7 +110,7 @@ def _words(shards: Sequence[Path]) -> str:
 
 def _rows(shard: Path) -> Iterator[tuple[_Place, str | None, int | None]]:
     """Place, file name and label of each row."""
-    with _parquet_errors(shard) as parquet, parquet.ParquetFile(shard) as file:
+    with _opened(shard) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=["image.path", "label"], use_threads=False)
             if table.column_names != ["image", "label"]:
@@ -112,10 +118,21 @@ def _rows(shard: Path) -> Iterator[tuple[_Place, str | None, int | None]]:
                     f"{shard} has no columns image.path and label.\n"
                     "Use the shards of ILSVRC/imagenet-1k."
                 )
-            names = table["image"].combine_chunks().field("path").cast("string").to_pylist()
+            names = _texts(shard, table["image"].combine_chunks().field("path"))
             labels = table["label"].cast("int64").to_pylist()
             for row, (name, label) in enumerate(zip(names, labels, strict=True)):
                 yield _Place(shard, group, row), name, label
+
+
+def _texts(shard: Path, array: Any) -> list[str | None]:
+    """The values of a column; each is as long as a name, however often it is repeated."""
+    import pyarrow
+
+    if not pyarrow.types.is_dictionary(array.type):
+        return array.cast("string").to_pylist()  # type: ignore[no-any-return]
+    if max(map(len, array.dictionary.to_pylist()), default=0) > _LONGEST_NAME:
+        raise DataError(f"{shard} has names of more than {_LONGEST_NAME} bytes.\n{_AGAIN}")
+    return array.cast("string").to_pylist()  # type: ignore[no-any-return]
 
 
 class _RowGroups:
@@ -151,7 +168,7 @@ class _RowGroups:
             if (shard, group) in self._kept:
                 self._kept.move_to_end((shard, group))
                 return self._kept[shard, group]
-        with _parquet_errors(shard) as parquet, parquet.ParquetFile(shard) as file:
+        with _opened(shard) as file:
             table = file.read_row_group(group, columns=["image.bytes"], use_threads=False)
             rows = table["image"].combine_chunks().field("bytes")
         with self._lock:
@@ -159,6 +176,31 @@ class _RowGroups:
             while len(self._kept) > 2 and sum(kept.nbytes for kept in self._kept.values()) > _CACHE:
                 self._kept.popitem(last=False)
         return rows
+
+
+@contextmanager
+def _opened(shard: Path) -> Iterator[Any]:
+    """A shard whose columns are no larger than its file can hold.
+
+    Values that are stored once and repeated stay so in memory.
+    """
+    with _parquet_errors(shard) as parquet:
+        about = parquet.read_metadata(shard)
+        if about.num_rows > _MOST_ROWS:
+            raise DataError(f"{shard} has {about.num_rows:,} rows, over {_MOST_ROWS:,}.\n{_AGAIN}")
+        for group in map(about.row_group, range(about.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                size, stored = column.total_uncompressed_size, column.total_compressed_size
+                shrunk = size > _LARGE and size > _MOST_SHRUNK * stored
+                if column.path_in_schema in _COLUMNS and (size > _LARGEST or shrunk):
+                    raise DataError(
+                        f"{shard} makes {size >> 20:,} MiB of {stored:,} bytes "
+                        f"({column.path_in_schema}), which images do not.\n{_AGAIN}"
+                    )
+        columns = {about.schema.column(place).path for place in range(about.num_columns)}
+        texts = sorted(columns & {"image.bytes", "image.path"})
+        with parquet.ParquetFile(shard, metadata=about, read_dictionary=texts) as file:
+            yield file
 
 
 @contextmanager

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from eval.errors import DataError, UnreadableImage
 from eval.images.classes import ClassList
-from eval.images.labels import examples, is_image, shown
-from eval.images.layouts import (
-    Listing,
-    check_regular,
-    is_class_folder,
-    labels_by_folder,
-    no_images,
-    unreadable,
-)
+from eval.images.labels import is_image, shown
+from eval.images.layouts import START, Listing, Tree, arrange, check_regular, top_folder, unreadable
 
 _BLOCK = 512  # bytes; headers and contents start at multiples of it
 _COMPRESSED = {
@@ -36,43 +29,85 @@ _TARFILE_ERRORS = (
     MemoryError,
     RecursionError,
 )
-_DAMAGED = "Copy or download it again; the official tar's MD5 is 29b22e2961454d5413ddabcf34fc5622."
+OFFICIAL_MD5 = "29b22e2961454d5413ddabcf34fc5622"  # as torchvision's ImageNet checks it
+_DAMAGED = f"Copy or download it again; the official tar's MD5 is {OFFICIAL_MD5}."
 
 
 class _Place(NamedTuple):
+    tar: Path
     offset: int  # bytes
     size: int  # bytes
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Random access. It opens the tar for each image, so that any thread or process may call it."""
+    """Random access. It opens the tar for each file, so that any thread or process may call it."""
 
-    tar: Path
     place_of: Mapping[str, _Place]
+    most: int | None = None  # bytes; None for the whole file
 
     def __call__(self, path: str) -> bytes:
-        """Bytes of one image."""
-        offset, size = self.place_of[path]
+        """Bytes of one file."""
+        tar, offset, size = self.place_of[path]
+        size = size if self.most is None else min(size, self.most)
         try:
-            with self.tar.open("rb") as file:
+            with tar.open("rb") as file:
                 file.seek(offset)
                 data = file.read(size)
         except OSError as error:
-            raise unreadable(self.tar, error) from error
+            raise unreadable(tar, error) from error
         if len(data) != size:
             raise UnreadableImage(
-                f"{self.tar} was truncated while it was read, at {shown(path)}.\n{_DAMAGED}"
+                f"{tar} was truncated while it was read, at {shown(path)}.\n{_DAMAGED}"
             )
         return data
 
 
-def list_tar(tar: Path, classes: ClassList) -> Listing:
-    """The images of an uncompressed tar of class folders, or of all files in one folder.
+def list_tars(root: Path, tars: Sequence[Path], classes: ClassList) -> Listing:
+    """The images of an uncompressed tar, or of several that are shards of one set.
+
+    Args:
+        root: the tar, or the folder of the shards.
+        tars: the files.
+        classes: the names of the folders.
 
     Raises:
-        DataError: it is compressed, truncated, damaged, not a tar, or holds no validation set.
+        DataError: one is compressed, truncated, damaged, not a tar, or holds no validation set.
     """
+    contents = _Contents(root)
+    for tar in tars:
+        _check_uncompressed(tar)
+        contents.add(tar)
+    place_of = contents.place_of
+    top = top_folder(root, filter(is_image, place_of), classes)
+    inside = {
+        path.removeprefix(top): place for path, place in place_of.items() if path.startswith(top)
+    }
+    folders = {path.partition("/")[0] for path in inside if "/" in path}
+    folders |= {
+        path.removeprefix(top).partition("/")[0]
+        for path in contents.folders
+        if path.startswith(top) and path != top
+    }
+    tree = Tree(
+        root,
+        list(inside),
+        folders,
+        _Reader(inside),
+        _Reader(inside, START),
+        lambda path: inside[path].tar,
+        f"{len(tars)} tars of " if len(tars) > 1 else "tar of ",
+        f" in {top}" if len(inside) < len(place_of) else "",
+        {
+            path.removeprefix(top): first.removeprefix(top)
+            for path, first in contents.same_as.items()
+            if path.startswith(top)
+        },
+    )
+    return arrange(tree, classes)
+
+
+def _check_uncompressed(tar: Path) -> None:
     check_regular(tar, tar.stat().st_mode)
     with tar.open("rb") as file:
         start = file.read(8)
@@ -83,53 +118,72 @@ def list_tar(tar: Path, classes: ClassList) -> Listing:
                 f"--data {tar} is compressed with {kind}: its images cannot be read in place.\n"
                 f"Decompress it first ({command}); that takes hardly more space."
             )
-    place_of, others = _images(tar)
-    prefix = _prefix(tar, place_of, classes)
-    inside = {
-        path.removeprefix(prefix): place
-        for path, place in place_of.items()
-        if path.startswith(prefix)
-    }
-    words, label_of = labels_by_folder(tar, inside, classes)
-    if not label_of:
-        raise no_images(tar, others, classes)
-    return Listing(tar, f"tar of {words}", label_of, "folders", _Reader(tar, inside), lambda _: tar)
 
 
-def _images(tar: Path) -> tuple[dict[str, _Place], set[str]]:
-    """Where the images lie, by their names in the tar, and the other names at its top."""
-    place_of: dict[str, _Place] = {}
-    others = set()
-    for member in _members(tar):
-        name = member.name.removeprefix("./")
-        folders = name.split("/")[:-1]
-        if member.isdir() or not is_image(name):
-            others.add(name.partition("/")[0])
-            continue
-        if {".", ".."} & set(folders) or "" in folders[1:]:
-            raise DataError(
-                f"--data {tar}: {shown(member.name)} has '.', '..' or '//' in its path.\n"
-                "Create the tar again, from inside the folder of the validation set."
-            )
-        if any(folder.startswith(".") for folder in folders):
-            others.add(folders[0])
-            continue
-        if name in place_of:
-            raise DataError(
-                f"--data {tar} contains {shown(name)} twice.\nCreate it again from the files."
-            )
+class _Contents:
+    """The visible files of tars.
+
+    Attributes:
+        place_of: where they lie, by their names.
+        folders: that the tars list, each with a slash.
+        same_as: name of an image that is a hard link to the one that it is a link to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.place_of: dict[str, _Place] = {}
+        self.folders: set[str] = set()
+        self.same_as: dict[str, str] = {}
+
+    def add(self, tar: Path) -> None:
+        """Add the files of one tar."""
+        for member in _members(tar):
+            name = member.name.removeprefix("./")
+            parts = name.split("/")
+            if {".", ".."} & set(parts[:-1]) or "" in parts[1:-1]:
+                raise DataError(
+                    f"--data {tar}: {shown(member.name)} has '.', '..' or '//' in its path.\n"
+                    "Create the tar again, from inside the folder of the validation set."
+                )
+            if any(part.startswith(".") for part in parts):
+                continue
+            if member.isdir():
+                self.folders.add(f"{name}/")
+                continue
+            place = self._place(tar, member, name)
+            if place is None:
+                continue
+            if name in self.place_of:
+                raise DataError(
+                    f"--data {self._root} contains {shown(name)} twice.\n"
+                    "Create it again from the files."
+                )
+            self.place_of[name] = place
+
+    def _place(self, tar: Path, member: tarfile.TarInfo, name: str) -> _Place | None:
+        """Where the bytes of a file lie; None for what is neither a file nor named like an image.
+
+        Raises:
+            DataError: it is named like an image, and is no file.
+        """
+        if member.isreg() and not member.issparse():
+            return _Place(tar, member.offset_data, member.size)
+        place = None
         if member.islnk():  # tar's way to store a file that it has stored under another name
-            target = place_of.get(member.linkname.removeprefix("./"))
-        else:
-            plain = member.isreg() and not member.issparse()
-            target = _Place(member.offset_data, member.size) if plain else None
-        if target is None:
+            first = member.linkname.removeprefix("./")
+            place = self.place_of.get(first)
+            self.same_as[name] = first
+        if place is None and is_image(name):
             raise DataError(
                 f"--data {tar}: {shown(name)} is a link or not a regular file.\n"
                 "Create the tar with --dereference, or give the folder that it was made from."
             )
-        place_of[name] = target
-    return place_of, others
+        return place
+
+
+def _is_zero(file: BinaryIO) -> bool:
+    """Whether the rest of a file is zeros."""
+    return not any(block.strip(b"\0") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
@@ -161,28 +215,14 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     with path.open("rb") as file:
         file.seek(end)
         mark = file.read(_BLOCK)
+        more = mark == bytes(_BLOCK) and not _is_zero(file)
+    if more:
+        raise DataError(
+            f"--data {path} goes on behind the end of its archive: several tars in one?\n"
+            "Unpack it with tar --ignore-zeros -xf, or give each tar by itself in one folder."
+        )
     if mark != bytes(_BLOCK):
         what = "is truncated" if end + _BLOCK > size else "is damaged"
         raise DataError(
             f"--data {path} {what} after {shown(last)}, {size / 1e9:.2f} GB.\n{_DAMAGED}"
         )
-
-
-def _prefix(tar: Path, names: Iterable[str], classes: ClassList) -> str:
-    """The folder in a tar that holds the validation set, with its slash; "" for the top."""
-    folders = {name.rpartition("/")[0] for name in names}
-    found = {folder for folder in folders if is_class_folder(folder.rpartition("/")[2], classes)}
-    tops = {folder.rpartition("/")[0] for folder in found} or folders
-    if len(tops) > 1:
-        tops = {top for top in tops if top.rpartition("/")[2] in ("val", "validation")} or tops
-    if len(tops) > 1:
-        last = {top.rpartition("/")[2] for top in tops}
-        if any(name.isdecimal() for name in last):
-            raise no_images(tar, last, classes)
-        raise DataError(
-            f"--data {tar} has images in several folders: "
-            f"{examples(top or 'the top' for top in sorted(tops))}.\n"
-            "It must contain a single validation set: unpack the tar and give that set's folder."
-        )
-    top = next(iter(tops), "")
-    return f"{top}/" if top else ""

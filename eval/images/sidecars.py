@@ -1,0 +1,149 @@
+"""Files beside the images that say their labels: claims like all others.
+
+    x.cls, x.txt, x.json   beside x.jpg: an index or the name of a class, or a document with one
+    metadata.csv, .jsonl   as Hugging Face's image folders have them: `file_name` and `label`
+
+A ``.cls`` is always a label; text and documents without one, such as captions, say nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from eval.errors import DataError
+from eval.images.classes import ClassList
+from eval.images.labels import shown
+from eval.images.layouts import Listing
+from eval.text import table
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+
+_KEYS = ("label", "cls", "class", "target", "class_id", "class_index", "synset", "wnid")
+_NAMES = ("file_name", "filename")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_LARGEST = 16 << 20  # bytes
+
+
+class Sidecars:
+    """What the files beside the images of a listing say.
+
+    Attributes:
+        silent: paths of those that say nothing about a label.
+        sources: the kinds of those that do, for messages.
+    """
+
+    def __init__(self, listing: Listing, classes: ClassList) -> None:
+        self._listing, self._classes = listing, classes
+        self.silent: list[str] = []
+        self.sources: list[str] = []
+        self._metadata: dict[str, dict[str, int]] = {}
+        for path in listing.others:
+            if path.rpartition("/")[2] in METADATA and len(data := listing.read(path)):
+                self._metadata[path] = labels_in_metadata(path, data, classes)
+
+    def claims(self, image: str) -> dict[str, int]:
+        """Who gives an image a label, and the label."""
+        claims = {}
+        for path in self._listing.beside.get(image, ()):
+            label = label_beside(path, self._listing.read(path), self._classes)
+            if label is None:
+                self.silent.append(path)
+            else:
+                claims[f"its .{path.rpartition('.')[2]}"] = label
+        for path, label_of in self._metadata.items():
+            if image in label_of:
+                claims[path] = label_of[image]
+        self.sources += [name for name in claims if name not in self.sources]
+        return claims
+
+
+def label_beside(path: str, data: bytes, classes: ClassList) -> int | None:
+    """The label that a file beside an image gives it; None if it does not say any.
+
+    Args:
+        path: of the file, for messages; its suffix says how to read it.
+        data: its bytes.
+        classes: what an index stands for.
+
+    Raises:
+        DataError: it is a label of other classes, or a damaged ``.cls``.
+    """
+    suffix = path.rpartition(".")[2].lower()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = ""
+    said = _said(_document(text)) if suffix == "json" else text.strip()
+    label = _label(path, said, classes)
+    if label is None and suffix == "cls":
+        raise DataError(
+            f"{path} is not a class: {shown(text.strip())}.\nIt should hold an index "
+            f"0..{len(classes) - 1} or the name of a class's folder."
+        )
+    return label
+
+
+def labels_in_metadata(path: str, data: bytes, classes: ClassList) -> dict[str, int]:
+    """Path of an image to its label, by a ``metadata.csv`` or ``metadata.jsonl`` beside them.
+
+    Raises:
+        DataError: it cannot be read, or has a label of other classes.
+    """
+    if len(data) > _LARGEST:
+        raise DataError(f"{path} is too large ({len(data) >> 20} MiB).\nMove it away.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not a UTF-8 text file.\nMove it away.") from None
+    folder = path.rpartition("/")[0]
+    label_of = {}
+    for row in _rows(path, text):
+        name = next((row[key] for key in _NAMES if isinstance(row.get(key), str)), None)
+        label = _label(path, _said(row), classes)
+        if name is not None and label is not None:
+            label_of[f"{folder}/{name}" if folder else name] = label
+    return label_of
+
+
+def _rows(path: str, text: str) -> Iterator[Mapping[str, Any]]:
+    if path.endswith(".csv"):
+        header, rows = table(path, text, DataError)
+        for cells in rows:
+            yield dict(zip(header, cells, strict=True))
+        return
+    for line in text.splitlines():
+        document = _document(line)
+        if isinstance(document, dict):
+            yield document
+
+
+def _document(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _said(document: Any) -> Any:
+    """What a document says about the class."""
+    if isinstance(document, dict):
+        return next((document[key] for key in _KEYS if key in document), None)
+    return document
+
+
+def _label(path: str, said: Any, classes: ClassList) -> int | None:
+    """The index that a number or the name of a class means; None if it is neither."""
+    if isinstance(said, str) and said in classes.index_of:
+        return classes.index_of[said]
+    number = int(said) if isinstance(said, str) and _NUMBER.fullmatch(said) else said
+    if not isinstance(number, int) or isinstance(number, bool):
+        return None
+    if not 0 <= number < len(classes):
+        raise DataError(
+            f"{path} has the class {number}; indices are 0 to {len(classes) - 1}.\n"
+            "Are these labels of other classes? List them with --classes FILE."
+        )
+    return number

@@ -1,0 +1,150 @@
+"""Small files that would cost minutes or gigabytes are refused in two lines, or cost little."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from small_valsets import name
+
+from eval.config import load_config
+from eval.errors import DataError, UsageError
+from eval.images.labels import official_labels
+from eval.images.layouts import parquet as layout
+from eval.images.preprocess import MOST_SCANS, BadImage, crop_of
+from eval.images.valset import open_valset
+from eval.measure.given import read_answers
+from eval.recipe import NAMED
+from eval.results.read import read_predictions
+from eval.text import table
+
+MANY = 100_000
+
+
+def scans(extra: int) -> bytes:
+    """A progressive JPEG with some of its scans again."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    places = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xda"]
+    assert 1 < len(places) < MOST_SCANS
+    again = data[places[-2] : places[-1]]
+    return data[:-2] + again * (extra - len(places)) + data[-2:]
+
+
+@pytest.mark.parametrize("recipe", ["torchvision", "paddle"])
+def test_scans_of_a_jpeg(recipe: str) -> None:
+    assert crop_of(NAMED[recipe], scans(MOST_SCANS)).shape == (224, 224, 3)
+    message = f"a JPEG of {MOST_SCANS + 1} scans; the limit is {MOST_SCANS}"
+    with pytest.raises(BadImage, match=message):
+        crop_of(NAMED[recipe], scans(MOST_SCANS + 1))
+
+
+def shard(path: Path, values: pyarrow.Array, names: pyarrow.Array) -> Path:
+    image = pyarrow.StructArray.from_arrays([values, names], ["bytes", "path"])
+    rows = pyarrow.table({"image": image, "label": list(official_labels()[: len(names)])})
+    pyarrow.parquet.write_table(rows, path, compression="zstd", store_schema=False)
+    return path
+
+
+def names_of(rows: int) -> pyarrow.Array:
+    return pyarrow.array([name(number) for number in range(1, rows + 1)])
+
+
+def test_zeros_in_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 4 KB may become gigabytes."""
+    path = shard(tmp_path / "x.parquet", pyarrow.array([bytes(3 << 20)]), names_of(1))
+    assert path.stat().st_size < 10_000
+    assert open_valset(path).samples
+    monkeypatch.setattr(layout, "_LARGE", 2 << 20)
+    with pytest.raises(DataError, match=r"makes 3 MiB of .* bytes \(image.bytes\)") as caught:
+        open_valset(path)
+    assert str(caught.value).count("\n") == 1
+
+
+def test_a_value_that_a_shard_repeats_is_kept_once(tmp_path: Path) -> None:
+    """A file of a few KB would become 1000 times 10 KB."""
+    values = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0] * 1000, pyarrow.int32()), pyarrow.array([bytes(10_000)])
+    )
+    path = shard(tmp_path / "x.parquet", values.cast("binary"), names_of(1000))
+    valset = open_valset(path)
+    assert valset.read(valset.samples[7].path) == bytes(10_000)
+    kept = valset.read._kept  # type: ignore[attr-defined]
+    assert sum(rows.nbytes for rows in kept.values()) < 100_000
+
+
+def test_a_long_name_that_a_shard_repeats(tmp_path: Path) -> None:
+    names = pyarrow.array(["x" * 5000] * 100)
+    path = shard(tmp_path / "x.parquet", pyarrow.array([b"a"] * 100), names)
+    with pytest.raises(DataError, match="names of more than 4096 bytes"):
+        open_valset(path)
+
+
+def test_rows_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shard(tmp_path / "x.parquet", pyarrow.array([b"a"] * 5), names_of(5))
+    monkeypatch.setattr(layout, "_MOST_ROWS", 4)
+    with pytest.raises(DataError, match="has 5 rows, over 4"):
+        open_valset(path)
+
+
+def test_blank_lines_of_a_table_are_not_kept() -> None:
+    blank = "\n" * MANY
+    assert table("x", f"a,b{blank}1,2{blank}", DataError) == (["a", "b"], [["1", "2"]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (",".join(f"c{i}" for i in range(100_000)) + "\n", "has 100,000 columns, over 8,192"),
+        ('a,b\n"1,2\n' + "3,4\n" * MANY, "not CSV"),
+        ("\n" * MANY, "is empty: a header and rows are needed"),
+        ("a,b\n1,2\n1\n", "row 2 has 1 of 2 columns"),
+        ("a,a\n1,2\n", "has more than one column a"),
+    ],
+)
+def test_tables_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    """Predictions, and results, by the same rules."""
+    path = tmp_path / "predictions.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_answers(path, 1000)
+    with pytest.raises(UsageError, match=f"{message}|is cut off"):
+        read_predictions(path)
+
+
+def test_rows_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.text._MOST_ROWS", 2)
+    assert len(table("x", "a\n1\n2\n", DataError)[1]) == 2
+    with pytest.raises(DataError, match="x has more than 2 rows"):
+        table("x", "a\n1\n2\n3\n", DataError)
+
+
+def test_blanks_in_a_list_of_names(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text(f"a{' ' * MANY}b\nc.jpg 7\nd{' ' * MANY}12\n7\n")
+    from eval.measure.given import _read_names
+
+    names = _read_names(tmp_path / "names.txt")
+    assert names == [f"a{' ' * MANY}b", "c.jpg", "d", "7"]
+
+
+@pytest.mark.parametrize("text", [f"{'a.' * 100_000}b = 1\n", "x = 1\n" * 200_000])
+def test_a_long_key_of_a_configuration(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(UsageError, match="too long, or has too many dots"):
+        load_config(tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_ranks_may_be_numbered_from_0(tmp_path: Path, first: int) -> None:
+    header = [f"top{first + k}" for k in range(6)] + [f"prob{first + k}" for k in range(6)]
+    prob = [0.3, 0.2, 0.1, 0.1, 0.1, 0.05]
+    path = tmp_path / "x.csv"
+    path.write_text(f"path,{','.join(header)}\na.jpg,9,8,7,6,5,4,{','.join(map(str, prob))}\n")
+    answers = read_answers(path, 1000)
+    assert answers.classes.tolist() == [[9, 8, 7, 6, 5, 4]]  # type: ignore[union-attr]
+    assert answers.prob.tolist() == [prob]  # type: ignore[union-attr]
