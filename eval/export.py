@@ -2,7 +2,7 @@
 
 Each file gets its name only when it is whole and its answers are those of torch: on the images of
 ``--images`` (a validation set in any layout), or on noise where none are named. int8 files are
-compared by how many best classes agree; the way their ranges are found is chosen by measuring on
+compared by how many top-1 predictions agree; the calibration method is chosen by measuring on
 images that were held out from the calibration.
 """
 

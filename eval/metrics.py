@@ -229,13 +229,13 @@ CONFIDENCE = 0.95  # of the intervals that are shown
 
 
 def evidence_against(
-    total: NDArray[np.int64] | int, right: int, images: int, population: int
+    total: NDArray[np.int64] | int, correct: int, images: int, population: int
 ) -> NDArray[np.float64]:
     """Natural logarithm of the prior-posterior ratio; K is rejected from log(1 / alpha) on.
 
     Args:
-        total: K, how many of the whole set would be right; a number or an array.
-        right: s, how many of the measured images are.
+        total: K, how many of the whole set would be correct; a number or an array.
+        correct: s, how many of the measured images are.
         images: t, how many were measured.
         population: N, images of the whole set.
 
@@ -245,23 +245,23 @@ def evidence_against(
     from scipy.stats import hypergeom
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        likelihood = hypergeom.logpmf(right, population, np.asarray(total), images)
+        likelihood = hypergeom.logpmf(correct, population, np.asarray(total), images)
     # The beta-binomial with the uniform prior Beta(1, 1) gives every s the same probability.
     result: NDArray[np.float64] = -math.log1p(images) - np.asarray(likelihood)
     return result
 
 
 def possible_totals(
-    right: int, images: int, population: int, confidence: float = CONFIDENCE
+    correct: int, images: int, population: int, confidence: float = CONFIDENCE
 ) -> tuple[int, int]:
-    """How many of the whole set may be right: the least and the greatest K that is not rejected.
+    """How many of the whole set may be correct: the least and the greatest K that is not rejected.
 
     The probability that the true K is ever outside, at any number of images, is at most
     ``1 - confidence``. The likelihood of K has a single peak, so that what is not rejected is one
     interval.
     """
-    totals = np.arange(right, population - images + right + 1)
-    evidence = evidence_against(totals, right, images, population)
+    totals = np.arange(correct, population - images + correct + 1)
+    evidence = evidence_against(totals, correct, images, population)
     kept = totals[evidence < -math.log(1 - confidence)]
     if not len(kept):  # so few images that even the likeliest K has no large likelihood
         kept = totals[[int(np.argmin(evidence))]]
@@ -269,24 +269,24 @@ def possible_totals(
 
 
 def anytime_interval(
-    right: int, images: int, population: int, confidence: float = CONFIDENCE
+    correct: int, images: int, population: int, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
     """Confidence interval of the accuracy on the whole set, in percent, valid at any time.
 
     Unlike Wilson's interval, it stays valid if the measurement is ended because the figure looks
     good, and it shrinks to a point once every image has been measured.
     """
-    lowest, highest = possible_totals(right, images, population, confidence)
+    lowest, highest = possible_totals(correct, images, population, confidence)
     return 100 * lowest / population, 100 * highest / population
 
 
-def hardest_to_reject(lowest: int, highest: int, right: int, images: int, population: int) -> int:
-    """Of all K in lowest..highest, the likeliest after `right` of `images`.
+def hardest_to_reject(lowest: int, highest: int, correct: int, images: int, population: int) -> int:
+    """Of all K in lowest..highest, the likeliest after `correct` of `images`.
 
     The likelihood of K rises up to floor(s (N + 1) / t) and falls from there on (the maximum
     likelihood estimate of a hypergeometric count), so that the K nearest to it is the likeliest.
     """
-    peak = right * (population + 1) // images
+    peak = correct * (population + 1) // images
     return min(max(peak, lowest), highest, population)
 
 
@@ -298,8 +298,8 @@ def mcnemar(lost: int, gained: int) -> float:
     last division, so that thousands of changes neither overflow nor round.
 
     Args:
-        lost: images that only the first run has right.
-        gained: images that only the second run has right.
+        lost: images that only the first run predicts correctly.
+        gained: images that only the second run predicts correctly.
     """
     changed = lost + gained
     term = tail = 1

@@ -111,7 +111,7 @@ def _parser() -> Parser:
         "--max-flips",
         Whole(0),
         metavar="N",
-        help="how many predictions may change, other than from wrong to right",
+        help="how many predictions may change, other than from wrong to correct",
     )
     parser.add_flag("--allow-other-weights", "compare even if the weights differ or are unknown")
     parser.add_flag(

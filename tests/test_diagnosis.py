@@ -133,7 +133,7 @@ def test_each_mistake_is_explained_by_its_name(
         if "batch-statistics" in trial.setup.edits:
             assert isinstance(net.norm1, nn.BatchNorm2d)
         findings = diagnosed(net, valset)
-        assert findings.right.sum() < IMAGES / 2
+        assert findings.is_correct.sum() < IMAGES / 2
         assert named(findings) == {trial.changes[0].key: trial.changes[0].value}
         assert findings.best is not None
         assert findings.best.correct >= IMAGES - 3
@@ -141,7 +141,7 @@ def test_each_mistake_is_explained_by_its_name(
 
 def test_a_sound_model_is_healthy(answers: KnownAnswers, valset: ValSet) -> None:
     findings = diagnosed(answers.fitted(answers.as_is), valset)
-    assert findings.right.all()
+    assert findings.is_correct.all()
     assert findings.best is None
     diagnosis = Diagnosis("tiny", "here", findings)
     assert diagnosis.outcome == "healthy"
@@ -260,7 +260,7 @@ def test_half_precision_that_overflows(answers: KnownAnswers, valset: ValSet) ->
     net.__class__ = Overflowing
     subject = subject_of({"unfused": net})
     findings = search(bench_of(subject, valset, machine(PLAIN, precision="fp16")))
-    assert not findings.right.any()
+    assert not findings.is_correct.any()
     assert named(findings) == {"precision": "fp32"}
 
 
@@ -544,7 +544,7 @@ def test_the_documentation_has_the_table_of_the_code() -> None:
 
 def test_the_page_escapes_and_has_a_bar_for_each() -> None:
     trial = Trial((TABLE[0],), Setup(replace(TORCHVISION, channels="bgr"), "unfused"))
-    trial.images, trial.right = 4, np.array([True, True, True, False])
+    trial.images, trial.is_correct = 4, np.array([True, True, True, False])
     findings = Findings(
         Setup(TORCHVISION, "unfused"), np.array([True, False, False, False]), [trial]
     )

@@ -72,7 +72,7 @@ def sound(trained: ModelBench) -> Setup:
 
 def test_trained_network_is_healthy(trained: ModelBench, sound: Setup) -> None:
     findings = explained(trained, sound)
-    assert findings.right.sum() == 358
+    assert findings.is_correct.sum() == 358
     assert findings.best is None
 
 
@@ -81,7 +81,7 @@ def test_trained_network_normalized_wrongly(
     table: str, correct: int, trained: ModelBench, sound: Setup
 ) -> None:
     findings = explained(trained, replace(sound, recipe=normalized(sound.recipe, table)))
-    assert findings.right.sum() == correct
+    assert findings.is_correct.sum() == correct
     assert findings.best.as_json == {"normalization": "half"}
     assert findings.best.correct == 358
     assert not findings.alternatives
@@ -89,7 +89,7 @@ def test_trained_network_normalized_wrongly(
 
 def test_trained_network_in_bgr(trained: ModelBench, sound: Setup) -> None:
     findings = explained(trained, replace(sound, recipe=replace(sound.recipe, channels="bgr")))
-    assert findings.right.sum() == 321
+    assert findings.is_correct.sum() == 321
     assert findings.best.as_json == {"channels": "bgr"}
     assert findings.best.correct == 358
 
@@ -108,7 +108,7 @@ def test_trained_network_within_chance(
 ) -> None:
     """Too small a difference for 400 photos: it says how many would decide."""
     findings = explained(trained, replace(sound, recipe=recipe.normalized_as(sound.recipe)))
-    assert abs(int(findings.right.sum()) - correct) <= 3  # how it was squashed is not known
+    assert abs(int(findings.is_correct.sum()) - correct) <= 3  # how it was squashed is not known
     assert findings.best is None
     assert findings.undecided is not None
     assert findings.undecided.images is None or findings.undecided.images > 400
@@ -128,7 +128,7 @@ def load_script() -> Any:
 
 
 class Demo:
-    """The demo's model on images that it answers rightly with one pipeline only.
+    """The demo's model on images that it predicts correctly with one pipeline only.
 
     Its weights are fitted to three pipelines at once. Where a mistake concerns few images, those of
     that kind are added, and then the pipelines may share them.
@@ -174,7 +174,7 @@ SOUND = {"torchvision": TORCHVISION, "paddle": OPENCV, "squash": SQUASH}
 def test_the_demo_is_healthy(pipeline: str, demo: Demo) -> None:
     bench = demo.bench(pipeline)
     findings = explained(bench, demo.as_is(SOUND[pipeline]))
-    assert findings.right.all()
+    assert findings.is_correct.all()
     assert findings.images > 100
     assert findings.best is None
 
@@ -211,7 +211,7 @@ PIXELS: dict[str, tuple[str, Recipe, str, str]] = {
     "aspect kept": ("squash", OPENCV, "plain", "resize: squash"),
     "INTER_AREA": ("squash", replace(SQUASH, interpolation="area"), "plain", "resize: bilinear"),
 }  # fmt: skip
-# The rotated images are answered rightly only if they are not turned: in the paddle pipeline,
+# The rotated images are predicted correctly only if they are not turned: in the paddle pipeline,
 # this mistake gains images, and undoing it explains nothing.
 NOT_A_LOSS = {"not turned by EXIF"}
 WITHIN_CHANCE = {"INTER_AREA"}  # 2 of 106 images

@@ -38,7 +38,7 @@ def test_the_old_name_still_works(
     ]
     shown = capsys.readouterr()
     assert shown.err == "scripts/export_onnx.py is deprecated: use python -m eval.export\n"
-    assert shown.out.count("the same classes in") == 2
+    assert shown.out.count("top-1 identical in") == 2
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_nothing_gets_its_name_when_an_answer_is_wrong(
     monkeypatch.setattr(convert, "answers", wrong)
     words = ["--variant", "small", "--weights", str(weights)]
     assert export.main([*words, "--output", str(tmp_path / "out")]) == 4
-    assert "32 of 32 images of noise get another class" in capsys.readouterr().err
+    assert "another top-1 prediction for 32 of 32 images of noise" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
 

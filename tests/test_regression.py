@@ -185,7 +185,7 @@ def test_answers_that_are_wrong_in_another_way_are_flips(
     write_result(tmp_path / "b", ranks(60), wrong=701)
     code, told = gate_run()
     assert code == 1
-    assert "FAIL  flips: 40 wrong to wrong; limit: 5 besides wrong to right" in told
+    assert "FAIL  flips: 40 wrong to wrong; limit: 5 besides wrong to correct" in told
     assert "ok    top-1: +0 images; limit: a drop of 5 images" in told
 
 
@@ -329,7 +329,7 @@ def test_images_are_matched_by_name_and_not_by_place(
     code, told = gate_run()
     assert code == 0
     assert "top-1: 2 images lost, 0 gained; exact McNemar p = 0.5" in told
-    assert "n00000000/photo_00000.JPEG: 0 tench -> 700 paper towel, right to wrong" in told
+    assert "n00000000/photo_00000.JPEG: 0 tench -> 700 paper towel, correct to wrong" in told
 
 
 CLASSES = 20
@@ -526,11 +526,11 @@ def test_reports_are_written_before_a_failing_exit(
     assert float(row["p_top1"]) == pytest.approx(2 * (1 + 32 + 496) / 2**32)
     assert (row["verdict"], row["failed"]) == ("regressed", "top-1; flips")
     flips = _csv(tmp_path / "out" / "regression_flips.csv")
-    assert [row["kind"] for row in flips] == ["right to wrong"] * 30 + ["wrong to right"] * 2
+    assert [row["kind"] for row in flips] == ["correct to wrong"] * 30 + ["wrong to correct"] * 2
     assert flips[0] == {
         "variant": "base", "baseline_form": "unfused", "candidate_form": "unfused",
         "path": "n00000000/photo_00000.JPEG", "label": "0", "before": "0", "after": "700",
-        "rank_before": "0", "rank_after": "2", "kind": "right to wrong",
+        "rank_before": "0", "rank_after": "2", "kind": "correct to wrong",
     }  # fmt: skip
     classes = _csv(tmp_path / "out" / "regression_classes.csv")
     assert len(classes) == 16
@@ -542,7 +542,7 @@ def test_reports_are_written_before_a_failing_exit(
     assert "## Accuracy: REGRESSED" in report
     assert "| n01440764 0 tench | 2 | 2 | 0 | -2 |" in report
     assert "32 predictions changed" in report
-    assert report.count("right to wrong |") == regression_report.SHOWN
+    assert report.count("correct to wrong |") == regression_report.SHOWN
     assert summary.read_text() == f"before\n{report}\n"
 
 
@@ -630,7 +630,10 @@ def test_exchanges_explain_the_counts(ranks_of_images: list[tuple[int, int]]) ->
         assert there.lost[k] - there.gained[k] == drop
         assert (there.lost[k], there.gained[k]) == (back.gained[k], back.lost[k])
     kinds = there.flips_by_kind
-    assert (kinds["right to wrong"], kinds["wrong to right"]) == (there.lost[1], there.gained[1])
+    assert (kinds["correct to wrong"], kinds["wrong to correct"]) == (
+        there.lost[1],
+        there.gained[1],
+    )
     assert sum(row.before - row.after for row in there.classes) == there.lost[1] - there.gained[1]
 
 
@@ -845,7 +848,7 @@ def test_classes_are_called_what_the_results_call_them(
     titles = [(f"dir{i}", f"Title {i}") for i in range(701)]
     _classes(tmp_path / "b" / "per_class.csv", titles)
     _, told = gate_run("--output", str(tmp_path / "out"))
-    assert "photo_00002.JPEG: 1 Title 1 -> 700 Title 700, right to wrong" in told
+    assert "photo_00002.JPEG: 1 Title 1 -> 700 Title 700, correct to wrong" in told
     assert "| dir1 1 Title 1 | 2 | 2 | 0 | -2 |" in (tmp_path / "out/regression.md").read_text()
     _classes(tmp_path / "a" / "per_class.csv", [(name, "renamed") for name, _ in titles])
     assert gate_run()[0] == 1, "titles may change"
@@ -859,7 +862,7 @@ def test_without_names_a_class_is_a_number(
     write_result(tmp_path / "b", _moved(60, losses=8), labels=labels, wrong=21841, run_id="b")
     code, told = gate_run("--output", str(tmp_path / "out"))
     assert code == 1
-    assert "photo_00001.JPEG: 100 -> 21841, right to wrong" in told
+    assert "photo_00001.JPEG: 100 -> 21841, correct to wrong" in told
     assert "| 100 | 1 | 1 | 0 | -1 |" in (tmp_path / "out" / "regression.md").read_text()
 
 
@@ -979,9 +982,9 @@ def test_flips_by_hand() -> None:
         gate.Flip("c", 4, before=7, after=4, rank_before=2, rank_after=0),
     )
     assert [flip.kind for flip in found.flips] == [
-        "right to wrong",
+        "correct to wrong",
         "wrong to wrong",
-        "wrong to right",
+        "wrong to correct",
     ]
     assert (found.lost, found.gained) == ({1: 1, 5: 1}, {1: 1, 5: 0})
     assert found.classes == (
@@ -995,7 +998,7 @@ def test_no_flips_by_hand() -> None:
     rows = {("x", "f"): replace(a_row(), form="f", images=1, top1_correct=1, top5_correct=1)}
     predictions = Predictions(("a",), np.array([3]), {"f": np.array([0])}, {"f": np.array([3])})
     (comparison,) = compare(*[Result("x", rows, predictions)] * 2)
-    assert gate.Check("flips", True, "none; limit: 5 besides wrong to right") in comparison.checks
+    assert gate.Check("flips", True, "none; limit: 5 besides wrong to correct") in comparison.checks
 
 
 def test_the_order_of_flips_and_classes() -> None:
@@ -1022,7 +1025,7 @@ def test_the_order_of_flips_and_classes() -> None:
 def test_flips_of_both_bad_kinds_count_and_gains_do_not(
     tmp_path: Path, gate_run: Callable[..., tuple[int, str]], flips: int, passed: bool
 ) -> None:
-    """5 right to wrong, 3 wrong to wrong and 6 wrong to right: 8 count."""
+    """5 correct to wrong, 3 wrong to wrong and 6 wrong to correct: 8 count."""
     before, after = ranks(60), _moved(60, losses=5, gains=6)
     write_result(tmp_path / "a", before)
     folder = write_result(tmp_path / "b", after, run_id="b")
@@ -1034,8 +1037,8 @@ def test_flips_of_both_bad_kinds_count_and_gains_do_not(
     code, told = gate_run("--max-flips", str(flips))
     assert code == (0 if passed else 1)
     assert (
-        "flips: 5 right to wrong, 3 wrong to wrong, 6 wrong to right; limit: "
-        f"{flips} besides wrong to right" in told
+        "flips: 5 correct to wrong, 3 wrong to wrong, 6 wrong to correct; limit: "
+        f"{flips} besides wrong to correct" in told
     )
 
 

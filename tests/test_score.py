@@ -151,7 +151,7 @@ def test_every_format_gives_the_same_counts(name: str, tmp_path: Path) -> None:
 
 
 def test_the_two_cranes_are_two_classes(tmp_path: Path) -> None:
-    """By name, image 4 (a crane answered with the other crane first) would be right."""
+    """By name, image 4 (a crane answered with the other crane first) would be correct."""
     scores = scored(read_answers(as_relay(tmp_path)))
     names = [imagenet_classes()[label].name for label in (134, 517)]
     assert names == ["crane", "crane"]
@@ -418,7 +418,7 @@ def test_the_files_of_a_run_of_our_own_are_written(run: Callable[..., Any], tmp_
     }  # fmt: skip
     assert {name: row[name] for name in expected} == expected
     document = json.loads((tmp_path / "out" / "run.json").read_text(), parse_constant=pytest.fail)
-    assert document["settings"]["answers"] == "5 best classes; rank 5 means 5 or more"
+    assert document["settings"]["answers"] == "5 top classes; rank 5 means 5 or more"
     assert document["largest_logit"] is None
     lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
     assert lines[1] == (

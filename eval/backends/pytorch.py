@@ -85,7 +85,7 @@ class TorchPredictor:
         if self.device.type != "cpu":
             return model
         forward, how = lowered_or_eager(model, self._check_batches())
-        self.settings[f"torch, {form}"] = f"{how}; parts of {self.part}"
+        self.settings[f"torch, {form}"] = f"{how}; micro-batches of {self.part}"
         return forward
 
     def _check_batches(self) -> list[Tensor]:
@@ -216,6 +216,6 @@ class CompilePredictor(TorchPredictor):
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(
                 f"--backend compile: torch.compile failed ({type(error).__name__}: {reason}).\n"
-                "It needs a C++ compiler (g++ or clang++); or use --backend torch."
+                "Install a C++ compiler (g++ or clang++), or use --backend torch."
             ) from error
         return compiled

@@ -1,6 +1,6 @@
 """The predictions of setups on a sample, each image decoded once for all of them.
 
-What is kept of a prediction is the rank of the right class under every order of the classes, so
+What is kept of a prediction is the rank of the label under every order of the classes, so
 that changes of labels need no inference at all.
 """
 
@@ -40,7 +40,7 @@ CROP_MEMORY = 768 << 20  # bytes of crops that are kept at a time
 
 
 class Bench(Protocol):
-    """What the search needs: setups, and how they rank the right class.
+    """What the search needs: setups, and how they rank the label.
 
     Attributes:
         as_is: the setups as configured, one per form.
@@ -58,7 +58,7 @@ class Bench(Protocol):
         """Predict the first images of the sample with each setup, unless that was done."""
 
     def ranks(self, setup: Setup, images: int) -> Ranks | None:
-        """Classes before the right one, int64 (images,); None where the setup cannot be run."""
+        """Classes ahead of the label, int64 (images,); None where the setup cannot be run."""
 
     def measured(self, setup: Setup) -> int:
         """How many of the first images the setup has predicted, whatever its labels mean."""

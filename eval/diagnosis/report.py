@@ -65,7 +65,7 @@ class Diagnosis:
     @property
     def as_is_correct(self) -> int:
         """Images that are correct as configured."""
-        return int(self.findings.right.sum())
+        return int(self.findings.is_correct.sum())
 
     @property
     def outcome(self) -> str:

@@ -55,8 +55,8 @@ class Trial:
         setup: what they make of the setup as configured.
         is_elsewhere: whether that is with the other library.
         images: how many it was tried on.
-        right: of those; whether each is correct, bool (images,).
-        gained, lost: images that only it, or only the setup as configured, has right.
+        is_correct: of those; whether each is correct, bool (images,).
+        gained, lost: images that only it, or only the setup as configured, predicts correctly.
         p_value: of McNemar's exact test on them.
         p_corrected: for the number of setups that were tried.
         score: mean gain of the logarithm of the rank: promise, never proof.
@@ -66,7 +66,7 @@ class Trial:
     setup: Setup
     is_elsewhere: bool = False
     images: int = 0
-    right: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    is_correct: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     gained: int = 0
     lost: int = 0
     p_value: float = 1.0
@@ -97,7 +97,7 @@ class Trial:
     @property
     def correct(self) -> int:
         """Images that are correct."""
-        return int(self.right.sum())
+        return int(self.is_correct.sum())
 
     @property
     def net(self) -> int:
@@ -116,7 +116,7 @@ class Undecided:
 
     Attributes:
         trial: the one that was tried.
-        gained, lost: images that only it, or only the other one, has right.
+        gained, lost: images that only it, or only the other one, predicts correctly.
         images: how many would tell them apart; None: more than anybody has.
     """
 
@@ -132,7 +132,7 @@ class Findings:
 
     Attributes:
         as_is: the setup as configured.
-        right: whether each image of the sample is correct as configured, bool (images,).
+        is_correct: whether each image of the sample is correct as configured, bool (images,).
         trials: all that was tried, the most promising first.
         best: the smallest set of changes that explains the accuracy, if any does.
         alternatives: sets of as many changes that the sample cannot tell from the best.
@@ -143,7 +143,7 @@ class Findings:
     """
 
     as_is: Setup
-    right: NDArray[np.bool_]
+    is_correct: NDArray[np.bool_]
     trials: list[Trial] = field(default_factory=list)
     best: Trial | None = None
     alternatives: list[Undecided] = field(default_factory=list)
@@ -155,7 +155,7 @@ class Findings:
     @property
     def images(self) -> int:
         """Of the sample."""
-        return len(self.right)
+        return len(self.is_correct)
 
     @property
     def passes(self) -> float:
@@ -311,9 +311,9 @@ class _Stages:
                 self._findings.refused[trial.name] = reason
                 continue
             trial.images = images
-            trial.right = ranks == 0
-            trial.gained = int((trial.right & (before != 0)).sum())
-            trial.lost = int((~trial.right & (before == 0)).sum())
+            trial.is_correct = ranks == 0
+            trial.gained = int((trial.is_correct & (before != 0)).sum())
+            trial.lost = int((~trial.is_correct & (before == 0)).sum())
             trial.p_value = mcnemar(trial.lost, trial.gained)
             trial.score = float((np.log1p(before) - np.log1p(ranks)).mean())
 
@@ -375,8 +375,10 @@ def _judge(findings: Findings) -> None:
 
 
 def _exchange(trial: Trial, other: Trial) -> tuple[int, int]:
-    """Images that only the one, and only the other, has right."""
-    return int((trial.right & ~other.right).sum()), int((other.right & ~trial.right).sum())
+    """Images that only the one, and only the other, predicts correctly."""
+    return int((trial.is_correct & ~other.is_correct).sum()), int(
+        (other.is_correct & ~trial.is_correct).sum()
+    )
 
 
 def _is_worse(trial: Trial, top: Trial, compared: int) -> bool:

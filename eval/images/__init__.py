@@ -4,7 +4,7 @@ valset.py      opens a validation set: its images, labels and bytes
 layouts/       how a set may be stored: folders, tar, parquet
 labels.py      the official labels, and label files
 classes.py     the classes of a model, in index order
-labelset.py    which predictions are right: the set's own labels, or ReaL
+labelset.py    which predictions are correct: the set's own labels, or ReaL
 sets.py        ImageNet's validation set, and third-party test sets
 preprocess.py  from the bytes of a file to the model's input, as a recipe says (eval/recipe.py)
 cache.py       crops kept on disk

@@ -1,7 +1,7 @@
-"""Which predictions are right for each image: the set's own labels, or the ReaL labels.
+"""Which predictions are correct for each image: the set's own labels, or the ReaL labels.
 
 ReaL (Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159) gives the validation images all
-the labels that annotators agreed on. A prediction is right if it is any of them; images that were
+the labels that annotators agreed on. A prediction is correct if it is any of them; images that were
 left without a label do not count. The labels are those that timm ships
 (``timm/data/_info/imagenet_real_labels.json``): 50,000 lists, in the order of the official names.
 """
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The right answers for each image of a validation set.
+    """The correct answers for each image of a validation set.
 
     Attributes:
         name: for reports.
-        accepted: the labels that count as right, in image order; with none, the image does not
+        accepted: the labels that count as correct, in image order; with none, the image does not
             count.
     """
 
@@ -44,13 +44,13 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class LabelScore:
-    """How many predictions of one model are right by a label set.
+    """How many predictions of one model are correct by a label set.
 
     Attributes:
         name: of the label set.
         images: those that count, which is the denominator.
-        top1_correct: images whose best class is right.
-        top5_correct: images with a right class among the best five.
+        top1_correct: images whose top-1 prediction is correct.
+        top5_correct: images with a correct class among the best five.
     """
 
     name: str
@@ -106,11 +106,11 @@ def real_labels() -> tuple[frozenset[int], ...]:
 
 
 def score(label_set: LabelSet, top: NDArray[np.int64]) -> LabelScore:
-    """Count the right predictions; an image without a prediction counts as wrong.
+    """Count the correct predictions; an image without a prediction counts as wrong.
 
     Args:
-        label_set: the right answers of N images.
-        top: int64 (N, 5), the best classes of each image, best first; -1 where there is none.
+        label_set: the correct answers of N images.
+        top: int64 (N, 5), the top classes of each image, best first; -1 where there is none.
 
     Raises:
         ValueError: the numbers of images differ, or no image counts.

@@ -80,13 +80,13 @@ def compare(kind: str, path: Path, model: Model, progress: Observer = ignore) ->
     other = int((found.argmax(1) != model.expected.argmax(1)).sum())
     if not difference < WITHIN or other:
         raise ModelError(
-            f"{path.name}: its answers in {backend} are not torch's: {other} of {len(found)} "
-            f"{model.shown} get another class, logits differ by {difference:.2g} of the largest.\n"
-            "Nothing was written; try another format."
+            f"{path.name}: {backend}'s outputs do not match PyTorch's: another top-1 prediction "
+            f"for {other} of {len(found)} {model.shown}; logits differ by {difference:.2g} of the "
+            "largest.\nNothing was written; try another format."
         )
     shown = f"{path.name}: {size_of(path):,} bytes; {len(found)} {model.shown}"
-    told = f"the same classes in {backend}, logits within {difference:.1e} of the largest"
-    progress(Event(message=f"{shown}: {told}"))
+    told = f"logits within {difference:.1e} of the largest"
+    progress(Event(message=f"{shown}: top-1 identical in {backend}, {told}"))
 
 
 def move(path: Path, target: Path) -> None:

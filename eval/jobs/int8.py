@@ -102,8 +102,8 @@ class Calibration:
         self.progress(Event(message=message))
 
     @property
-    def right(self) -> int:
-        """How many held-out images the fp32 model gets right."""
+    def correct(self) -> int:
+        """How many held-out images the fp32 model predicts correctly."""
         return int((self.expected.argmax(1) == self.labels).sum())
 
 
@@ -115,15 +115,15 @@ class Result:
         path: the file.
         method: how its ranges were found.
         divergence: mean Kullback-Leibler divergence from the fp32 probabilities, in nats.
-        same: images with the same best class as in fp32.
-        right: images with the right best class.
+        same: images with the same top-1 prediction as in fp32.
+        correct: images with the correct top-1 prediction.
     """
 
     path: Path
     method: str
     divergence: float
     same: int
-    right: int
+    correct: int
 
 
 def quantize(kind: str, source: Path, calibration: Calibration) -> Path:
@@ -157,8 +157,8 @@ def quantize(kind: str, source: Path, calibration: Calibration) -> Path:
     move(best.path, final)
     count = len(calibration.labels)
     calibration.tell(
-        f"{final.name}: {tool.tool}, {best.method}; {best.right} of {count} held-out images right, "
-        f"fp32 {calibration.right}"
+        f"{final.name}: {tool.tool}, {best.method}; {best.correct} of {count} held-out images "
+        f"correct, fp32 {calibration.correct}"
     )
     return final
 
@@ -205,7 +205,7 @@ def _attempt(
     calibration.tell(
         f"{kind} int8, {method}{f', {len(excluded)} layers in fp32' if excluded else ''}: "
         f"divergence {result.divergence:.4f}, {result.same} of {len(expected)} held-out images as "
-        f"in fp32, {result.right} right"
+        f"in fp32, {result.correct} correct"
     )
     return result
 
@@ -224,17 +224,17 @@ def divergence(expected: NDArray[np.float32], found: NDArray[np.float32]) -> flo
 def _within(kind: str, source: Path, calibration: Calibration, best: Result) -> Result:
     """A file that loses no more than `max_drop` on the held-out images."""
     assert calibration.max_drop is not None
-    allowed = calibration.right - calibration.max_drop * len(calibration.labels)
+    allowed = calibration.correct - calibration.max_drop * len(calibration.labels)
     keeps = BACKENDS[EXPORTS[kind][0]].int8.keeps
-    if keeps == "max_drop" and best.right < allowed:
+    if keeps == "max_drop" and best.correct < allowed:
         options = {"max_drop": calibration.max_drop}
         best = _attempt(kind, source, calibration, best.method, options)
     if keeps == "exclude":
         best = _without_costly_layers(kind, source, calibration, best, allowed)
-    if best.right < allowed:
+    if best.correct < allowed:
         raise ModelError(
-            f"{kind} int8: {best.right} of {len(calibration.labels)} held-out images right, fp32 "
-            f"{calibration.right}: more than --max-drop allows.\n"
+            f"{kind} int8: {best.correct} of {len(calibration.labels)} held-out images "
+            f"correct, fp32 {calibration.correct}: more than --max-drop allows.\n"
             "Allow more, calibrate on more images, or leave this format out."
         )
     return best
@@ -258,7 +258,7 @@ def _without_costly_layers(
     if len(rows) > _SHOWN:
         calibration.tell(f"  and {len(rows) - _SHOWN} more layers below {rows[_SHOWN][1]:.2e}")
     count = 1
-    while best.right < allowed and count < len(rows):
+    while best.correct < allowed and count < len(rows):
         options = {"exclude": tuple(name for name, _ in rows[:count])}
         best = _attempt(kind, source, calibration, best.method, options)
         count *= 2

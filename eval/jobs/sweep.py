@@ -252,7 +252,7 @@ def _asked(combination: Combination, output: Path) -> dict[str, Any]:
 def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """What a person reads; `names` are short ones, for each row."""
     width = max(len(name) for name in names)
-    header = f"{'':{width}} {'top-1':>7} {'right':>6} {'top-5':>7} {'right':>6} {'flips':>5} "
+    header = f"{'':{width}} {'top-1':>7} {'correct':>7} {'top-5':>7} {'correct':>7} {'flips':>5} "
     lines = [f"{header}{'img/s':>6} {'ms':>6} {'MB':>5} verdict"]
     for name, row in zip(names, rows, strict=True):
         if "top1" not in row:
@@ -261,8 +261,8 @@ def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
         rate = "" if row["images_per_second"] is None else f"{row['images_per_second']:.1f}"
         latency = "" if row["latency_ms"] is None else f"{row['latency_ms']:.2f}"
         lines.append(
-            f"{name:{width}} {row['top1']:7.3f} {row['top1_correct']:6,} {row['top5']:7.3f} "
-            f"{row['top5_correct']:6,} {row['flips']:5,} {rate:>6} {latency:>6} "
+            f"{name:{width}} {row['top1']:7.3f} {row['top1_correct']:7,} {row['top5']:7.3f} "
+            f"{row['top5_correct']:7,} {row['flips']:5,} {rate:>6} {latency:>6} "
             f"{row['megabytes']:5.1f} {row['verdict']}"
         )
     return "\n".join(lines)

@@ -88,13 +88,13 @@ class ReferenceTest:
 
     def add(self, records: Records) -> None:
         """Add the counts of a batch."""
-        right = [_right(records, figure).sum() for figure in self._figures]
-        self.counts += np.array([len(records), *right])
+        correct = [_correct(records, figure).sum() for figure in self._figures]
+        self.counts += np.array([len(records), *correct])
 
     def ask(self, counts: NDArray[np.int64]) -> str:
         """The reason if the outcome is certain, else ""."""
-        right = dict(zip(self._figures, counts[1:].tolist(), strict=True))
-        return self._test.update(right, int(counts[0])) or ""
+        correct = dict(zip(self._figures, counts[1:].tolist(), strict=True))
+        return self._test.update(correct, int(counts[0])) or ""
 
     @property
     def bound(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class BaselineTest:
         index = records["index"]
         row: list[int] = [len(records)]
         for figure, before in self._before.items():
-            row += Exchange.of(before[index], _right(records, figure))
+            row += Exchange.of(before[index], _correct(records, figure))
         for form, best in self._top1.items():
             now = records[form]["top"][:, 0]
             row.append(int(((now != best[index]) & (now != self._labels[index])).sum()))
@@ -148,10 +148,10 @@ class BaselineTest:
         return reason
 
 
-def _right(records: Records, figure: Figure) -> NDArray[np.bool_]:
+def _correct(records: Records, figure: Figure) -> NDArray[np.bool_]:
     rank = records[figure.form]["rank"]
-    right: NDArray[np.bool_] = (rank >= 0) & (rank < figure.k)
-    return right
+    correct: NDArray[np.bool_] = (rank >= 0) & (rank < figure.k)
+    return correct
 
 
 def stopper_for(
@@ -208,7 +208,7 @@ def _baseline_test(
     )
     test = BaselineStop(
         len(valset.samples),
-        {figure: int(right.sum()) for figure, right in before.items()},
+        {figure: int(correct.sum()) for figure, correct in before.items()},
         Asked().limits(same_weights=same),
     )
     labels = np.array([sample.label for sample in valset.samples])

@@ -83,7 +83,8 @@ class Limits:
 
     Attributes:
         top1, top5: how far a count may drop.
-        flips: images whose best class may change, other than from wrong to right; None: any.
+        flips: images whose top-1 prediction may change, other than from wrong to correct; None:
+            any number.
     """
 
     top1: Limit
@@ -132,11 +133,11 @@ DEFAULTS = Asked()
 
 @dataclass(frozen=True)
 class Flip:
-    """An image whose best class changed."""
+    """An image whose top-1 prediction changed."""
 
     path: str
     label: int
-    before: int  # best class; -1: not read
+    before: int  # top-1 prediction; -1: not read
     after: int
     rank_before: int
     rank_after: int
@@ -145,8 +146,8 @@ class Flip:
     def kind(self) -> str:
         """The direction of the change."""
         if self.before == self.label:
-            return "right to wrong"
-        return "wrong to right" if self.after == self.label else "wrong to wrong"
+            return "correct to wrong"
+        return "wrong to correct" if self.after == self.label else "wrong to wrong"
 
 
 @dataclass(frozen=True)
@@ -443,7 +444,7 @@ def pair(before: Predictions, form_before: str, after: Predictions, form_after: 
         Flip(before.paths[i], *(int(column[i]) for column in (labels, *top1, *rank)))
         for i in np.flatnonzero(top1[0] != top1[1])
     ]
-    worst_first = ("right to wrong", "wrong to wrong", "wrong to right")
+    worst_first = ("correct to wrong", "wrong to wrong", "wrong to correct")
     return Paired(
         lost={k: int((first & ~second).sum()) for k, (first, second) in right.items()},
         gained={k: int((second & ~first).sum()) for k, (first, second) in right.items()},
@@ -483,11 +484,11 @@ def _checks(before: Row, after: Row, paired: Paired | None, limits: Limits) -> t
         checks.append(Check("flips", None, "not checked: no predictions.csv on both sides"))
     else:
         kinds = paired.flips_by_kind
-        worse = len(paired.flips) - kinds["wrong to right"]
+        worse = len(paired.flips) - kinds["wrong to correct"]
         words = ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "none"
         passed = worse <= limits.flips
         checks.append(
-            Check("flips", passed, f"{words}; limit: {limits.flips} besides wrong to right")
+            Check("flips", passed, f"{words}; limit: {limits.flips} besides wrong to correct")
         )
     bad = after.bad_images - before.bad_images
     checks.append(

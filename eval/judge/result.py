@@ -56,7 +56,7 @@ class Predictions:
         paths: the images, in the order of the file.
         labels: int64 (N,).
         rank: form to int64 (N,), classes before the label; -1 for an image that was not read.
-        top1: form to int64 (N,), best class; -1 likewise.
+        top1: form to int64 (N,), top-1 prediction; -1 likewise.
     """
 
     paths: tuple[str, ...]

@@ -3,7 +3,7 @@
 Images are measured in a shuffled order, so that those measured so far are a sample drawn without
 replacement from a finite set. The test is the prior-posterior ratio of Waudby-Smith and Ramdas
 ("Confidence sequences for sampling without replacement", NeurIPS 2020, arXiv:2006.04347): with a
-uniform prior over how many of the N images are right, K of N is rejected after s of t images as
+uniform prior over how many of the N images are correct, K of N is rejected after s of t images as
 soon as
 
     log betabinom.pmf(s; t, 1, 1) - log hypergeom.pmf(s; N, K, t) >= log(1 / alpha).
@@ -77,7 +77,7 @@ class EarlyStop:
         """Apply the test after a batch.
 
         Args:
-            counts: images that are right so far, for every figure of `references`.
+            counts: images that are correct so far, for every figure of `references`.
             images: images measured so far, of all processes.
 
         Returns:
@@ -88,22 +88,22 @@ class EarlyStop:
             return None
         needed = math.log(len(self.references) / self.alpha)
         for figure, reference in self.references.items():
-            right = counts[figure]
+            correct = counts[figure]
             lowest, highest = max(0, reference - self.tolerance), reference + self.tolerance
-            total = hardest_to_reject(lowest, highest, right, images, self.population)
-            if float(evidence_against(total, right, images, self.population)) >= needed:
-                return self._certain(figure, right, images)
+            total = hardest_to_reject(lowest, highest, correct, images, self.population)
+            if float(evidence_against(total, correct, images, self.population)) >= needed:
+                return self._certain(figure, correct, images)
         return None
 
-    def _certain(self, figure: Figure, right: int, images: int) -> str:
+    def _certain(self, figure: Figure, correct: int, images: int) -> str:
         reference = self.references[figure]
         share = self.alpha / len(self.references)
-        lowest, highest = possible_totals(right, images, self.population, 1 - share)
+        lowest, highest = possible_totals(correct, images, self.population, 1 - share)
         self.bound = {
             "form": figure.form,
             "top": figure.k,
             "images": images,
-            "correct": right,
+            "correct": correct,
             "population": self.population,
             "reference_correct": reference,
             "tolerance": self.tolerance,
@@ -111,7 +111,8 @@ class EarlyStop:
             "error_probability": self.alpha,
         }
         return (
-            f"{figure}: {right:,} of {images:,} images are correct ({100 * right / images:.2f} %), "
+            f"{figure}: {correct:,} of {images:,} images are correct "
+            f"({100 * correct / images:.2f} %), "
             f"the reference is {100 * reference / self.population:.2f} %. All "
             f"{self.population:,} images could give {lowest:,} to {highest:,} correct, but not "
             f"{reference:,} +- {self.tolerance} (error probability {self.alpha:g})"
@@ -122,12 +123,12 @@ class Exchange(NamedTuple):
     """What changed between a baseline and the images measured so far.
 
     Attributes:
-        right_before: measured images that the baseline has right.
+        correct_before: measured images that the baseline predicts correctly.
         lost: those of them that are wrong now.
-        gained: images that the baseline has wrong and that are right now.
+        gained: images that the baseline has wrong and that are correct now.
     """
 
-    right_before: int
+    correct_before: int
     lost: int
     gained: int
 
@@ -143,17 +144,17 @@ class BaselineStop:
 
     Flips that have been counted are certain by themselves. A drop is certain when the least number
     of losses exceeds the greatest number of gains by more than the limit; the two are drawn from
-    the images that the baseline has right and wrong, each a set of known size.
+    the images that the baseline predicts correctly, and from the others: two sets of known size.
 
     Args:
         population: images of the whole set.
-        right_before: what the baseline has right of it, for every figure.
+        correct_before: what the baseline predicts correctly of it, for every figure.
         limits: of the gate.
         alpha: error probability of the whole run, split over the figures.
     """
 
     population: int
-    right_before: Mapping[Figure, int]
+    correct_before: Mapping[Figure, int]
     limits: Limits
     alpha: float = ALPHA
 
@@ -163,8 +164,9 @@ class BaselineStop:
         """Apply the test after a batch.
 
         Args:
-            exchanges: for every figure of `right_before`.
-            flips: form to the images whose best class changed, other than from wrong to right.
+            exchanges: for every figure of `correct_before`.
+            flips: form to the images whose top-1 prediction changed, other than from wrong to
+                correct.
             images: images measured so far, of all processes.
 
         Returns:
@@ -173,7 +175,8 @@ class BaselineStop:
         for form, number in flips.items():
             if self.limits.flips is not None and number > self.limits.flips:
                 return (
-                    f"{form}: the best class of {number:,} images changed, of {images:,} measured; "
+                    f"{form}: the top-1 prediction of {number:,} images changed, of {images:,} "
+                    "measured; "
                     f"only {self.limits.flips:,} of {self.population:,} may"
                 )
         for figure, exchange in exchanges.items():
@@ -190,11 +193,13 @@ class BaselineStop:
 
     def _certain_drop(self, figure: Figure, exchange: Exchange, images: int) -> int:
         """By how many images the count of the whole set drops at least."""
-        right = self.right_before[figure]
+        correct = self.correct_before[figure]
         if exchange.lost <= exchange.gained:  # a drop is nowhere near certain: save the work
             return exchange.lost - exchange.gained
-        confidence = 1 - self.alpha / len(self.right_before) / 2
-        wrong_seen = images - exchange.right_before
-        least, _ = possible_totals(exchange.lost, exchange.right_before, right, confidence)
-        _, most = possible_totals(exchange.gained, wrong_seen, self.population - right, confidence)
+        confidence = 1 - self.alpha / len(self.correct_before) / 2
+        wrong_seen = images - exchange.correct_before
+        least, _ = possible_totals(exchange.lost, exchange.correct_before, correct, confidence)
+        _, most = possible_totals(
+            exchange.gained, wrong_seen, self.population - correct, confidence
+        )
         return least - most

@@ -44,7 +44,7 @@ _RELAY = re.compile(
 
 @dataclass(frozen=True)
 class Ranked:
-    """The best classes of each image.
+    """The top classes of each image.
 
     Attributes:
         names: of the images, as they are written.
@@ -60,7 +60,7 @@ class Ranked:
     def description(self) -> str:
         """What is known about each image, for the report."""
         places = self.classes.shape[1]
-        return f"{places} best classes; rank {places} means {places} or more"
+        return f"{places} top classes; rank {places} means {places} or more"
 
     def scores(self, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> Scores:
         """Score rows (B,) against labels (B,); a label that is not listed has rank K."""

@@ -379,7 +379,7 @@ def _possible_verdicts(row: Row) -> dict[Verdict, str]:
 
 
 def read_predictions(path: Path, classes: int | None = None) -> Predictions:
-    """Read a ``predictions.csv``; only the label, rank and best class of each image are needed.
+    """Read a ``predictions.csv``: the label, rank and top-1 prediction of each image.
 
     Args:
         path: the file.
@@ -414,7 +414,7 @@ def read_predictions(path: Path, classes: int | None = None) -> Predictions:
     rank = {form: numbers(f"{form}_rank", -1) for form in forms}
     top1 = {form: numbers(f"{form}_top1", -1) for form in forms}
     for form in forms:
-        # The label is best exactly if its rank is 0, and an image without a rank has no best class.
+        # The label is the top-1 prediction exactly if its rank is 0; without a rank, there is none.
         wrong = ((rank[form] == 0) != (top1[form] == labels)) | (
             (rank[form] < 0) != (top1[form] < 0)
         )

@@ -108,7 +108,9 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
         "images that could not be decoded; they count as wrong",
         lambda e, _: len(e.measured.bad),
     ),
-    _number("top1_correct", "images whose label is the best class", lambda _, f: f.correct[1]),
+    _number(
+        "top1_correct", "images whose label is the top-1 prediction", lambda _, f: f.correct[1]
+    ),
     _number(
         "top5_correct", "images whose label is among the five best", lambda _, f: f.correct[TOP]
     ),
@@ -149,7 +151,7 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
     ),
     _number(
         "prediction_flips",
-        "images whose best class differs between the two forms",
+        "images whose top-1 prediction differs between the two forms",
         lambda e, _: len(e.measured.flips) if len(e.measured.scores) > 1 else None,
     ),
     _number(
@@ -206,7 +208,7 @@ PER_CLASS: tuple[tuple[str, str], ...] = (
     ("synset", "the class: its WordNet id, or the name of its folder"),
     ("name", "its name in plain words"),
     ("images", "images of the class"),
-    ("{form}_correct@1", "of those, images whose label is the best class"),
+    ("{form}_correct@1", "of those, images whose label is the top-1 prediction"),
     ("{form}_correct@5", "of those, images whose label is among the five best"),
 )
 BAD_IMAGES: tuple[tuple[str, str], ...] = (
@@ -323,7 +325,7 @@ RUN: tuple[Key, ...] = (
         shown=False),
     Key("max_abs_logit_diff", "Forms", "largest difference of a logit between the two forms",
         lambda e: e.measured.max_logit_diff, shown=False),
-    Key("flips", "Forms", "images whose best class differs between the two forms",
+    Key("flips", "Forms", "images whose top-1 prediction differs between the two forms",
         lambda e: _flips(e), shown=False),
 )  # fmt: skip
 
