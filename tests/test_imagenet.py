@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 import pplcnet
 from eval.imagenet import main
-from eval.judge.early import Stopper
+from eval.judge.early import SequentialStopper
 from eval.measure.journal import Records
 from eval.results.schema import SUMMARY_COLUMNS
 
@@ -412,16 +412,20 @@ def test_an_interrupted_run_stops_where_an_unbroken_one_does(
     images = stopped_after(tmp_path / "unbroken")
     assert 5 < images < EARLY / 2
 
-    words, after, asked = early_words(val_folder, weights, tmp_path, "broken"), Stopper.after, []
+    words, after, asked = (
+        early_words(val_folder, weights, tmp_path, "broken"),
+        SequentialStopper.after,
+        [],
+    )
 
-    def interrupted(stopper: Stopper, records: Records) -> bool:
+    def interrupted(stopper: SequentialStopper, records: Records) -> bool:
         asked.append(len(records))
         if len(asked) == 5:
             raise KeyboardInterrupt
         return after(stopper, records)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stopper, "after", interrupted)
+        patch.setattr(SequentialStopper, "after", interrupted)
         assert main(words) == 130
     assert not (tmp_path / "broken" / "summary.csv").exists()
     assert main(words) == 1

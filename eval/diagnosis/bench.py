@@ -94,7 +94,7 @@ def rank_of(
 
 
 @dataclass
-class Ranked:
+class RanksByOrder:
     """Ranks under every order, and what cannot be run."""
 
     images: int
@@ -245,7 +245,7 @@ class ModelBench:
         self._whole = valset
         self._sample = sample_of(valset, self.images, self.screen)
         self._labels = np.array([sample.label for sample in self._sample.samples])
-        self._ranked = Ranked(self.images)
+        self._ranked = RanksByOrder(self.images)
         self._last: _Prepared | None = None
         files = self._files(range(min(RECOGNIZED_BY, self.images)))
         self._configured, self._is_exact = recognize(subject.preprocess, files)

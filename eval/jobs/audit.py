@@ -30,6 +30,7 @@ from eval.judge.audit import (
     probabilities_differ,
     rankings_differ,
 )
+from eval.judge.result import SCORED
 from eval.judge.verdict import JUDGED_PRECISION, judge
 from eval.measure.engine import Engine, Measurement
 from eval.measure.given import Answers, read_answers
@@ -37,7 +38,7 @@ from eval.measure.settings import exact_settings
 from eval.measure.setup import Computation, choose_computation, open_data, open_images, task_of
 from eval.metrics import Scores
 from eval.models import Subject, identify, open_source
-from eval.models.exported import FORM as EXPORTED
+from eval.models.exported import EXPORTED
 from eval.progress import Observer, ignore
 from eval.provenance import Provenance
 from eval.recipe import parse
@@ -273,7 +274,7 @@ def _scored(
     labels = np.array([each.label for each in sample.samples])
     measured = Measurement(
         valset=sample,
-        scores={score.FORM: answers.scores(rows, labels)},
+        scores={SCORED: answers.scores(rows, labels)},
         logit_diff=np.full(len(rows), np.nan),
         largest_logit=None,
         digests=score.digests(sample, progress),

@@ -67,7 +67,7 @@ def make(kind: str, model: Model, folder: Path) -> Path:
     return path
 
 
-def compare(kind: str, path: Path, model: Model, progress: Observer = ignore) -> None:
+def compare_with_torch(kind: str, path: Path, model: Model, progress: Observer = ignore) -> None:
     """Tell how near a file's answers are to torch's.
 
     Raises:

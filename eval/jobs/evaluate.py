@@ -26,7 +26,7 @@ from eval.images.cache import CropCache
 from eval.images.labelset import real, score
 from eval.images.valset import ValSet
 from eval.jobs.compare import check_baseline, compare_results
-from eval.judge.early import Stopper, stopper_for
+from eval.judge.early import SequentialStopper, stopper_for
 from eval.judge.gate import Asked
 from eval.judge.verdict import judge
 from eval.measure.engine import Engine, Measurement
@@ -301,7 +301,9 @@ def _measure(run: Run, prepared: Prepared, valset: ValSet, journal: Journal | No
         )
 
 
-def _stopper(run: Run, subject: Subject, valset: ValSet, setup: Computation) -> Stopper | None:
+def _stopper(
+    run: Run, subject: Subject, valset: ValSet, setup: Computation
+) -> SequentialStopper | None:
     """What ends the run early, if that was asked for."""
     if not run.request.stop_early:
         return None

@@ -14,7 +14,7 @@ from eval.backends.formats import EXPORTS
 from eval.backends.onnx import export_onnx
 from eval.errors import UsageError
 from eval.images.classes import read_classes
-from eval.jobs.convert import Model, answers, compare, make, move, sample_of
+from eval.jobs.convert import Model, answers, compare_with_torch, make, move, sample_of
 from eval.jobs.int8 import Calibration, quantize
 from eval.measure.settings import exact_settings
 from eval.models import Subject, open_source
@@ -83,7 +83,7 @@ def export(asked: Export, progress: Observer = ignore) -> None:
         files = {}
         for kind in asked.formats:
             files[kind] = make(kind, model, folder)
-            compare(kind, files[kind], model, progress)
+            compare_with_torch(kind, files[kind], model, progress)
         made = list(files.values())
         if asked.calibrate:
             calibration = Calibration.read(

@@ -108,7 +108,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Result:
+class Int8File:
     """One int8 file, measured on the held-out images.
 
     Attributes:
@@ -169,7 +169,7 @@ def _attempt(
     calibration: Calibration,
     method: str,
     options: dict[str, Any] | None = None,
-) -> Result:
+) -> Int8File:
     """Quantize in one way, and measure the file."""
     backend, ending = EXPORTS[kind]
     options = options or {}
@@ -194,7 +194,7 @@ def _attempt(
     )
     found = answers(backend, target, calibration.model.preprocess, calibration.held_out)
     expected = calibration.expected
-    result = Result(
+    result = Int8File(
         target,
         method,
         divergence(expected, found),
@@ -221,7 +221,7 @@ def divergence(expected: NDArray[np.float32], found: NDArray[np.float32]) -> flo
     return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
 
 
-def _within(kind: str, source: Path, calibration: Calibration, best: Result) -> Result:
+def _within(kind: str, source: Path, calibration: Calibration, best: Int8File) -> Int8File:
     """A file that loses no more than `max_drop` on the held-out images."""
     assert calibration.max_drop is not None
     allowed = calibration.correct - calibration.max_drop * len(calibration.labels)
@@ -241,8 +241,8 @@ def _within(kind: str, source: Path, calibration: Calibration, best: Result) -> 
 
 
 def _without_costly_layers(
-    kind: str, source: Path, calibration: Calibration, best: Result, allowed: float
-) -> Result:
+    kind: str, source: Path, calibration: Calibration, best: Int8File, allowed: float
+) -> Int8File:
     """Keep the layers with the largest errors in fp32: one, two, four, ... until it suffices."""
     row = BACKENDS[EXPORTS[kind][0]]
     rows = child.call(

@@ -37,8 +37,6 @@ from eval.recipe import Recipe, parse
 from eval.request import DEFAULT_VARIANT
 from eval.results.evaluation import Evaluation
 
-FORM = SCORED
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
@@ -114,7 +112,7 @@ def score(asked: Scoring, command: str, progress: Observer = ignore) -> Evaluati
             },
         ),
         provenance=Provenance.of(
-            f"{config.name}-{FORM}", started, command, {k: str(v) for k, v in vars(asked).items()}
+            f"{config.name}-{SCORED}", started, command, {k: str(v) for k, v in vars(asked).items()}
         ),
         measured=measured,
         judgment=_explain(asked, judge(measured, config, asked.preprocess, precision)),
@@ -130,7 +128,7 @@ def _measure(asked: Scoring, valset: ValSet, answers: Answers, progress: Observe
     hashes = digests(valset, progress)
     return Measurement(
         valset=valset.doubted(hashes),
-        scores={FORM: answers.scores(rows, labels)},
+        scores={SCORED: answers.scores(rows, labels)},
         logit_diff=np.full(len(rows), np.nan),
         largest_logit=None,
         digests=hashes,
@@ -149,8 +147,8 @@ def subject_of(asked: Scoring, config: VariantConfig, files: tuple[ModelFile, ..
         forms={},
         preprocess=_preprocess(asked.preprocess),
         published=config,
-        params={FORM: None},
-        macs={FORM: None},
+        params={SCORED: None},
+        macs={SCORED: None},
     )
 
 

@@ -23,7 +23,7 @@ from eval.measure.engine import choose_workers
 from eval.measure.settings import exact_settings
 from eval.measure.setup import open_data
 from eval.models import choose_preprocess, open_source
-from eval.models.exported import FORM
+from eval.models.exported import EXPORTED
 from eval.progress import Event, Observer
 from eval.request import Request
 from eval.results.console import format_evaluation
@@ -241,7 +241,7 @@ def _asked(combination: Combination, output: Path) -> dict[str, Any]:
         "name": combination.name,
         "variant": combination.variant,
         "weights": combination.weights,
-        "form": combination.form or FORM,
+        "form": combination.form or EXPORTED,
         "backend": combination.backend,
         "precision": combination.precision,
         "preprocess": combination.preprocess,

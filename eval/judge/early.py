@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eval.errors import UsageError
 from eval.images.labels import image_key
 from eval.images.valset import ValSet
-from eval.judge.gate import Asked
+from eval.judge.gate import KS, Asked
 from eval.judge.result import Predictions, Result
 from eval.judge.sequential import BaselineStop, EarlyStop, Exchange, Figure, references
 from eval.judge.verdict import JUDGED_PRECISION
@@ -23,11 +23,10 @@ from eval.measure.journal import Records
 from eval.models import Subject
 from eval.processes import Group
 
-KS = (1, 5)
 ROUND = 8  # batches that each process measures between two merges
 
 
-class Stopper:
+class SequentialStopper:
     """Ends a run as soon as its outcome is certain.
 
     Args:
@@ -156,7 +155,7 @@ def _correct(records: Records, figure: Figure) -> NDArray[np.bool_]:
 
 def stopper_for(
     group: Group, subject: Subject, valset: ValSet, baseline: Result | None, precision: str
-) -> Stopper:
+) -> SequentialStopper:
     """Choose the sequential tests that apply to a run.
 
     Args:
@@ -184,7 +183,7 @@ def stopper_for(
             "--stop-early has nothing to compare this run with.\nIt needs the whole validation set "
             "in fp32 and a reference with a tolerance, or a --baseline with predictions."
         )
-    return Stopper(group, tests)
+    return SequentialStopper(group, tests)
 
 
 def _baseline_test(

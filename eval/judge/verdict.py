@@ -146,7 +146,7 @@ def judge(
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """All that the verdict of a form depends on, as counted in a run or as written in a summary.
 
     Attributes:
@@ -170,7 +170,7 @@ class Facts:
     stopped: str = ""
 
 
-def decide(facts: Facts) -> tuple[Verdict, str]:
+def decide(facts: RunFacts) -> tuple[Verdict, str]:
     """The verdict of a form, and why: the first reason that applies.
 
     By this, a run gets its verdict, and a summary that is read may have it.
@@ -270,7 +270,7 @@ def _judge_form(case: _Case, form: str) -> FormResult:
     correct = {k: measured.scores[form].correct(k) for k in (1, TOP)}
     expected = expected_counts(reference, whole) if reference else {}
     tolerance = compared_with(case.published, case.preprocess)[1] if case.is_val else None
-    facts = Facts(
+    facts = RunFacts(
         images=images,
         whole=whole,
         bad=len(measured.bad),

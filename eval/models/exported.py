@@ -25,7 +25,7 @@ from eval.request import Request
 if TYPE_CHECKING:
     from eval.images.preprocess import Preprocess
 
-FORM = "exported"
+EXPORTED = "exported"
 
 
 class ExportedSource(RequestedImages):
@@ -76,11 +76,11 @@ class ExportedSource(RequestedImages):
             files=tuple(
                 replace(file, path=path.parent / file.path.relative_to(folder)) for file in read
             ),
-            forms={FORM: copy},
+            forms={EXPORTED: copy},
             preprocess=choose_preprocess(self),
             published=published_of(self),
-            params={FORM: None},
-            macs={FORM: None},
+            params={EXPORTED: None},
+            macs={EXPORTED: None},
             precision=precision_of(copy),
         )
         weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)

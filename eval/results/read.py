@@ -25,7 +25,7 @@ from eval.images.labels import examples
 from eval.judge.result import SCORED, Predictions, Result, Row
 from eval.judge.verdict import (
     JUDGED_PRECISION,
-    Facts,
+    RunFacts,
     Verdict,
     decide,
     expected_correct,
@@ -118,7 +118,9 @@ def _read_folder(source: str, folder: Path) -> Result:
             "Give a history as a file: FILE, or FILE#RUN_ID for one of its runs."
         )
     path = folder / PREDICTIONS_FILE
-    classes = read_classes(folder / PER_CLASS_FILE) if (folder / PER_CLASS_FILE).exists() else None
+    classes = (
+        read_per_class(folder / PER_CLASS_FILE) if (folder / PER_CLASS_FILE).exists() else None
+    )
     number = None if classes is None else len(classes)
     predictions = read_predictions(path, number) if path.exists() else None
     if predictions:
@@ -187,7 +189,7 @@ def _brief(run: tuple[Any, ...], forms: Mapping[str, tuple[Any, ...]]) -> str:
     return printable(f"{', '.join(map(str, run))} ({'; '.join(said)})")[:200]
 
 
-def read_classes(path: Path) -> ClassList:
+def read_per_class(path: Path) -> ClassList:
     """The classes of a ``per_class.csv``.
 
     Raises:
@@ -358,7 +360,7 @@ def _possible_verdicts(row: Row) -> dict[Verdict, str]:
     for stopped, largest, precision in itertools.product(
         ("", "certain"), (_LARGEST_LOGIT, 0.0), precisions
     ):
-        facts = Facts(
+        facts = RunFacts(
             images=row.images,
             whole=row.images_expected,
             bad=row.bad_images,
