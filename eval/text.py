@@ -163,5 +163,6 @@ def table(name: object, text: str, error: type[EvalError]) -> tuple[list[str], l
                 raise error(f"{name} has more than {_MOST_ROWS:,} rows.\n{again}")
             rows.append(row)
     except csv.Error as found:
-        raise error(f"{name}, line {reader.line_num}: not CSV ({found}).\n{again}") from found
+        where = f"{name} cannot be read: line {reader.line_num}"
+        raise error(f"{where} is not CSV ({found}).\n{again}") from found
     return header, rows

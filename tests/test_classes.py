@@ -297,8 +297,8 @@ ROWS = (
         ("a\\b\n", (", line 1 has the path a\\b instead of the name of a folder."
          f"\n{ROWS}")),
         (".a b\n", f", line 1 has .a: hidden folders, '.' and '..' are not classes.\n{ROWS}"),
-        ("a b\0\n", f", line 1 has characters that cannot be printed: 'a b\\x00'.\n{ROWS}"),
-        ("a\0 b\n", f", line 1 has characters that cannot be printed: 'a\\x00 b'.\n{ROWS}"),
+        ("a b\0\n", f", line 1 has characters that cannot be printed: a b\\x00.\n{ROWS}"),
+        ("a\0 b\n", f", line 1 has characters that cannot be printed: a\\x00 b.\n{ROWS}"),
         (b"\xff", f" is not a UTF-8 text file.\n{ROWS}"),
     ],
 )  # fmt: skip

@@ -500,7 +500,7 @@ def test_a_tolerance_gates_a_figure_that_is_otherwise_for_information(
 def test_a_crash_does_not_look_like_a_difference(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("eval.jobs.score.open_valset", crash)

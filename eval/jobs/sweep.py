@@ -192,7 +192,7 @@ def fill_cache(requests: Sequence[Request], progress: Observer) -> ImageSet:
     """
     first = requests[0]
     assert first.data is not None
-    valset = open_data(first, Path(first.data), open_source(first).image_set)
+    valset = open_data(first, Path(first.data))
     if first.limit is not None:
         valset = valset.limited(first.limit)
     pipelines = {}

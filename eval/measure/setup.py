@@ -62,25 +62,24 @@ def open_images(
     """
     root = source.images(folder, progress) if group.is_first else None
     group.wait()
-    root = root or source.images(folder, progress)  # made by the first process
+    root = root or source.images(folder, progress)  # made by the first
     return open_data(source.request, root, source.image_set)
 
 
-def open_data(request: Request, root: Path, stated: ImageSet | None = None) -> ValSet:
+def open_data(request: Request, root: Path, image_set: ImageSet | None = None) -> ValSet:
     """A validation set, with the classes and labels that a request names.
 
     Args:
-        request: names them.
-        root: where the images are.
-        stated: which set they are; None: as the request says, if it does.
+        request: it also says what the images are.
+        root: where they are.
+        image_set: what they are, where the request does not know.
 
     Raises:
         DataError: there is none, or it cannot be what it should be.
     """
     classes = read_classes(Path(request.classes)) if request.classes else None
     labels = Path(request.labels) if request.labels else None
-    if stated is None and request.image_set:
-        stated = STATED[request.image_set]
+    stated = STATED[request.image_set] if request.image_set else image_set
     return open_valset(root, labels, classes, stated)
 
 

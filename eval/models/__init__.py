@@ -114,7 +114,7 @@ class Source(Protocol):
         name: its name in the reports.
         published: its published accuracy, and the tolerance.
         backend: the backend used by default.
-        image_set: what the images are said to be, where they do not show it.
+        image_set: what its own images are; None for those of the request.
     """
 
     request: Request
@@ -211,16 +211,10 @@ class RequestedImages:
     """Base class of the sources that are evaluated on the validation set of the request."""
 
     backend = "torch"
+    image_set: ImageSet | None = None
 
     def __init__(self, request: Request) -> None:
         self.request = request
-
-    @property
-    def image_set(self) -> ImageSet | None:
-        """What the request states about the images."""
-        from eval.images.sets import STATED
-
-        return STATED[self.request.image_set] if self.request.image_set else None
 
     def images(self, folder: Path, observer: Observer) -> Path:  # noqa: ARG002
         """The validation set of the request."""
