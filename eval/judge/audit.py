@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.backends.precision import computed_in
 from eval.metrics import CONFIDENCE, Scores, largest_number_wrong
 from eval.text import printable
 
@@ -46,7 +47,7 @@ def answer(scores: Scores, row: int) -> Answer:
 
 def noise_of(precision: str) -> float:
     """How far a logit may be off, relative to the largest one; that of fp32 where unknown."""
-    return NOISE.get(precision, NOISE["fp32"])
+    return NOISE.get(computed_in(precision), NOISE["fp32"])
 
 
 def rankings_differ(written: Scores, measured: Scores) -> NDArray[np.bool_]:

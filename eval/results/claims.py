@@ -26,7 +26,7 @@ from eval.judge.audit import WRITTEN, contradictions_of_rows, nll_bounds
 from eval.judge.result import Predictions, Row
 from eval.judge.verdict import gravest
 from eval.metrics import TOP, Scores
-from eval.results.read import read_predictions, read_rows
+from eval.results.read import read_predictions, read_rows, read_table
 from eval.results.record import Record
 from eval.results.schema import (
     BAD_IMAGES_FILE,
@@ -336,11 +336,7 @@ def _of_classes(path: Path, record: Record) -> Iterator[str]:
     if not path.is_file():
         return
     expected = list(csv.DictReader(io.StringIO(per_class_table(record).to_csv(index=False))))
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            written = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read: {error}.") from error
+    written = _table(path)
     if len(written) != len(expected):
         yield f"{path.name} has {len(written)} classes, the model {len(expected)}"
         return
@@ -359,15 +355,14 @@ def _of_classes(path: Path, record: Record) -> Iterator[str]:
         yield f"{path.name} is not that of the rows: {examples(other)}"
 
 
+def _table(path: Path) -> list[dict[str, str]]:
+    header, rows = read_table(path)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
 def _of_bad_images(claims: Claims, record: Record) -> Iterator[str]:
     path = claims.folder / BAD_IMAGES_FILE
-    listed: set[str | None] = set()
-    if path.is_file():
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                listed = {row.get("path") for row in csv.DictReader(file)}
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"{path} cannot be read: {error}.") from error
+    listed = {row.get("path") for row in _table(path)} if path.is_file() else set()
     if listed != {claims.predictions.paths[index] for index in record.measured.bad}:
         yield f"{path.name} does not list the images without a prediction"
 
