@@ -82,10 +82,8 @@ def _main(arguments: Sequence[str], kept: list[Path], done: list[Evaluation]) ->
         from eval.results.regression_report import text
 
         print(f"\n{text(evaluation.comparisons, (str(request.baseline), str(request.output)))}")
-    for problem in evaluation.problems:
+    for problem in filter(None, (*evaluation.problems, evaluation.judgment.disagreement)):
         print(f"error: {printable_lines(str(problem))}", file=sys.stderr)
-    if evaluation.judgment.disagreement:
-        print(f"error: {printable_lines(evaluation.judgment.disagreement)}", file=sys.stderr)
     _explain(evaluation, request, args)
     return evaluation.exit_code
 

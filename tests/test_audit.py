@@ -96,6 +96,7 @@ def result(images: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
     """A real run of the small network, both forms."""
     folder = tmp_path_factory.mktemp("run") / "result"
     words = ["--data", str(images), "--variant", "small", "--weights", str(weights)]
+    words += ["--image-set", "val"]
     assert eval.imagenet.main([*words, "--output", str(folder), "--quiet"]) == 0
     return folder
 

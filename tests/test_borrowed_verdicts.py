@@ -351,7 +351,7 @@ def test_a_lost_stdout_loses_neither_the_verdict_nor_the_history(
     own = config(tmp_path, top1=top1, tolerance=0)
     words = [sys.executable, "-m", "eval.imagenet", "--data", val, "--config", own]
     words += ["--weights", weights, "--output", tmp_path / "out", "--forms", "unfused", "--quiet"]
-    words += ["--history", tmp_path / "history.csv"]
+    words += ["--history", tmp_path / "history.csv", "--image-set", "val"]
     line = f"{{ {shlex.join(map(str, words))}; echo $? > {tmp_path / 'code'}; }} {redirection}"
     ran = subprocess.run(
         ["sh", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False

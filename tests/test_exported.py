@@ -218,7 +218,7 @@ def test_a_sweep_is_one_table(
     weights: Path, made: Path, val_folder: MakeVal, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    words = ["--data", str(val_folder(FILES)), "--variant", "small"]
+    words = ["--data", str(val_folder(FILES)), "--variant", "small", "--image-set", "val"]
     words += [
         "--weights",
         str(weights),

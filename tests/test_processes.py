@@ -111,6 +111,7 @@ def test_a_rank_that_a_cluster_left_hides_no_verdict(
     )
     words = ["--data", str(val_folder(FILES)), "--config", str(config), "--weights", str(weights)]
     words += ["--output", str(tmp_path / "out"), "--quiet", "--forms", "reparameterized"]
+    words += ["--image-set", "val"]
     if rank == "1":  # as a user starts it
         shown = start("eval.imagenet", *words)
         code, out = shown.returncode, shown.stdout

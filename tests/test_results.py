@@ -154,7 +154,7 @@ def _replace(old: str, new: str) -> Callable[[str], str]:
         (_replace(sha256("images"), ""), "dataset_sha256: '' is not a SHA-256"),
         (_replace(sha256("weights"), "abc"), "weights_sha256: 'abc' is not a SHA-256"),
         (_replace("base-1", ""), "run_id: '' is empty"),
-        (_replace('"a, b', '"a, "b'), "cannot be read|is cut off|columns"),
+        (_replace('"a, b', '"a, "b'), "cannot be read|not CSV|is cut off|columns"),
     ],
 )
 def test_a_damaged_summary_is_refused(

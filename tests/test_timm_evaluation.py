@@ -20,7 +20,7 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 
 from eval.errors import ModelError, UsageError
-from eval.imagenet import _parser, main, to_request
+from eval.imagenet import main
 from eval.images.classes import imagenet_classes
 from eval.models.timm import forms_of, load_model, preprocess_of, published, timm_variant
 
@@ -240,9 +240,11 @@ def test_a_form_that_timm_has_not(photos: Path, files: dict[str, Path], tmp_path
         (["--model", "torchvision:resnet18", "--timm-results", "x.csv"], "only applies to timm"),
     ],
 )
-def test_options_that_do_not_go_together(words: list[str], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        to_request(_parser().parse_args(["--data", "val", *words]), words)
+def test_options_that_do_not_go_together(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", "val", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_weights_that_cannot_be_used(tmp_path: Path, files: dict[str, Path]) -> None:
@@ -302,14 +304,15 @@ def test_timms_result_is_shown_and_not_compared(
         "test_efficientnet.r160_in1k,192,46.426,53.574,71.128,28.872,0.36,1.0,bicubic\n"
     )
     output = tmp_path / "out"
-    assert run(SMALL, photos, files[SMALL], output, "--timm-results", str(table)) == 0
+    words = ["--timm-results", str(table), "--image-set", "val"]
+    assert run(SMALL, photos, files[SMALL], output, *words) == 0
     shown = capsys.readouterr().out
     assert "46.426" in shown
     assert "71.128" in shown
     assert "results-imagenet.csv: 192 pixels, crop_pct 1.0, bicubic" in shown
     page = (output / "report.html").read_text()
     assert "46.4" in page
-    assert "timm&#39;s test_efficientnet.r160_in1k on the ImageNet validation set" in page
+    assert "timm&#39;s test_efficientnet.r160_in1k on ILSVRC2012 validation as stated by" in page
     assert rows_of(output / "summary.csv")[0]["reference_top1"] == ""
 
 

@@ -162,6 +162,7 @@ def test_models_with_auxiliary_heads_keep_their_input_transform(name: str, tmp_p
 def output(val_folder: MakeVal, tmp_path: Path) -> Path:
     words = ["--data", str(val_folder(FILES)), "--model", "torchvision:resnet18"]
     words += ["--weights", str(_saved(tmp_path)), "--output", str(tmp_path / "out"), "--quiet"]
+    words += ["--image-set", "val"]
     assert main(words) == 0
     return tmp_path / "out"
 
