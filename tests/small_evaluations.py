@@ -35,7 +35,7 @@ def counted(top1: int, top5: int, images: int = 50_000, **changes: Any) -> Measu
     scores.rank[:top5] = 3
     scores.rank[:top1] = 0
     samples = (Sample("n01440764/x.JPEG", 0),) * images
-    valset = ValSet(Path("x"), "x", samples, lambda _: b"", Path, VAL)
+    valset = ValSet(Path("x"), "x", samples, lambda _: b"", VAL)
     values: dict[str, Any] = {
         "valset": valset,
         "scores": {"unfused": scores},
@@ -73,7 +73,7 @@ def random_measurement(
         Sample(f"{synsets[label]}/photo_{i:05d}.JPEG", int(label)) for i, label in enumerate(labels)
     )
     return Measurement(
-        valset=ValSet(Path("/data/val"), "1000 synset folders", samples, read, Path, VAL),
+        valset=ValSet(Path("/data/val"), "1000 synset folders", samples, read, VAL),
         scores={
             form: Scores(rank.copy(), top.copy(), prob.copy(), scores.nll.copy()) for form in forms
         },

@@ -53,9 +53,7 @@ def seen(images: int, *, copies: int = 0) -> Survey:
     """A survey of official images, of which the last few have the bytes of the first."""
     samples = [Sample(name(n), label) for n, label in enumerate(official_labels(), 1)][:images]
     digests = [f"{i:064x}" for i in range(images - copies)] + [f"{0:064x}"] * copies
-    valset = ValSet(
-        Path("set"), "flat files", tuple(samples), lambda path: path.encode(), Path, VAL
-    )
+    valset = ValSet(Path("set"), "flat files", tuple(samples), lambda path: path.encode(), VAL)
     return Survey(valset, [Look(digest, "", ()) for digest in digests])
 
 

@@ -262,7 +262,7 @@ def test_only_images_of_imagenets_classes_can_be_stated(others: dict[str, object
 
 def copied(images: int, copies: int) -> tuple[ValSet, list[str]]:
     samples = tuple(Sample(name(n), 0) for n in range(1, images + 1))
-    valset = ValSet(Path("x"), "x", samples, str.encode, Path, VAL)
+    valset = ValSet(Path("x"), "x", samples, str.encode, VAL)
     return valset, [f"{max(0, i - copies):064x}" for i in range(images)]
 
 
@@ -424,7 +424,7 @@ def test_the_order_of_official_images_is_that_of_their_names(tmp_path: Path) -> 
 def test_files_of_one_name_are_shuffled_too() -> None:
     paths = [f"{row.folder}/0.JPEG" for row in IMAGENET.rows]
     samples = tuple(Sample(path, label) for label, path in enumerate(paths))
-    valset = ValSet(Path("x"), "x", samples, str.encode, Path)
+    valset = ValSet(Path("x"), "x", samples, str.encode)
     labels = [valset.samples[i].label for i in valset.shuffled()]
     by_hand = sorted(range(1000), key=lambda i: hashlib.sha256(paths[i].encode()).digest())
     assert labels == by_hand
@@ -534,7 +534,6 @@ def test_shards_of_webdataset(tmp_path: Path) -> None:
     assert {s.name: valset.read(s.path) for s in valset.samples} == {
         name(n): jpeg(n) for n in range(1, 7)
     }
-    assert valset.file_of(valset.samples[5].path).name == "imagenet1k-validation-02.tar"
     assert valset.image_set is VAL
     tar(tmp_path / "wds" / "imagenet1k-validation-03.tar", dict(files[:2]))
     assert "contains ILSVRC2012_val_00000001.cls twice" in refusal(tmp_path / "wds")

@@ -219,7 +219,7 @@ def measured(image_set: image_sets.ImageSet, images: int) -> Measurement:
     scores = Scores.empty(images)
     scores.rank[:] = 0
     samples = (Sample("0/x.jpeg", 0),) * images
-    valset = ValSet(Path("x"), "x", samples, lambda _: b"", Path, image_set)
+    valset = ValSet(Path("x"), "x", samples, lambda _: b"", image_set)
     return Measurement(valset, {"unfused": scores}, np.zeros(images), 10.0, [""] * images, 1.0)
 
 

@@ -79,7 +79,6 @@ class ValSet:
         samples: the images; an image's index is its position here.
         read: gives the bytes of a file, by the `path` of its sample, in any thread; raises
             `UnreadableImage`.
-        file_of: gives the file on disk that holds an image, by the same `path`.
         image_set: which set of images it is, or is part of.
         classes: what a label is an index of.
     """
@@ -88,7 +87,6 @@ class ValSet:
     layout: str
     samples: tuple[Sample, ...]
     read: Callable[[str], bytes]
-    file_of: Callable[[str], Path]
     image_set: ImageSet = UNIDENTIFIED
     classes: ClassList = IMAGENET
 
@@ -316,9 +314,7 @@ def _assemble(
         *([f"without {examples(others)}"] if others else []),
         *_empty_classes(samples, classes),
     ]
-    return ValSet(
-        root, ", ".join(parts), tuple(samples), listing.read, listing.file_of, image_set, classes
-    )
+    return ValSet(root, ", ".join(parts), tuple(samples), listing.read, image_set, classes)
 
 
 def _check_stated(root: Path, shown_set: ImageSet, stated: ImageSet | None) -> ImageSet:

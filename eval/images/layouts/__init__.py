@@ -55,7 +55,6 @@ class Listing:
         label_of: path, with forward slashes, to the label that the layout gives, if any.
         labeled_by: what gives those labels.
         read: bytes of an image, from any thread; raises `UnreadableImage`.
-        file_of: the file on disk that holds an image.
         numbered: whether its folders are 0 to 999 instead of synsets.
         beside: path of an image to files of its name that may say its label
             (eval/images/sidecars.py); `read` gives their bytes.
@@ -68,7 +67,6 @@ class Listing:
     label_of: Mapping[str, int | None]
     labeled_by: str
     read: Callable[[str], bytes]
-    file_of: Callable[[str], Path]
     numbered: bool = False
     beside: Mapping[str, Sequence[str]] = field(default_factory=dict)
     others: Sequence[str] = ()
@@ -88,7 +86,7 @@ class Tree:
         root: for messages.
         paths: of the files, relative to the folder that holds the validation set.
         folders: names of the folders at the top.
-        read, file_of: see `Listing`.
+        read: see `Listing`.
         start: the first bytes of a file.
         words: what comes before the words of the layout, such as ``tar of``.
         where: what comes after them.
@@ -100,7 +98,6 @@ class Tree:
     folders: Set[str]
     read: Callable[[str], bytes]
     start: Callable[[str], bytes]
-    file_of: Callable[[str], Path]
     words: str = ""
     where: str = ""
     same_as: Mapping[str, str] = field(default_factory=dict)
@@ -165,7 +162,6 @@ def arrange(tree: Tree, classes: ClassList) -> Listing:
         label_of,
         "folders",
         tree.read,
-        tree.file_of,
         numbered,
         beside,
         others,

@@ -50,9 +50,7 @@ def list_folder(folder: Path, classes: ClassList) -> Listing:
                 "of classes.\nGive the folder that holds the validation set and nothing else."
             )
         paths += others
-    tree = Tree(
-        folder, paths, folders, partial(_read, folder), partial(_start, folder), folder.joinpath
-    )
+    tree = Tree(folder, paths, folders, partial(_read, folder), partial(_start, folder))
     return arrange(tree, classes)
 
 

@@ -95,7 +95,6 @@ def list_parquet(root: Path, shards: Sequence[Path], classes: ClassList) -> List
         label_of,
         "label column",
         _RowGroups(place_of),
-        lambda path: place_of[path].shard,
     )
 
 

@@ -95,7 +95,6 @@ def list_tars(root: Path, tars: Sequence[Path], classes: ClassList) -> Listing:
         folders,
         _Reader(inside),
         _Reader(inside, START),
-        lambda path: inside[path].tar,
         f"{len(tars)} tars of " if len(tars) > 1 else "tar of ",
         f" in {top}" if len(inside) < len(place_of) else "",
         {

@@ -64,7 +64,6 @@ def list_zip(path: Path, classes: ClassList) -> Listing:
         tops,
         partial(read, -1),
         partial(read, START),
-        lambda _: path,
         "zip of ",
         f" in {top}" if len(inside) < len(files) else "",
     )
