@@ -78,6 +78,17 @@ def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr("eval.results.plots._render", lambda *_, **__: Markup("<svg />"))
 
 
+# Tests that look at how a lowered graph is judged, or at what it computes.
+LOWERED = ("test_lowering.py", "test_backends.py", "test_oracle.py", "test_torch_tools.py")
+
+
+@pytest.fixture(autouse=True)
+def _no_float64(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The float64 answers that a lowered graph is judged by take a quarter of a run's start."""
+    if request.path.name not in LOWERED:
+        monkeypatch.setattr("eval.backends.pytorch._distances", lambda *_: [0.0, 0.0])
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)

@@ -264,6 +264,7 @@ def test_half_precision_that_overflows(answers: KnownAnswers, valset: ValSet) ->
     assert named(findings) == {"precision": "fp32"}
 
 
+@pytest.mark.slow
 def test_two_mistakes_at_once(answers: KnownAnswers, valset: ValSet) -> None:
     trials = {t.name: t for t in single_trials(answers.bench, answers.as_is, TABLE)}
     half = trials["normalization: half"].setup

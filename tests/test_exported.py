@@ -347,6 +347,7 @@ def test_a_precision_that_openvino_would_replace_is_refused(made: Path) -> None:
                 create_predictor(*words, precision, batch_size=1, workers=1)
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_and_draws_the_latency(
     val_folder: MakeVal, weights: Path, tmp_path: Path
 ) -> None:

@@ -298,7 +298,12 @@ def test_results_on_stdout_progress_on_stderr(
 
 
 @pytest.mark.parametrize(
-    "kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+    "kind",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_continues_to_the_same_bytes(
     val_folder: MakeVal, weights: Path, tmp_path: Path, kind: signal.Signals
@@ -469,6 +474,7 @@ def rank_processes(output: Path) -> dict[int, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+@pytest.mark.slow  # `test_a_killed_run_continues_to_the_same_bytes` has a process alone
 def test_a_rank_that_dies_ends_the_run_and_loses_nothing(
     val_folder: MakeVal, weights: Path, tmp_path: Path
 ) -> None:

@@ -428,7 +428,7 @@ def test_nothing_native_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out == "result\n"
 
 
-@pytest.mark.parametrize("opset", ["1", "99"])
+@pytest.mark.parametrize("opset", ["1", pytest.param("99", marks=pytest.mark.slow)])
 def test_an_opset_that_would_not_be_written_is_refused(
     opset: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,7 +113,7 @@ def test_float32_is_exact_and_put_back(first: str, restored: None) -> None:
 
 
 @new_switches
-@pytest.mark.parametrize("value", ["none", "bf16"])
+@pytest.mark.parametrize("value", [pytest.param("none", marks=pytest.mark.slow), "bf16"])
 def test_torch_as_it_starts_is_put_back(value: str) -> None:
     """Its convolutions begin with a value that no setter gives them again."""
     code = (
