@@ -26,6 +26,7 @@ from eval.progress import ignore
 from eval.results.folder import OutputFolder
 
 Run = Callable[..., int]
+BOTH = "unfused,reparameterized"
 
 
 @pytest.fixture
@@ -49,9 +50,12 @@ def config(folder: Path, top1: float = 0.0, images: int = 4, tolerance: int = 4)
 def run(val: Path, weights: Path, tmp_path: Path) -> Run:
     """The command on four images; the last value of an option that is given again counts."""
 
-    def run(output: str, *more: str | Path, configuration: Path | None = None) -> int:
+    def run(
+        output: str, *more: str | Path, configuration: Path | None = None, forms: str = "unfused"
+    ) -> int:
         words = ["--data", val, "--config", configuration or config(tmp_path)]
         words += ["--image-set", "val", "--weights", weights]
+        words += ["--forms", forms] if forms else []
         words += ["--output", tmp_path / output, "--quiet", *more]
         return main([str(word) for word in words])
 
@@ -86,10 +90,10 @@ def test_forms_that_disagree_pass_nowhere(
     run: Run, disagreeing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     history = tmp_path / "history.csv"
-    assert run("fine") == 0
+    assert run("fine", forms=BOTH) == 0
     assert verdicts(tmp_path / "fine") == {"PASS"}, "the configuration lets all else pass"
     capsys.readouterr()
-    assert run("out", "--weights", disagreeing, "--history", history) == 5
+    assert run("out", "--weights", disagreeing, "--history", history, forms=BOTH) == 5
     shown = capsys.readouterr()
     assert shown.out.count("DISAGREE  ") == 2
     assert "PASS" not in shown.out
@@ -121,13 +125,14 @@ def test_a_comparison_that_fails_at_the_end_hides_no_verdict(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Other images than the baseline's: known only once they are hashed."""
-    assert run("base") == 0
+    forms = BOTH if verdict == "DISAGREE" else "unfused"
+    assert run("base", forms=forms) == 0
     image = val / "n15075141" / "d.JPEG"
     image.write_bytes(jpeg(np.full((60, 60, 3), 90, np.uint8)))
     failing = config(tmp_path, top1=100.0, tolerance=0)
     more: dict[str, Any] = {"configuration": failing} if verdict == "FAIL" else {}
     words = ["--weights", disagreeing] if verdict == "DISAGREE" else []
-    assert run("out", *words, "--baseline", tmp_path / "base", **more) == code
+    assert run("out", *words, "--baseline", tmp_path / "base", forms=forms, **more) == code
     assert verdicts(tmp_path / "out") == {verdict}
     assert "error: " in capsys.readouterr().err, "the comparison that failed is named, too"
 
@@ -172,6 +177,7 @@ def test_a_run_that_fails_leaves_no_earlier_pass(
     assert verdicts(output) == {"PASS"}
     files = {path.name for path in output.iterdir()}
     again = ["--data", str(val), "--weights", str(weights), "--output", str(output), "--quiet"]
+    again += ["--forms", "unfused"]
     if "--variant" not in words:
         again += ["--config", str(config(tmp_path))]
     assert main([*again, *words]) == code
@@ -220,7 +226,7 @@ def test_an_xml_without_its_bin_says_what_is_missing(
     openvino_files.with_suffix(".bin").unlink()
     with pytest.raises(ModelError, match=r"m\.bin"):
         exported_sha256(openvino_files)
-    assert run("out", "--weights", openvino_files) == 4
+    assert run("out", "--weights", openvino_files, forms="") == 4
     error = capsys.readouterr().err
     assert "m.bin" in error
     assert "beside" in error
@@ -371,7 +377,7 @@ def test_all_images_bad_in_both_forms(
 ) -> None:
     for path in val.glob("*/*"):
         path.write_bytes(b"no image")
-    assert run("out", "--on-bad-image", "record") == 3
+    assert run("out", "--on-bad-image", "record", forms=BOTH) == 3
     assert "INCOMPLETE" in capsys.readouterr().out
     assert verdicts(tmp_path / "out") == {"INCOMPLETE"}
     assert len(rows_of(tmp_path / "out" / "bad_images.csv")) == 4

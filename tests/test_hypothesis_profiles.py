@@ -26,14 +26,22 @@ def test_number(number):
 """
 
 
+PLUGINS = [
+    word
+    for name in ("_hypothesis_pytestplugin", "xdist", "hypothesis_profiles")
+    for word in ("-p", name)
+]
+
+
 def drawn(folder: Path, *options: str, profile: str | None = None) -> tuple[str, list[str]]:
     """The examples of a run, and the options that it prints to repeat them."""
     (folder / "test_number.py").write_text(MODULE)
     environment = {name: v for name, v in os.environ.items() if "HYPOTHESIS" not in name}
     environment |= {"PYTHONPATH": str(ROOT / "tests"), "PYTEST_ADDOPTS": ""}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # importing all of them takes seconds
     environment |= {"HYPOTHESIS_PROFILE": profile} if profile else {}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "hypothesis_profiles", *options],
+        [sys.executable, "-m", "pytest", *PLUGINS, *options],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

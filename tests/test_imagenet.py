@@ -118,7 +118,8 @@ def test_limit_is_nested_and_says_partial(
     data = val_folder(FILES)
     paths = []
     for n in (1, 2, 3, 9):
-        assert main(arguments(data, weights, tmp_path / str(n), "--limit", str(n))) == 0
+        words = arguments(data, weights, tmp_path / str(n), "--forms", "unfused")
+        assert main([*words, "--limit", str(n)]) == 0
         paths.append({row["path"] for row in rows_of(tmp_path / str(n) / "predictions.csv")})
         assert rows_of(tmp_path / str(n) / "summary.csv")[0]["verdict"] == "PARTIAL"
     assert [len(p) for p in paths] == [1, 2, 3, 4]
@@ -308,7 +309,7 @@ def test_results_on_stdout_progress_on_stderr(
 def test_a_killed_run_continues_to_the_same_bytes(
     val_folder: MakeVal, weights: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
-    data = many(val_folder, 120)
+    data = many(val_folder, 60)
     whole = arguments(data, weights, tmp_path / "whole", "--batch-size", "2")
     assert main(whole) == 0
     words = arguments(data, weights, tmp_path / "out", "--batch-size", "2")
@@ -336,7 +337,7 @@ def test_a_killed_run_continues_to_the_same_bytes(
         expected = (tmp_path / "whole" / name).read_bytes()
         assert (tmp_path / "out" / name).read_bytes() == expected
     run = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert 0 < run["images_measured_now"] < 120
+    assert 0 < run["images_measured_now"] < 60
 
 
 def test_an_unfinished_run_of_other_weights_is_refused(

@@ -20,6 +20,7 @@ from eval.measure import engine
 from eval.metrics import rank_of_label
 
 FORMS = ("unfused", "reparameterized")
+STEP = 4  # every fourth photo; `test_the_command` counts over all of them
 # Each once: `test_the_command` has both forms, and other tests that they are the same.
 CASES = [
     ("torchvision", "reparameterized"),
@@ -43,7 +44,7 @@ def oracle(shared: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(("preprocess", "form"), CASES)
-def test_logits_and_counts(
+def test_logits_and_ranks(
     preprocess: str,
     form: str,
     model: pplcnet.PPLCNetV2,
@@ -55,18 +56,15 @@ def test_logits_and_counts(
     predictor = TorchPredictor({form: used}, crop, torch.device("cpu"))
     valset = open_valset(shared / "imagenet-sample" / "val")
     batches = []
-    for batch in engine._batches(np.arange(len(valset.samples)), 8):
+    for batch in engine._batches(np.arange(0, len(valset.samples), STEP), 8):
         crops = [crop.crop(valset.read(valset.samples[i].path)) for i in batch]
         batches.append(predictor(np.stack(crops))[form])
-    found, expected = np.concatenate(batches), oracle[preprocess]  # (400, 1000), sorted by path
+    found = np.concatenate(batches)
+    expected = oracle[preprocess][::STEP]  # (100, 1000), sorted by path
     assert np.abs(found - expected).max() < 2e-3
     assert np.array_equal(found.argmax(axis=1), expected.argmax(axis=1))
-    ranks = rank_of_label(found, oracle["label"])
-    counts = json.loads((shared / "oracle" / "counts.json").read_text())[preprocess]
-    assert {
-        "top1_correct": int((ranks < 1).sum()),
-        "top5_correct": int((ranks < 5).sum()),
-    } == counts
+    labels = oracle["label"][::STEP]
+    assert np.array_equal(rank_of_label(found, labels), rank_of_label(expected, labels))
 
 
 def test_without_the_dropout_factor_the_logits_are_wrong(

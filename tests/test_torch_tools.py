@@ -16,9 +16,11 @@ from torch.jit import _recursive
 
 import pplcnet
 
-VARIANTS = ("small", "base", pytest.param("large", marks=pytest.mark.slow))
+VARIANTS = ("small", *(pytest.param(v, marks=pytest.mark.slow) for v in ("base", "large")))
 FORMS = ["unfused", "reparameterized"]
-TIMM_MODELS = ["pplcnetv2_small", "pplcnetv2_base", "pplcnetv2_large"]
+TIMM_MODELS = ["pplcnetv2_small", *(
+    pytest.param(f"pplcnetv2_{size}", marks=pytest.mark.slow) for size in ("base", "large")
+)]  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")  # deprecated, and still in use
 
@@ -103,6 +105,7 @@ def test_compile(variant: str, form: str) -> None:
     same_answers(torch.compile(model), model, equal=False)
 
 
+@pytest.mark.slow  # test_backends compiles the deploy form
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
 def test_compile_the_branches() -> None:
     """The part of the network that is written with other tools in mind, compiled in seconds."""

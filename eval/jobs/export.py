@@ -78,6 +78,7 @@ def export(asked: Export, progress: Observer = ignore) -> None:
         folder = Path(name)
         subject, form = _subject(asked)
         model = _with_images(asked, subject, form)
+        calibration = _calibration(asked, model, folder, progress)  # refused before minutes of work
         graph = _onnx_graph(model, asked.opset)
         (folder / "graph.onnx").write_bytes(graph)
         files = {}
@@ -85,16 +86,7 @@ def export(asked: Export, progress: Observer = ignore) -> None:
             files[kind] = make(kind, model, folder)
             compare_with_torch(kind, files[kind], model, progress)
         made = list(files.values())
-        if asked.calibrate:
-            calibration = Calibration.read(
-                model,
-                folder,
-                asked.calibrate,
-                images=asked.calibration_images,
-                method=asked.method,
-                max_drop=asked.max_drop,
-                progress=progress,
-            )
+        if calibration:
             for kind, path in files.items():
                 int8 = BACKENDS[EXPORTS[kind][0]].int8
                 if not int8.methods:
@@ -136,6 +128,22 @@ def _with_images(asked: Export, subject: Subject, form: str) -> Model:
         size = (COMPARED, preprocess.size, preprocess.size, 3)
         crops, shown = np.random.default_rng(0).integers(0, 256, size, np.uint8), "images of noise"
     return Model(model, preprocess, crops, shown, answers("torch", model, preprocess, crops))
+
+
+def _calibration(
+    asked: Export, model: Model, folder: Path, progress: Observer
+) -> Calibration | None:
+    if not asked.calibrate:
+        return None
+    return Calibration.read(
+        model,
+        folder,
+        asked.calibrate,
+        images=asked.calibration_images,
+        method=asked.method,
+        max_drop=asked.max_drop,
+        progress=progress,
+    )
 
 
 def _onnx_graph(model: Model, opset: int) -> bytes:
