@@ -1069,6 +1069,16 @@ def test_notes_by_hand() -> None:
     )
     (comparison,) = compare(before, before)
     assert comparison.notes == ("both are the same run",)
+    one = {"machine": "here", "onnxruntime": "1.23.2", "torch": "2.5.0"}
+    other = {"machine": "there", "onnxruntime": "1.32.0", "torch": "2.6.0", "onnx": "1.9"}
+    (comparison,) = compare(replace(before, environment=one), replace(before, environment=other))
+    assert comparison.notes[1:] == (
+        "machine here -> there",
+        "onnx unknown -> 1.9",
+        "onnxruntime 1.23.2 -> 1.32.0",  # torch has a column
+    )
+    (comparison,) = compare(before, replace(before, environment=other))
+    assert comparison.notes[1:] == ()  # a history says none of it
 
 
 # --- Accepting

@@ -47,6 +47,7 @@ def state() -> dict[str, Any]:
         "matmul": read(torch.get_float32_matmul_precision),
         "cuda.matmul": read(lambda: backends.cuda.matmul.allow_tf32),
         "cudnn": read(lambda: backends.cudnn.allow_tf32),
+        "sums": backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
         "benchmark": (backends.cudnn.benchmark, backends.cudnn.deterministic),
         "enabled": (backends.cudnn.enabled, backends.mkldnn.enabled),
         "deterministic": (
@@ -151,6 +152,9 @@ AMBIENT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "deterministic": applied(lambda: torch.use_deterministic_algorithms(True)),
     "no oneDNN": applied(lambda: setattr(torch.backends.mkldnn, "enabled", False)),
     "flushed": flush_denormals,
+    "exact sums": applied(
+        lambda: setattr(torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False)
+    ),
     "numpy raises": lambda: np.errstate(all="raise"),
     "no SIMD": applied(lambda: cv2.setUseOptimized(False)),
     "truncated": applied(lambda: setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)),
@@ -171,6 +175,14 @@ def test_a_setting_is_as_needed_and_put_back(name: str, restored: None) -> None:
             if name == "device":
                 assert torch.empty(1).device.type == "cpu"
         assert state() == before
+
+
+def test_what_a_runtime_does_to_the_calling_thread_is_put_back() -> None:
+    """Some switch off subnormal numbers in the thread that calls them."""
+    before = state()
+    with exact_settings():
+        torch.set_flush_denormal(True)
+    assert state() == before
 
 
 @new_switches

@@ -267,7 +267,7 @@ def compare(baseline: Result, candidate: Result, asked: Asked = DEFAULTS) -> lis
                 after,
                 paired,
                 checks,
-                _notes(before, after),
+                _notes(before, after) + _other_environment(baseline, candidate),
                 candidate.classes or baseline.classes,
             )
         )
@@ -510,3 +510,15 @@ def _notes(before: Row, after: Row) -> tuple[str, ...]:
         if first != second:
             notes.append(f"{name} {first[:13] or 'unknown'} -> {second[:13] or 'unknown'}")
     return tuple(notes)
+
+
+def _other_environment(baseline: Result, candidate: Result) -> tuple[str, ...]:
+    """The machine and the versions that differ, beside those of `NOTED`."""
+    before, after = baseline.environment, candidate.environment
+    if not before or not after:
+        return ()
+    return tuple(
+        f"{name} {before.get(name) or 'unknown'} -> {after.get(name) or 'unknown'}"
+        for name in sorted((before.keys() | after.keys()) - {*NOTED})
+        if before.get(name, "") != after.get(name, "")
+    )

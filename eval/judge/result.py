@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
@@ -85,9 +85,12 @@ class Result:
         rows: (variant, form) to its row.
         predictions: of all forms, where the folder has them.
         classes: of the model, where the folder has a ``per_class.csv``.
+        environment: the machine, and the versions of what computed, where the folder has a
+            ``run.json``.
     """
 
     source: str
     rows: Mapping[tuple[str, str], Row]
     predictions: Predictions | None = None
     classes: ClassList | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)

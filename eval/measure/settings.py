@@ -168,6 +168,16 @@ SETTINGS: tuple[Setting, ...] = (
     attribute("torch.backends.cudnn.enabled", torch.backends.cudnn, True),
     attribute("torch.backends.cudnn.benchmark", torch.backends.cudnn, False),
     attribute("torch.backends.cudnn.deterministic", torch.backends.cudnn, False),
+    # What fp16 and bf16 sums are computed in: as torch starts.
+    *(
+        attribute(f"torch.backends.cuda.matmul.{name}", torch.backends.cuda.matmul, value)
+        for name, value in (
+            ("allow_fp16_reduced_precision_reduction", True),
+            ("allow_bf16_reduced_precision_reduction", True),
+            ("allow_fp16_accumulation", False),
+        )
+        if hasattr(torch.backends.cuda.matmul, name)  # some are newer than the oldest torch
+    ),
     attribute("torch.backends.mkldnn.enabled", torch.backends.mkldnn, True),
     attribute("torch.backends.mkldnn.deterministic", torch.backends.mkldnn, False),
     _Threads("torch.set_num_threads", 1, torch.get_num_threads, torch.set_num_threads),
@@ -236,9 +246,9 @@ def _plain_thread() -> Iterator[None]:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         smallest = sys.float_info.min
-        if smallest / 2 == 0:
-            torch.set_flush_denormal(False)
-            stack.callback(partial(torch.set_flush_denormal, True))
+        # Put back even where it was off: some runtimes switch it on in the thread that calls them.
+        stack.callback(partial(torch.set_flush_denormal, smallest / 2 == 0))
+        torch.set_flush_denormal(False)
         yield
 
 

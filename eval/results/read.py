@@ -126,9 +126,10 @@ def _read_folder(source: str, folder: Path) -> Result:
     if predictions:
         for row in rows:
             _check_counts(path, row, predictions)
+    environment = {}
     if (folder / RUN_FILE).exists():
-        _check_document(folder / RUN_FILE, rows)
-    return Result(source, dict(zip(keys, rows, strict=True)), predictions, classes)
+        environment = _check_document(folder / RUN_FILE, rows)
+    return Result(source, dict(zip(keys, rows, strict=True)), predictions, classes, environment)
 
 
 def _check_counts(path: Path, row: Row, predictions: Predictions) -> None:
@@ -160,8 +161,8 @@ def _check_counts(path: Path, row: Row, predictions: Predictions) -> None:
             )
 
 
-def _check_document(path: Path, rows: Sequence[Row]) -> None:
-    """A summary and the ``run.json`` beside it must say the same."""
+def _check_document(path: Path, rows: Sequence[Row]) -> dict[str, str]:
+    """A summary and the ``run.json`` beside it must say the same; its machine and versions."""
     try:
         document = json.loads(path.read_bytes())
         results = {result["form"]: result for result in document["results"]}
@@ -170,6 +171,7 @@ def _check_document(path: Path, rows: Sequence[Row]) -> None:
             form: (result["verdict"], result["images"], result["top1"], result["top5"])
             for form, result in results.items()
         }
+        environment = {"machine": document.get("machine", ""), **document.get("versions", {})}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error!r}. The file is damaged.") from error
     whole = rows[0].run_id, gravest([row.verdict for row in rows])
@@ -182,6 +184,7 @@ def _check_document(path: Path, rows: Sequence[Row]) -> None:
             f"{path} and its {SUMMARY_FILE} contradict each other: {_brief(stated, said)} and "
             f"{_brief(whole, written)}.\nThey belong to different runs, or one was edited."
         )
+    return {printable(name): printable(str(value)) for name, value in environment.items()}
 
 
 def _brief(run: tuple[Any, ...], forms: Mapping[str, tuple[Any, ...]]) -> str:
