@@ -57,14 +57,14 @@ class HubSource(TimmSource):
         try:
             config = timm.data.resolve_data_config({}, pretrained_cfg=merged, use_test_size=True)
             recipe = recipe_of(config)
+            if recipe is not None:
+                return Preprocess.of(recipe)
         except (TypeError, ValueError, LookupError, ArithmeticError):
-            recipe = None
-        if recipe is None:
-            raise UsageError(
-                f"{where} no recipe can say the preprocessing of its {CONFIG}.\n"
-                "Name one with --preprocess."
-            )
-        return Preprocess.of(recipe)
+            pass
+        raise UsageError(
+            f"{where} no recipe can say the preprocessing of its {CONFIG}.\n"
+            "Name one with --preprocess."
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _name(folder: Path, config: dict[str, Any]) -> str:
-    """timm's name of the network, with the tag of its weights where timm knows it.
+    """Timm's name of the network, with the tag of its weights where timm knows it.
 
     Raises:
         ModelError: the network is not timm's.
@@ -101,14 +101,14 @@ def _name(folder: Path, config: dict[str, Any]) -> str:
         return tagged if tag and tagged in timm.list_pretrained(f"{plain}.*") else plain
     if isinstance(name, str):
         raise ModelError(
-            f"{folder}: its {CONFIG} names the architecture {ascii(name)}, which timm "
-            f"{timm.__version__} does not have.\nName the model: --variant, or --model LIBRARY:NAME."
+            f"{folder}: its {CONFIG} names the architecture {name!a}, which timm "
+            f"{timm.__version__} does not have.\nName the model with --variant or --model."
         )
     kinds = config.get("architectures") or [config.get("model_type", "unknown")]
     kind = ascii(str(kinds[0] if isinstance(kinds, list) else kinds))[1:-1][:80]
     raise ModelError(
-        f"{folder}: a {kind} of Hugging Face's transformers, whose network and names of tensors are "
-        f"its own.\nExport it, and give the .onnx: optimum-cli export onnx --model {folder} DIR"
+        f"{folder}: a {kind} of Hugging Face's transformers, a network of its own.\n"
+        f"Export it, and give the .onnx: optimum-cli export onnx --model {folder} DIR"
     )
 
 
