@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str]) -> Export:
 def _parser() -> Parser:
     parser = Parser("export", "Export a model for deployment, and compare each file with torch.")
     add = parser.add
-    for name in ("variant", "config", "model", "weights", "classes"):
+    for name in ("variant", "config", "model", "weights", "weights_entry", "classes"):
         add_option(parser, name)
     add("--form", OneOf(FORMS), help="default: reparameterized, where the model has it")
     add(

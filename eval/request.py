@@ -215,6 +215,13 @@ class Request:
             "FILE",
         ),
     )
+    weights_entry: str | None = field(
+        default=None,
+        metadata=_subject(
+            "which of the models in a training checkpoint: state_dict_ema, model_ema, Student, ...",
+            metavar="NAME",
+        ),
+    )
     forms: Sequence[str] | str | None = field(
         default=None,
         metadata=_subject(
@@ -360,6 +367,8 @@ class Request:
             raise UsageError("--config and --variant both name a configuration: use one.")
         if self.model and self.variant:
             raise UsageError("--model and --variant both name a model: use one.")
+        if self.weights_entry and self.weights == "auto":
+            raise UsageError("--weights-entry is of a checkpoint: name that with --weights FILE.")
         if self.timm_results and not (self.model or "").startswith("timm:"):
             raise UsageError("--timm-results only applies to timm models: add --model timm:NAME.")
         if self.classes and self.real_labels:

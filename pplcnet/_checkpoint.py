@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import io
+import json
 import pickle
+import pickletools
 import re
 import struct
+import threading
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from pplcnet._entries import Checkpoint, choose
 from pplcnet._errors import FETCH_AGAIN, SAVE_TENSORS, Refused, WeightsError, one_line, quoted
+from pplcnet._folder import files_of
+from pplcnet._inert import INERT
 from pplcnet._pdparams import read_pdparams
 
 SUFFIXES = (".pdparams", ".safetensors", ".pth", ".pt")
@@ -26,8 +33,14 @@ SUFFIXES = (".pdparams", ".safetensors", ".pth", ".pt")
 _MAX_BYTES = 2**32  # the largest PP-LCNetV2 takes 42 MB
 _TORCH_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6
 _SAFETENSORS_MAX_HEADER = 100_000_000  # the format's own limit
-_WRAPPERS = ("state_dict", "state_dict_ema", "model", "model_ema")
-
+STORED_KEY = "pplcnet.stored"  # of a safetensors file: see `Checkpoint.stored`
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_ENTRIES = ("state_dict", "model", "model_state_dict", "net", "ema", "state_dict_ema", "model_ema")
+KERAS = (
+    "Export it for LiteRT (model.export(DIR), then tf.lite.TFLiteConverter.from_saved_model(DIR)) "
+    "and give the .tflite."
+)
+_LOADING = threading.Lock()
 
 # The exceptions that damaged bytes cause in the parsers: bad numbers and text (ValueError,
 # struct.error), missing stack and table entries (LookupError), wrong types, impossible sizes.
@@ -46,20 +59,36 @@ _DAMAGE = (
 )
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read a `.pdparams`, `.safetensors` or `.pth`/`.pt` file; its content decides which it is.
+def read_checkpoint(path: Path, entry: str = "") -> Checkpoint:
+    """Read a checkpoint of any format; the content of a file decides which it is.
 
     Args:
-        path: the file; its suffix is only used in messages.
+        path: a file, or what `pplcnet._folder.files_of` takes; suffixes are only used in messages.
+        entry: which of the models in it, see `pplcnet._entries.choose`; "" for the only one.
 
     Returns:
-        Tensors by their names in the file, with the shapes and dtypes they have there: on the CPU,
-        contiguous, in native byte order, each in its own memory. If every name begins with
-        `module.`, that prefix is removed.
+        Its tensors have the shapes and dtypes of the file: on the CPU, contiguous, in native byte
+        order, each in its own memory.
 
     Raises:
-        WeightsError: the file is missing, damaged, not a checkpoint, or would need to run code.
+        WeightsError: the file is missing, damaged, not a checkpoint, or would need to run code; or
+            there are several models in it, and none of them is the wanted one.
     """
+    paths = files_of(path)
+    if len(paths) == 1:
+        return _read(paths[0], entry)
+    shards = [_read(each, "", whole=True) for each in paths]
+    tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
+    if len(tensors) < sum(len(shard.tensors) for shard in shards):
+        raise WeightsError(f"{path}: a tensor is in two shards.\n{FETCH_AGAIN}")
+    try:
+        return choose(tensors, entry)
+    except Refused as refusal:
+        raise WeightsError(f"{path}: {refusal.found}.\n{refusal.advice}") from None
+
+
+def _read(path: Path, entry: str, *, whole: bool = False) -> Checkpoint:
+    """A file; `whole`: all of its tensors as they are, since it is a part of a checkpoint."""
     data = _read_bytes(path)
     kind = kind_of(data[:512])
     try:
@@ -68,11 +97,20 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             raise Refused(*_not_weights(kind, path, data))
         with warnings.catch_warnings():  # the parsers warn about content that is refused below
             warnings.simplefilter("ignore")
-            tensors = _without_ddp_prefix(reader(data))
+            content = reader(data)
+        if whole and isinstance(content, dict):
+            found = Checkpoint(content)
+        else:
+            found = choose(content, entry)
+        tensors = found.tensors
+        if "torch" in kind:
+            tensors = _plain_tensors(tensors, budget=4 * len(data))
         if not tensors:
             raise Refused("it contains no tensors", SAVE_TENSORS)
+        _check_names(tensors)
         _refuse_complex(tensors)
-        return tensors
+        stored = _mark(data) if kind == "safetensors file" else ""
+        return replace(found, tensors=tensors, stored=stored)
     except Refused as refusal:
         raise WeightsError(f"{path}: {refusal.found}.\n{refusal.advice}") from None
     except _DAMAGE as error:
@@ -96,6 +134,8 @@ def kind_of(head: bytes) -> str:
         return "git-lfs pointer"
     if head.startswith(b"PK\x03\x04"):
         return "torch archive"
+    if head.startswith(_HDF5):
+        return "HDF5 file"
     if head[0] == 0x80:  # the PROTO opcode, which begins pickles of protocol 2 and later
         return "old torch file" if _TORCH_MAGIC in head[:32] else "pickle"
     return "unknown file"
@@ -103,8 +143,6 @@ def kind_of(head: bytes) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        if path.is_dir():
-            raise WeightsError(f"{path}: this is a folder.\nGive the path of the file in it.")
         if not path.exists():
             raise WeightsError(f"{path}: no such file.\n{_missing_advice(path)}")
         if not path.is_file():
@@ -141,20 +179,19 @@ def _not_weights(kind: str, path: Path, data: bytes) -> tuple[str, str]:
         return "a git-lfs pointer, not the weights", "Run git lfs pull in its repository."
     if kind == "empty file":
         return "empty file", FETCH_AGAIN
+    if kind == "HDF5 file":
+        return "a Keras model (HDF5)", KERAS
     claim = f"not a {path.suffix} file" if path.suffix in SUFFIXES else "not a weights file"
     return f"{claim}: it begins with {quoted(data[:16])}", f"Supported: {', '.join(SUFFIXES)}."
 
 
-def _without_ddp_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _check_names(tensors: Mapping[str, Tensor]) -> None:
     for name in tensors:
         if not name.isprintable():
             raise Refused(f"it contains a tensor with a bad name: {quoted(name)}", FETCH_AGAIN)
-    if all(name.startswith("module.") for name in tensors):  # DistributedDataParallel
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
-def _refuse_complex(tensors: dict[str, Tensor]) -> None:
+def _refuse_complex(tensors: Mapping[str, Tensor]) -> None:
     """Refuse complex tensors: converting them to float drops the imaginary parts with a warning."""
     for name, tensor in tensors.items():
         if tensor.is_complex():
@@ -163,40 +200,89 @@ def _refuse_complex(tensors: dict[str, Tensor]) -> None:
                           "Save the weights as float32.")  # fmt: skip
 
 
-def _read_torch(data: bytes) -> dict[str, Tensor]:
-    if data.startswith(b"PK"):
-        _check_archive(data)
+def _mark(data: bytes) -> str:
+    """What a safetensors file of ours says about the weights that it was made from."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return quoted(str(header.get("__metadata__", {}).get(STORED_KEY, "")))[1:-1]
+
+
+def _read_torch(data: bytes) -> object:
+    program = _check_archive(data) if data.startswith(b"PK") else b""
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        # The stand-ins are known to torch as long as this lasts, in all threads.
+        with _LOADING, torch.serialization.safe_globals(list(INERT.values())):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise _refusal(str(error)) from error
+        raise _refusal(str(error), program) from error
     # torch does not document its exceptions for damaged files; a dozen types have been seen. They
     # all mean the same here, and only torch's code runs in this block.
     except Exception as error:
         raise ValueError(one_line(error)) from error
-    return _plain_tensors(_unwrapped(content), budget=4 * len(data))
 
 
-def _refusal(message: str) -> Refused:
-    """One line from torch's long error message."""
+def _refusal(message: str, program: bytes) -> Refused:
+    """One line from torch's long error message, and what can be done with this file.
+
+    Args:
+        message: torch's.
+        program: the pickle; nothing of it is run.
+    """
+    names, words = _in_pickle(program)
     wanted = re.search(r"GLOBAL ([\w.]+)", message)
-    if wanted:
-        found = f"refused: loading it would use {quoted(wanted[1])}; nothing in it was run"
+    is_module = any(name.startswith("torch.nn.modules.") for name in names)
+    if is_module:
+        found = "refused: a whole pickled module, which only its own code can load"
+    elif wanted:
+        found = f"refused: loading it would use {quoted(wanted[1])}"
     else:
         told = re.split(r"error:|trusted source\.", message.partition("Check the docu")[0])[-1]
         found = f"refused: torch.load rejects its content ({one_line(ValueError(told))})"
-    return Refused(found, SAVE_TENSORS)
+        return Refused(found, "Save it again with torch.save(model.state_dict(), FILE).")
+    entry = next((f'["{word}"]' for word in words if word in _ENTRIES), "")
+    state = ".state_dict()" if is_module else ""
+    return Refused(
+        f"{found}; nothing in it was run",
+        "If you trust it, save its weights alone, where its code is installed: "
+        f"torch.save(torch.load(FILE, weights_only=False){entry}{state}, NEW)",
+    )
 
 
-def _check_archive(data: bytes) -> None:
-    """Check the checksums that `torch.save` writes and `torch.load` ignores."""
+def _in_pickle(program: bytes) -> tuple[list[str], list[str]]:
+    """The globals that a pickle names, and its strings, as far as it can be parsed."""
+    names: list[str] = []
+    words: list[str] = []
+    with contextlib.suppress(*_DAMAGE):
+        for opcode, argument, _ in pickletools.genops(program):
+            if opcode.name == "GLOBAL":
+                names.append(str(argument).replace(" ", "."))
+            elif opcode.name == "BINUNICODE":
+                words.append(str(argument))
+    return names, words
+
+
+def _check_archive(data: bytes) -> bytes:
+    """Check the checksums that `torch.save` writes and `torch.load` ignores.
+
+    Returns:
+        The pickle in it.
+    """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
-        names = [entry.filename.rpartition("/")[2] for entry in entries]
+        names = {entry.filename.rpartition("/")[2]: entry for entry in entries}
+        if "constants.pkl" in names:
+            raise Refused(
+                "a TorchScript program, not weights",
+                "Save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
+            )
+        if "archive_format" in names and "data.pkl" not in names:
+            raise Refused(
+                "a torch.export program, not weights",
+                "Save its weights: torch.save(torch.export.load(FILE).state_dict, NEW)",
+            )
+        if "model.weights.h5" in names:
+            raise Refused("a Keras model", KERAS)
         if "data.pkl" not in names:
             raise Refused("a zip file, but not one written by torch.save", FETCH_AGAIN)
-        if "constants.pkl" in names:
-            raise Refused("a TorchScript program, not weights", SAVE_TENSORS)
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise Refused("a compressed zip file; torch.save does not compress", FETCH_AGAIN)
         if sum(entry.file_size for entry in entries) > len(data):
@@ -204,29 +290,13 @@ def _check_archive(data: bytes) -> None:
         damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {quoted(damaged)} is wrong")
+        return archive.read(names["data.pkl"])
 
 
-def _unwrapped(content: object) -> dict[Any, Any]:
-    """The state dict; training scripts often store it as one entry of a larger dict."""
-    if not isinstance(content, dict):
-        raise Refused(f"it contains a {type(content).__name__}, not a state dict", SAVE_TENSORS)
-    wrapped = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
-    if len(wrapped) > 1:
-        raise Refused(
-            f"it contains {' and '.join(wrapped)}, which may differ", "Save only one of them."
-        )
-    return content[wrapped[0]] if wrapped else content
-
-
-def _plain_tensors(state: dict[Any, Any], budget: int) -> dict[str, Tensor]:
+def _plain_tensors(state: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
     """Copy the tensors into their own memory, at most `budget` bytes in all."""
     tensors = {}
     for name, value in state.items():
-        if not isinstance(name, str):
-            raise Refused("a dict with keys that are not strings", SAVE_TENSORS)
-        if not isinstance(value, Tensor):
-            kind = type(value).__name__
-            raise Refused(f"its entry {quoted(name)} has type {kind}, not a tensor", SAVE_TENSORS)
         exotic = value.is_quantized or value.is_nested or value.layout != torch.strided
         if exotic or value.device.type != "cpu":
             raise Refused(f"its entry {quoted(name)} is not a plain tensor", SAVE_TENSORS)
@@ -240,7 +310,7 @@ def _plain_tensors(state: dict[Any, Any], budget: int) -> dict[str, Tensor]:
 
 
 # Readers by the kind that `kind_of` returns; other kinds are not checkpoints.
-READERS: dict[str, Callable[[bytes], dict[str, Tensor]]] = {
+READERS: dict[str, Callable[[bytes], object]] = {
     "pickle": read_pdparams,
     "safetensors file": safetensors.torch.load,
     "torch archive": _read_torch,

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 FETCH_AGAIN = "Download the file again, or use --weights auto."
-SAVE_TENSORS = "If you trust the file, load it and save only model.state_dict()."
+SAVE_TENSORS = "Give a file with nothing but the weights: model.state_dict()."
+
+
+def name_classes(found: int, wanted: int) -> str:
+    """What to do about a head that has another number of classes."""
+    if found == wanted + 1:
+        return (
+            "If the first is a background class, add --background-first; else name its classes "
+            "with --classes FILE."
+        )
+    return "Name its classes with --classes FILE, one per line in index order."
 
 
 class WeightsError(Exception):

@@ -7,7 +7,8 @@ The format (PaddlePaddle, ``python/paddle/framework/io.py`` and ``io_utils.py``)
 - ``UnpackBigParamInfor@@`` (PR #29988, protocols 2 and 3): how large arrays were split into flat
   pieces ``name@@.0``, ``name@@.1``, ...
 
-Such a pickle needs about thirty opcodes and seven globals. They are interpreted here, on top of
+Such a pickle needs about thirty opcodes and seven globals, and stand-ins for a few more
+(`pplcnet._inert`). They are interpreted here, on top of
 the standard library's parser (`pickletools.genops`). No name in a file ever becomes a Python
 callable, and no number in it can make us allocate more memory than the file itself takes.
 """
@@ -24,67 +25,76 @@ import torch
 from torch import Tensor
 
 from pplcnet._errors import FETCH_AGAIN, SAVE_TENSORS, Refused, quoted
+from pplcnet._inert import INERT, Inert
 
 _MAX_OPCODES = 200_000  # the largest PP-LCNetV2 takes 10,000
 _NAME_TABLE = "StructuredToParameterName@@"
 _SPLIT_TABLE = "UnpackBigParamInfor@@"
 
 
-def read_pdparams(data: bytes) -> dict[str, Tensor]:
-    """Read a pickled dict of arrays.
+def read_pdparams(data: bytes) -> object:
+    """Read a pickled dict of arrays, or of dicts of arrays.
 
     Args:
         data: the bytes of the file.
 
     Returns:
-        Tensors by name, contiguous and in native byte order, with the shapes and dtypes of the
-        file; uint16, in which Paddle keeps bfloat16, becomes that. Names that share an array in the
-        file share a tensor here.
+        What was pickled, with tensors in place of arrays, contiguous and in native byte order, with
+        the shapes and dtypes of the file; uint16, in which Paddle keeps bfloat16, becomes that.
+        Names that share an array in the file share a tensor here.
 
     Raises:
-        Refused: the content is not a dict of arrays, or would need to run code.
+        Refused: the content would need to run code.
         ValueError, LookupError, TypeError, ...: the file is damaged.
     """
-    content = _Unpickler(data).load()
-    if not isinstance(content, dict):
-        raise Refused(f"it contains a {type(content).__name__}, not a dict of arrays", SAVE_TENSORS)
-    content.pop(_NAME_TABLE, None)
-    split = content.pop(_SPLIT_TABLE, {})
-    groups = [key for key, value in content.items() if isinstance(value, dict)]
-    if groups:
-        names = quoted(", ".join(groups))
-        raise Refused(f"a training checkpoint with groups {names}, not only weights", SAVE_TENSORS)
-    tensors = {key: _array_of(key, value) for key, value in content.items()}
-    return _joined(tensors, split, budget=len(data))
+    return _Tensors(len(data)).of(_Unpickler(data).load())
 
 
-def _array_of(key: str, value: object) -> Tensor:
-    match value:
-        case _Array(tensor=Tensor() as tensor) | (str(), _Array(tensor=Tensor() as tensor)):
-            return tensor
-        case _:
-            kind = type(value).__name__.strip("_")
-            raise Refused(f"its entry {quoted(key)} has type {kind}, not an array", SAVE_TENSORS)
+class _Tensors:
+    """Puts tensors in place of arrays; Paddle's own tables are used up, or dropped.
 
-
-def _joined(tensors: dict[str, Tensor], split: object, budget: int) -> dict[str, Tensor]:
-    """Rejoin the arrays that Paddle split into flat pieces.
-
-    They may take at most `budget` bytes: a malicious file could use one piece many times.
+    Args:
+        budget: how many bytes arrays that were split may take: a malicious file could use one piece
+            many times.
     """
-    if not isinstance(split, dict):
-        raise TypeError("a table of pieces that is not a dict")
-    for name, entry in split.items():
-        match entry:
-            case {"OriginShape": shape, "slices": list() as names}:
-                pieces = [tensors.pop(_checked_name(piece)) for piece in names]
-                budget -= sum(piece.nbytes for piece in pieces)
-                if name in tensors or len({piece.dtype for piece in pieces}) != 1 or budget < 0:
-                    raise ValueError(f"pieces of {quoted(name)} that do not belong together")
-                tensors[name] = torch.cat(pieces).reshape(_checked_shape(shape))
-            case _:
-                raise TypeError(f"a malformed table of the pieces of {quoted(name)}")
-    return tensors
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._done: dict[int, dict[str, Any]] = {}  # by the identity of the dict that they are from
+
+    def of(self, content: object) -> object:
+        """The same, with tensors."""
+        match content:
+            case _Array(tensor=Tensor() as tensor) | (str(), _Array(tensor=Tensor() as tensor)):
+                return tensor
+            case dict() if id(content) in self._done:
+                return self._done[id(content)]
+            case dict():
+                entries = self._done[id(content)] = {}
+                for key, value in content.items():
+                    if key not in (_NAME_TABLE, _SPLIT_TABLE):
+                        entries[key] = self.of(value)
+                self._join(entries, content.get(_SPLIT_TABLE, {}))
+                return entries
+        return content
+
+    def _join(self, entries: dict[str, Any], split: object) -> None:
+        """Rejoin the arrays that Paddle split into flat pieces."""
+        if not isinstance(split, dict):
+            raise TypeError("a table of pieces that is not a dict")
+        for name, entry in split.items():
+            match entry:
+                case {"OriginShape": shape, "slices": list() as names}:
+                    pieces = [entries.pop(_checked_name(piece)) for piece in names]
+                    if not all(isinstance(piece, Tensor) for piece in pieces):
+                        raise TypeError(f"pieces of {quoted(name)} that are no arrays")
+                    self._budget -= sum(piece.nbytes for piece in pieces)
+                    kinds = {piece.dtype for piece in pieces}
+                    if name in entries or len(kinds) != 1 or self._budget < 0:
+                        raise ValueError(f"pieces of {quoted(name)} that do not belong together")
+                    entries[name] = torch.cat(pieces).reshape(_checked_shape(shape))
+                case _:
+                    raise TypeError(f"a malformed table of the pieces of {quoted(name)}")
 
 
 class _Global(Enum):
@@ -97,6 +107,8 @@ class _Global(Enum):
     ENCODE = "encode"
     BYTES = "bytes"
     TUPLE = "tuple"
+    DICT = "OrderedDict"
+    INERT = "inert"  # see `pplcnet._inert`
 
 
 _GLOBALS = {
@@ -110,6 +122,7 @@ _GLOBALS = {
     ("__builtin__", "bytes"): _Global.BYTES,  # ... and empty bytes as a call of bytes()
     ("__builtin__", "tuple"): _Global.TUPLE,  # Paddle 2.1: (name, array)
     ("builtins", "tuple"): _Global.TUPLE,
+    ("collections", "OrderedDict"): _Global.DICT,
 }
 
 _LITERALS = {
@@ -237,6 +250,10 @@ class _Unpickler:
                 self._update(self._pop(2))
             case "SETITEMS":
                 self._update(self._pop_to_mark())
+            case "EMPTY_SET":
+                stack.append(Inert())
+            case "ADDITEMS":
+                self._extend(self._pop_to_mark())
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
             case "BINPUT" | "LONG_BINPUT":
@@ -250,6 +267,9 @@ class _Unpickler:
             case "REDUCE":
                 function, args = self._pop(2)
                 stack.append(self._reduce(function, args))
+            case "NEWOBJ" if stack[-2:-1] == [_Global.INERT]:
+                self._pop(2)
+                stack.append(Inert())
             case "BUILD":
                 (state,) = self._pop(1)
                 self._build(stack[-1], state)
@@ -270,12 +290,16 @@ class _Unpickler:
         return items
 
     def _extend(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], Inert):
+            return
         if type(self.stack[-1]) is not list:
             raise TypeError("items added to something that is not a list")
         self.stack[-1].extend(items)
 
     def _update(self, items: list[Any]) -> None:
         target = self.stack[-1]
+        if isinstance(target, Inert):
+            return
         if type(target) is not dict or len(items) % 2:
             raise TypeError("entries added to something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -301,6 +325,10 @@ class _Unpickler:
                 return b""
             case _Global.TUPLE, (tuple() as items,):
                 return items
+            case _Global.DICT, ():
+                return {}
+            case _Global.INERT, tuple():
+                return Inert()
             case _Global(), _:
                 raise ValueError(f"{function.value} with unknown arguments")
             case _:
@@ -308,6 +336,8 @@ class _Unpickler:
 
     def _build(self, target: object, state: object) -> None:
         match target, state:
+            case Inert(), _:
+                pass
             case _DType(), _:
                 target.build(state)
             case _Array(), (1, shape, dtype, bool() as fortran, bytes() | str() as raw):
@@ -327,6 +357,9 @@ def _find_global(module: object, name: object) -> _Global:
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError("a global without a name")
     found = _GLOBALS.get((module, name))
+    full = f"{module.replace('__builtin__', 'builtins')}.{name}"
+    if found is None and full in INERT and "." not in name:
+        return _Global.INERT
     if found is None:
         raise Refused(
             f"refused: loading it would use {quoted(f'{module}.{name}')}, which weights do not "

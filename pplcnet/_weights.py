@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pplcnet._checkpoint import read_checkpoint
-from pplcnet._errors import WeightsError
+from pplcnet._errors import WeightsError, name_classes
 from pplcnet._model import STAGES, PPLCNetV2, RepDepthwise
 from pplcnet._paddle_graph import find_graph
 from pplcnet._reparam import is_reparameterized, reparameterize
@@ -65,23 +65,31 @@ class Weights:
         reparameterized: whether the depthwise branches are already merged; if so, the unfused form
             cannot be recovered from this file.
         source: the file, for messages.
+        note: which tensors of the file these are, in words; "" for all.
+        stored: a lower precision that they once had, see `pplcnet._entries.Checkpoint`; else "".
     """
 
     tensors: Mapping[str, Tensor]
     layout: str
     reparameterized: bool
     source: str
+    note: str = ""
+    stored: str = ""
 
 
-def read_weights(path: Path | str) -> Weights:
+def read_weights(path: Path | str, entry: str = "") -> Weights:
     """Read a checkpoint without running any code in it.
 
     Args:
-        path: a ``.pdparams``, ``.safetensors``, ``.pth`` or ``.pt`` file (its content decides), or
-            Paddle's inference model: its folder, ``inference.json`` or ``inference.pdmodel``.
+        path: a ``.pdparams``, ``.safetensors``, ``.pth`` or ``.pt`` file (its content decides); a
+            folder with one of them, or with shards; or Paddle's inference model: its folder,
+            ``inference.json`` or ``inference.pdmodel``.
+        entry: which model in a training checkpoint, such as ``state_dict_ema``; "" for the only
+            one.
 
     Raises:
-        WeightsError: the file is missing, damaged or refused, or its layout is unknown.
+        WeightsError: the file is missing, damaged or refused, has several models or not the named
+            one, or its layout is unknown.
     """
     path = Path(path)
     graph = find_graph(path)
@@ -89,7 +97,8 @@ def read_weights(path: Path | str) -> Weights:
         from pplcnet._paddle_inference import read_inference_model  # which imports this module
 
         return read_inference_model(graph)
-    return recognize(read_checkpoint(path), str(path))
+    found = read_checkpoint(path, entry)
+    return replace(recognize(found.tensors, str(path)), note=found.note, stored=found.stored)
 
 
 def recognize(tensors: Mapping[str, Tensor], source: str) -> Weights:
@@ -114,7 +123,8 @@ def recognize(tensors: Mapping[str, Tensor], source: str) -> Weights:
         seen = ", ".join(sorted(tensors)[:3]) or "nothing"
         raise WeightsError(
             f"{source} is not a PP-LCNetV2 checkpoint: the names of its {len(tensors)} tensors "
-            f"({seen}, ...) match neither Paddle's layout nor timm's nor this package's."
+            f"({seen}, ...) match neither Paddle's layout nor timm's nor this package's.\n"
+            "If it is of another network, name that: --model timm:NAME or torchvision:NAME."
         )
     merged = not any(".dw_conv_list." in name or ".branches." in name for name in tensors)
     return Weights(tensors, layout, merged, source)
@@ -204,6 +214,13 @@ def _matched_state(model: PPLCNetV2, weights: Weights) -> dict[str, Tensor]:
     """The complete state dict of `model` from the file, float32."""
     differences = _differences(model, weights)
     if differences:
+        classes, channels = _classes_and_channels(weights)
+        as_it_is = blank_model(model.scale, model.depths, classes, channels, weights)
+        if channels == model.in_chans and not _differences(as_it_is, weights):
+            raise WeightsError(
+                f"{weights.source} has a head of {classes} classes, not of {model.num_classes}.\n"
+                f"{name_classes(classes, model.num_classes)}"
+            )
         hint = _fitting_variants(weights)
         raise WeightsError(
             f"{weights.source} does not fit the model: {'; '.join(differences)}.\n{hint}"

@@ -45,7 +45,7 @@ def read(tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
     def read(data: bytes, name: str = "weights.pdparams") -> dict[str, torch.Tensor]:
         path = tmp_path / name
         path.write_bytes(data)
-        return read_checkpoint(path)
+        return dict(read_checkpoint(path).tensors)
 
     return read
 
@@ -192,7 +192,7 @@ def test_oracle_checkpoint() -> None:
     path = SHARED / "oracle" / "base.pdparams"
     if not path.is_file():
         pytest.skip(f"{path} is not on this machine")
-    tensors = read_checkpoint(path)
+    tensors = read_checkpoint(path).tensors
     assert len(tensors) == 278
     assert tensors["fc.weight"].shape == (1280, 1000)
     with path.open("rb") as file:
@@ -353,7 +353,7 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         "key": (b"\x80\x02}" + nest + b"Ns.", "keys that are not strings"),
         "dtype": (b"\x80\x02cnumpy\ndtype\n" + nest + b"\x89\x88\x87R.", "dtype with unknown"),
         "piece": (b"\x80\x02}" + split_table(b"]" + nest + b"a") + b".", "not a string"),
-        "depth": (b"\x80\x02)" + b"\x85" * 60_000 + b".", "a tuple, not a dict"),
+        "depth": (b"\x80\x02)" + b"\x85" * 60_000 + b".", "a tuple, not a state dict"),
     }
 
 
@@ -390,14 +390,13 @@ def test_names_of_one_array_share_its_memory(read: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "a list, not a dict"),
-        (np.ones(2, "f4"), "a _Array, not a dict"),
+        ([1, 2], "a list, not a state dict"),
+        (np.ones(2, "f4"), "a Tensor, not a state dict"),
         ({}, "no tensors"),
         ({"StructuredToParameterName@@": {}}, "no tensors"),
-        ({"w": np.ones(2, "f4"), "epoch": 3}, "'epoch' has type int"),
-        ({"w": "text"}, "'w' has type str"),
-        ({"w": ("name", "text")}, "'w' has type tuple"),
-        ({"model": {"w": np.ones(2, "f4")}, "opt": {}, "epoch": 3}, "groups 'model, opt'"),
+        ({"w": "text"}, "no tensors"),
+        ({"w": ("name", "text")}, "no tensors"),
+        ({"model": {"w": "text"}, "opt": {}, "epoch": 3}, "no tensors"),
         ({"w\x1b[2J": np.ones(2, "f4")}, r"bad name: 'w\x1b[2J'"),
         ({"w\ud800": np.ones(2, "f4")}, r"bad name: 'w\ud800'"),
     ],
@@ -442,7 +441,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="a folder"):
+    with pytest.raises(WeightsError, match="a folder without a checkpoint"):
         read_checkpoint(tmp_path)
 
 
@@ -522,7 +521,7 @@ def test_safetensors(read: Callable[..., Any]) -> None:
 def test_safetensors_tensors_do_not_depend_on_the_file(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(TENSORS, path)
-    tensors = read_checkpoint(path)
+    tensors = read_checkpoint(path).tensors
     path.write_bytes(b"")
     assert torch.equal(tensors["conv.weight"], TENSORS["conv.weight"])
 
@@ -551,11 +550,6 @@ def test_pth_of_parameters_and_views(read: Callable[..., Any]) -> None:
     assert_equal(read(saved(state), "w.pth"), {k: v.clone() for k, v in state.items()})
 
 
-def test_only_a_uniform_prefix_is_stripped(read: Callable[..., Any]) -> None:
-    state = {"module.a": torch.ones(1), "b": torch.ones(1)}
-    assert list(read(saved(state), "w.pth")) == ["module.a", "b"]
-
-
 @pytest.mark.parametrize("name", ["w.pdparams", "w.pth", "w.safetensors", "w"])
 def test_content_decides_not_the_name(read: Callable[..., Any], name: str) -> None:
     array = np.arange(3, dtype="f4")
@@ -567,17 +561,15 @@ def test_content_decides_not_the_name(read: Callable[..., Any], name: str) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": {}, "state_dict_ema": {}}, "state_dict and state_dict_ema"),
-        ({"a": torch.ones(1), "epoch": 3}, "'epoch' has type int"),
-        ({"state_dict": {"a": {"b": torch.ones(1)}}}, "'a' has type dict"),
-        ({0: torch.ones(1)}, "keys that are not strings"),
+        ({"state_dict": {}, "state_dict_ema": {}}, "no tensors"),
+        ({0: torch.ones(1)}, "no tensors"),
         ([torch.ones(1)], "a list, not a state dict"),
         (torch.ones(1), "a Tensor, not a state dict"),
         ({}, "no tensors"),
         ({"a": torch.ones(2).to_sparse()}, "'a' is not a plain tensor"),
         ({"a": torch.empty(2, device="meta")}, "'a' is not a plain tensor"),
         ({"a": torch.ones(1).expand(10**12)}, "larger than the file"),
-        ({"a": np.float64(1.0)}, "scalar'; nothing in it was run"),
+        ({"a": np.float64(1.0)}, "no tensors"),
     ],
 )
 def test_pth_of_something_else(refusal: Callable[..., str], content: Any, message: str) -> None:

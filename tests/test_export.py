@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from conftest import ROOT, MakeVal
+from safetensors.torch import load_file, save_file
 from scipy.special import rel_entr, softmax
 
 from eval import export
@@ -63,6 +64,16 @@ def test_options_that_do_not_go_together(
     assert export.main([*words, "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_rounded_weights_are_not_exported_as_fp32(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({name: each.half() for name, each in load_file(weights).items()}, tmp_path / "h.pth")
+    words = ["--variant", "small", "--weights", str(tmp_path / "h.pth")]
+    assert export.main([*words, "--output", str(tmp_path / "out")]) == 4
+    assert "has fp16 weights; exported files would hold" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_points_by_hand() -> None:

@@ -525,7 +525,7 @@ def test_paddles_bfloat16_by_hand(tmp_path: Path) -> None:
     from pplcnet._checkpoint import read_checkpoint
 
     (tmp_path / "x.pdparams").write_bytes(pickle.dumps({"a": np.array([15396, 0xC000], "u2")}, 4))
-    found = read_checkpoint(tmp_path / "x.pdparams")["a"]
+    found = read_checkpoint(tmp_path / "x.pdparams").tensors["a"]
     assert found.dtype == torch.bfloat16
     assert found.tolist() == [0.010009765625, -2.0]
 

@@ -15,6 +15,7 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from eval.cli import run_command
+from eval.models.variants import load_forms
 
 SCRIPTS = sorted(
     path.stem
@@ -54,6 +55,39 @@ def test_convert_writes_what_it_reads(
     assert all(torch.equal(after[name], before[name]) for name in after)
     code, told = convert(weights, target, "--reparameterize")
     assert (code, told.startswith(f"{target}: reparameterized, ")) == (0, True)
+
+
+def test_convert_keeps_what_the_weights_were_stored_in(
+    convert: Callable[..., tuple[int, str]], weights: Path, tmp_path: Path
+) -> None:
+    """Rounded values in fp32 are not fp32 weights: whatever is made of them is judged as fp16."""
+    half = {name: tensor.half() for name, tensor in load_file(weights).items()}
+    save_file(half, tmp_path / "half.safetensors")
+    once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
+    code, told = convert(tmp_path / "half.safetensors", once)
+    assert (code, told.rstrip().endswith("marked as fp16 weights")) == (0, True)
+    convert(once, twice, "--reparameterize")
+    for path in (once, twice):
+        assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float32}
+        form = "reparameterized" if path == twice else "unfused"
+        stored = load_forms("small", path, (form,), 1000)[2]
+        assert stored == "fp16 weights"
+    save_file(load_file(once), tmp_path / "odd.safetensors", {"pplcnet.stored": "\x1b[2J"})
+    assert load_forms("small", tmp_path / "odd.safetensors", ("unfused",), 1000)[2] == "unknown"
+
+
+def test_convert_takes_an_entry(
+    convert: Callable[..., tuple[int, str]], weights: Path, tmp_path: Path
+) -> None:
+    state = load_file(weights)
+    ema = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"state_dict": state, "state_dict_ema": ema}, tmp_path / "w.pth")
+    target = tmp_path / "out.safetensors"
+    code, told = convert(tmp_path / "w.pth", target)
+    assert (code, "2 models: state_dict, state_dict_ema" in told) == (4, True)
+    code, _ = convert(tmp_path / "w.pth", target, "--weights-entry", "state_dict_ema")
+    assert code == 0
+    assert torch.equal(load_file(target)["fc.bias"], ema["fc.bias"])
 
 
 def test_convert_ends_with_the_codes_of_the_contract(

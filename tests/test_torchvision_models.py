@@ -120,8 +120,10 @@ def test_wrong_names(name: str, message: str, capsys: pytest.CaptureFixture[str]
 
 def test_other_classes_are_refused(tmp_path: Path) -> None:
     torch.save(models.resnet18(num_classes=10).state_dict(), tmp_path / "ten.pth")
-    with pytest.raises(ModelError, match=r"resnet18 with 1000 classes: .*fc\.weight"):
+    with pytest.raises(ModelError, match=r"a head of 10 classes, not of 1000\.\nName.* --classes"):
         load_model("resnet18", tmp_path / "ten.pth", 1000)
+    with pytest.raises(ModelError, match=r"of 10 classes, not of 9\.\n.*add --background-first"):
+        load_model("resnet18", tmp_path / "ten.pth", 9)
     assert load_model("resnet18", tmp_path / "ten.pth", 10)[0].fc.out_features == 10  # type: ignore[union-attr]
 
 
@@ -134,8 +136,12 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path) -> None:
     torch.save(models.resnet18(), tmp_path / "code.pth")  # a pickled module would be executed
     with pytest.raises(ModelError):
         load_model("resnet18", tmp_path / "code.pth", 1000)
-    with pytest.raises(ModelError, match=r"does not fit torchvision's resnet34"):
+    with pytest.raises(ModelError, match=r"does not fit torchvision's resnet34") as caught:
         load_model("resnet34", _saved(tmp_path), 1000)
+    first, second = str(caught.value).splitlines()
+    assert re.search(r"classes: 80 missing \(layer1\.2\.conv1\.weight, .*\)", first)  # 8 blocks
+    assert "Error(s)" not in first
+    assert second == "Use a checkpoint of this model."
 
 
 def _saved(folder: Path) -> Path:
@@ -150,7 +156,7 @@ def test_models_with_auxiliary_heads_keep_their_input_transform(name: str, tmp_p
     """As torchvision builds them for its weights (`_ovewrite_named_param` in models/*.py)."""
     made = models.get_model(name, aux_logits=True, transform_input=True, init_weights=False)
     torch.save(made.state_dict(), tmp_path / "w.pth")
-    loaded, _ = load_model(name, tmp_path / "w.pth", 1000)
+    loaded, *_ = load_model(name, tmp_path / "w.pth", 1000)
     assert loaded.transform_input is True
     assert not loaded.training
 
@@ -229,5 +235,5 @@ def test_old_checkpoints_of_densenet_have_other_names(tmp_path: Path) -> None:
     }
     assert old.keys() != state.keys()
     torch.save(old, tmp_path / "old.pth")
-    loaded, _ = load_model("densenet121", tmp_path / "old.pth", 1000)
+    loaded, *_ = load_model("densenet121", tmp_path / "old.pth", 1000)
     assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())

@@ -189,6 +189,8 @@ def _completed(request: Request, claims: Claims) -> Request:
     for name in ("classes", "labels"):
         if getattr(request, name) is None and claims.option(name):
             changes[name] = _there(claims, name)
+    if request.weights_entry is None and not exported and claims.option("weights_entry"):
+        changes["weights_entry"] = claims.option("weights_entry")
     if request.image_set is None and claims.option("image_set") in STATED:
         changes["image_set"] = claims.option("image_set")
     return replace(request, **changes)

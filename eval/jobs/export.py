@@ -12,7 +12,7 @@ import numpy as np
 from eval.backends import BACKENDS, check_installed
 from eval.backends.formats import EXPORTS
 from eval.backends.onnx import export_onnx
-from eval.errors import UsageError
+from eval.errors import ModelError, UsageError
 from eval.images.classes import read_classes
 from eval.jobs.convert import Model, answers, compare_with_torch, make, move, sample_of
 from eval.jobs.int8 import Calibration, quantize
@@ -34,7 +34,8 @@ class Export:
     Attributes:
         output: the folder for the files.
         formats: of `EXPORTS`.
-        variant, config, model, weights, preprocess, classes: as of `eval.request.Request`.
+        variant, config, model, weights, weights_entry, preprocess, classes: as of
+            `eval.request.Request`.
         form: None: reparameterized, where the model has it.
         opset: of ONNX.
         images: a validation set to compare on; None: noise.
@@ -50,6 +51,7 @@ class Export:
     config: Path | None = None
     model: str | None = None
     weights: str | Path = "auto"
+    weights_entry: str | None = None
     classes: Path | None = None
     preprocess: str | Path | None = None
     form: str | None = None
@@ -105,6 +107,7 @@ def _subject(asked: Export) -> tuple[Subject, str]:
         config=asked.config,
         model=asked.model,
         weights=asked.weights,
+        weights_entry=asked.weights_entry,
         forms=(asked.form,) if asked.form else None,
         preprocess=asked.preprocess,
     )
@@ -114,6 +117,11 @@ def _subject(asked: Export) -> tuple[Subject, str]:
     form = "reparameterized" if "reparameterized" in subject.forms else next(iter(subject.forms))
     if isinstance(subject.forms[form], Path):
         raise UsageError(f"--weights {asked.weights} is an exported file: name a checkpoint.")
+    if subject.precision is not None:
+        raise ModelError(
+            f"{subject.weights} has {subject.precision}; exported files would hold the rounded "
+            "values as fp32, and nothing would show it.\nExport the fp32 checkpoint."
+        )
     return subject, form
 
 

@@ -28,6 +28,7 @@ Identity = dict[str, Any]  # values that JSON can hold, by name
 # What the error is if these differ between processes; for all others it is a usage error.
 _ERRORS: Mapping[str, type[EvalError]] = {
     "subject": ModelError,
+    "layout": ModelError,
     "files": ModelError,
     "images": DataError,
     "image_list_sha256": DataError,
@@ -48,6 +49,7 @@ def identity_of(request: Request, subject: Subject, valset: ValSet, setup: Compu
     """
     identity = {
         "subject": subject.name,
+        "layout": subject.layout,
         "files": {file.path.name: file.sha256 for file in subject.files},
         "forms": list(subject.forms),
         "preprocess": subject.preprocess.name,

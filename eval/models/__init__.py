@@ -6,6 +6,7 @@ of the evaluation knows the model only through its `Subject`.
 
     variants.py     PP-LCNetV2, from a checkpoint in Paddle's, timm's or our own layout
     timm.py         ``--model timm:NAME``
+    hub.py          a folder of the Hugging Face hub, which says itself what it is
     torchvision.py  ``--model torchvision:NAME``
     exported.py     a file exported for another runtime, such as ``.onnx``
     demo.py         the embedded known-answer model
@@ -168,6 +169,11 @@ def _is_exported(request: Request) -> bool:
     return is_exported(request.weights)
 
 
+def _is_hub_folder(request: Request) -> bool:
+    named = request.model or request.variant or request.config
+    return not named and (Path(request.weights) / "config.json").is_file()
+
+
 def _from_library(name: str) -> Callable[[Request], bool]:
     return lambda request: (request.library_model or "").startswith(f"{name}:")
 
@@ -175,6 +181,7 @@ def _from_library(name: str) -> Callable[[Request], bool]:
 SOURCES: tuple[Entry, ...] = (
     Entry("eval.models.demo", lambda request: request.demo),
     Entry("eval.models.exported", _is_exported),
+    Entry("eval.models.hub", _is_hub_folder),
     Entry("eval.models.timm", _from_library("timm")),
     Entry("eval.models.torchvision", _from_library("torchvision")),
     Entry("eval.models.variants", lambda request: request.library_model is None),

@@ -39,6 +39,8 @@ class ExportedSource(RequestedImages):
             raise UsageError(f"--forms: {path} has only the form that was exported. Omit --forms.")
         if request.backend is not None and request.backend in BACKENDS:
             check_runs(request.backend, path)
+        if request.weights_entry:
+            raise UsageError(f"--weights-entry: {path} is no checkpoint. Omit --weights-entry.")
         if request.precision != "fp32":
             raise UsageError(
                 f"--precision {request.precision}: {path} has its own precision. Omit --precision."

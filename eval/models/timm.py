@@ -26,7 +26,14 @@ from eval.errors import ModelError, UsageError
 from eval.images.labels import examples, shown
 from eval.images.preprocess import Crop, Preprocess, bad_image_errors, open_rgb, table_of
 from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify, published_of
-from eval.models.stored import check_types, in_what, read_tensors, stored_precision
+from eval.models.stored import (
+    check_types,
+    files_of,
+    in_what,
+    misfit,
+    read_tensors,
+    stored_precision,
+)
 from eval.progress import Event, Observer
 from eval.recipe import INTERPOLATIONS, OWN, Recipe
 from eval.request import Request
@@ -40,7 +47,13 @@ _COLUMNS = ("model", "img_size", "top1", "top5", "crop_pct", "interpolation")
 
 
 class TimmSource(RequestedImages):
-    """A timm model."""
+    """A timm model.
+
+    Attributes:
+        beside: files beside the checkpoint that say what it is.
+    """
+
+    beside: tuple[Path, ...] = ()
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
@@ -59,8 +72,10 @@ class TimmSource(RequestedImages):
         if self.request.weights == "auto":
             observer(Event(message=f"{self.model}: looking for timm's weights"))
         path = weights_path(self.model, str(self.request.weights))
-        files = identify([path])
-        model, stored = load_model(self.model, path, classes)
+        files = identify((*files_of(path), *self.beside))
+        model, stored, note = load_model(
+            self.model, path, classes, self.request.weights_entry or ""
+        )
         preprocess = choose_preprocess(self)
         forms = forms_of(model, tuple(self.request.forms or ()), self.model)
         if len(forms) == 1 and not self.request.forms:
@@ -69,7 +84,7 @@ class TimmSource(RequestedImages):
             name=self.name,
             title=f"timm's {self.model}",
             weights=str(path),
-            layout="timm",
+            layout="; ".join(filter(None, ["timm", note])),
             files=files,
             forms=forms,
             preprocess=preprocess,
@@ -185,22 +200,27 @@ def weights_path(name: str, weights: str) -> Path:
         ) from error
 
 
-def load_model(name: str, path: Path, num_classes: int = 1000) -> tuple[nn.Module, str]:
+def load_model(
+    name: str, path: Path, num_classes: int = 1000, entry: str = ""
+) -> tuple[nn.Module, str, str]:
     """Load a timm model in its unfused form, in evaluation mode.
 
     Args:
         name: timm's name of the model, with or without a tag.
         path: a ``.safetensors``, ``.pth`` or ``.pt`` file; no code in it is run.
         num_classes: number of classes, which is the number of logits.
+        entry: see `eval.models.stored.read_tensors`.
 
     Returns:
-        The model, and the precision that its weights are stored in.
+        The model, the precision that its weights are stored in, and which tensors of the file they
+        are, in words.
 
     Raises:
         ModelError: the weights cannot be read, do not fit, are not finite or not floating-point
             numbers, or have another number of classes.
     """
-    tensors = read_tensors(path)
+    found = read_tensors(path, entry)
+    tensors = dict(found.tensors)
     # With num_classes, timm does not replace a classifier of another width by a random one.
     overlay: dict[str, Any] = {
         "state_dict": tensors,
@@ -213,17 +233,13 @@ def load_model(name: str, path: Path, num_classes: int = 1000) -> tuple[nn.Modul
             name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=num_classes
         )
     except Exception as error:  # timm's conversions of old checkpoints raise errors of many types
-        reason = shown(" ".join(str(error).split()))
-        raise ModelError(
-            f"{path} does not fit timm's {name} with {num_classes} classes "
-            f"({type(error).__name__}: {reason}).\n"
-            "Use a checkpoint of this model in its unfused form (not reparameterized)."
-        ) from error
+        advice = "Use a checkpoint of this model in its unfused form (not reparameterized)."
+        raise misfit(path, f"timm's {name}", num_classes, error, advice) from error
     classes = getattr(model, "num_classes", None)
     if classes != num_classes:
         raise ModelError(f"{name} has {classes} classes, not {num_classes}.")
     check_types(path, tensors, model)
-    return model.eval(), stored_precision(tensors.values())
+    return model.eval(), stored_precision(found.tensors.values(), found.stored), found.note
 
 
 def forms_of(model: nn.Module, asked: tuple[str, ...], name: str) -> dict[str, nn.Module]:

@@ -50,18 +50,20 @@ class TorchvisionSource(RequestedImages):
 
     def load(self, classes: int, observer: Observer) -> Subject:
         """See `eval.models.Source.load`."""
-        from eval.models.stored import in_what
+        from eval.models.stored import files_of, in_what
 
         path = self._checkpoint(observer)
-        files = identify([path])
-        model, stored = load_model(self.model, path, classes)
+        files = identify(files_of(path))
+        model, stored, note = load_model(
+            self.model, path, classes, self.request.weights_entry or ""
+        )
         preprocess = choose_preprocess(self)
         forms = {"unfused": model}
         subject = Subject(
             name=self.name,
             title=f"torchvision's {self.model}",
             weights=str(path),
-            layout="torchvision",
+            layout="; ".join(filter(None, ["torchvision", note])),
             files=files,
             forms=forms,
             preprocess=preprocess,
@@ -135,16 +137,18 @@ def published(name: str, model: str, entry: Any) -> VariantConfig:
     return VariantConfig(name, f"{PREFIX}{model}", IMAGENET_VAL_IMAGES, reference, {})
 
 
-def load_model(name: str, path: Path, classes: int) -> tuple[nn.Module, str]:
+def load_model(name: str, path: Path, classes: int, entry: str = "") -> tuple[nn.Module, str, str]:
     """Load a torchvision model, in evaluation mode.
 
     Args:
         name: torchvision's name of the model.
         path: the checkpoint; no code in it is run.
         classes: number of classes, which is the number of logits.
+        entry: see `eval.models.stored.read_tensors`.
 
     Returns:
-        The model, and the precision that its weights are stored in.
+        The model, the precision that its weights are stored in, and which tensors of the file they
+        are, in words.
 
     Raises:
         ModelError: the checkpoint cannot be read, does not fit, or holds what is not finite or no
@@ -152,10 +156,11 @@ def load_model(name: str, path: Path, classes: int) -> tuple[nn.Module, str]:
     """
     from torchvision import models
 
-    from eval.models.stored import check_types, read_tensors, stored_precision
+    from eval.models.stored import check_types, misfit, read_tensors, stored_precision
 
+    found = read_tensors(path, entry)
     # Old checkpoints of DenseNet separate the names of its layers by a dot (models/densenet.py).
-    tensors = {_OLD_DENSENET.sub(r"\1", key): each for key, each in read_tensors(path).items()}
+    tensors = {_OLD_DENSENET.sub(r"\1", key): each for key, each in found.tensors.items()}
     options: dict[str, Any] = {"num_classes": classes}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": True, "transform_input": True, "init_weights": False}
@@ -163,13 +168,10 @@ def load_model(name: str, path: Path, classes: int) -> tuple[nn.Module, str]:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
-        raise ModelError(
-            f"{path} does not fit torchvision's {name} with {classes} classes: {reason[:200]}.\n"
-            "Use a checkpoint of this model."
-        ) from error
+        advice = "Use a checkpoint of this model."
+        raise misfit(path, f"torchvision's {name}", classes, error, advice) from error
     check_types(path, tensors, model)
-    return model.eval(), stored_precision(tensors.values())
+    return model.eval(), stored_precision(tensors.values(), found.stored), found.note
 
 
 def preprocess_of(entry: Any) -> Preprocess:

@@ -60,17 +60,17 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
     Raises:
         ModelError: the checkpoint is missing, damaged, refused, or belongs to another model.
     """
-    from eval.models.stored import in_what
+    from eval.models.stored import files_of, in_what
     from pplcnet import count_macs, count_parameters
-    from pplcnet._paddle_graph import files_of, find_graph
 
-    graph = find_graph(path)
-    paths = files_of(graph) if graph else (path,)
+    paths = files_of(path)
     # If a file is missing, the reader reports the problem.
     files = identify(paths) if all(each.is_file() for each in paths) else ()
     wanted = tuple(source.request.forms or ())
     request = source.request
-    forms, layout, stored = load_forms(source.published.model, path, wanted, classes)
+    forms, layout, stored = load_forms(
+        source.published.model, path, wanted, classes, request.weights_entry or ""
+    )
     subject = Subject(
         name=source.name,
         title=f"PP-LCNetV2 {source.published.model}",
@@ -90,7 +90,7 @@ def load_network(source: Source, path: Path, classes: int, caution: str = "") ->
 
 
 def load_forms(
-    model_name: str, path: Path, wanted: tuple[str, ...], classes: int
+    model_name: str, path: Path, wanted: tuple[str, ...], classes: int, entry: str = ""
 ) -> tuple[Mapping[str, PPLCNetV2], str, str]:
     """Load the requested forms of a PP-LCNetV2.
 
@@ -100,6 +100,7 @@ def load_forms(
         wanted: the names of the forms; if empty, all of them, or the one that an inference model
             was exported in.
         classes: number of classes, which is the number of logits.
+        entry: see `pplcnet.read_weights`.
 
     Returns:
         The forms, in evaluation mode, the layout of the checkpoint in words, and the precision that
@@ -113,8 +114,8 @@ def load_forms(
     from pplcnet._paddle_graph import find_graph
 
     try:
-        weights = pplcnet.read_weights(path)
-        layout = f"{weights.layout} layout"
+        weights = pplcnet.read_weights(path, entry)
+        layout = "; ".join(filter(None, [f"{weights.layout} layout", weights.note]))
         if find_graph(path):
             layout = "Paddle's inference model; softmax, if it ends in it, is left out"
             if weights.reparameterized:
@@ -129,7 +130,7 @@ def load_forms(
     model.eval()
     make = {"unfused": lambda: model, "reparameterized": lambda: pplcnet.reparameterize(model)}
     forms = {form: make[form]() for form in wanted}
-    return forms, layout, stored_precision(weights.tensors.values())
+    return forms, layout, stored_precision(weights.tensors.values(), weights.stored)
 
 
 def open_source(request: Request) -> VariantSource:
