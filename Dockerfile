@@ -16,7 +16,7 @@ WORKDIR /src
 COPY . .
 RUN pip install --no-deps --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
         torch torchvision \
-    && pip install --constraint constraints.txt '.[onnx,openvino,parquet]' \
+    && pip install --constraint constraints.txt '.[onnx,openvino,arrow]' \
     && useradd --uid 1000 --create-home eval \
     && mkdir /val /results /cache \
     && chown eval:eval /results /cache

@@ -18,7 +18,7 @@ PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 NOT_FOR_USERS = {"test", "dev"}
 HEADER = """\
 # The versions that the published figures were measured with: decoders and kernels move results.
-#   pip install -c constraints.txt 'pplcnet-eval[onnx,openvino,parquet]'
+#   pip install -c constraints.txt 'pplcnet-eval[onnx,openvino,arrow]'
 # Made by scripts/constraints.py, with Python {python}.
 """
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import hypothesis
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 from fuzz_weights import damaged
 from hypothesis import strategies as st
@@ -88,12 +89,24 @@ def tar(kind: int, folders: bool) -> bytes:
     return file.getvalue()
 
 
+def table() -> pyarrow.Table:
+    """Rows of images and labels."""
+    images = [{"bytes": content(n), "path": f"{official_key(n)}.JPEG"} for n in range(1, 7)]
+    return pyarrow.table({"image": images, "label": list(official_labels()[:IMAGES])})
+
+
 def parquet() -> bytes:
     """A parquet shard with two row groups."""
-    images = [{"bytes": content(n), "path": f"{official_key(n)}.JPEG"} for n in range(1, 7)]
-    table = pyarrow.table({"image": images, "label": list(official_labels()[:IMAGES])})
     file = io.BytesIO()
-    pyarrow.parquet.write_table(table, file, row_group_size=3)
+    pyarrow.parquet.write_table(table(), file, row_group_size=3)
+    return file.getvalue()
+
+
+def arrow() -> bytes:
+    """A stream of two batches, as `datasets` writes it."""
+    file = io.BytesIO()
+    with pyarrow.ipc.new_stream(file, table().schema) as writer:
+        writer.write_table(table(), max_chunksize=3)
     return file.getvalue()
 
 
@@ -124,6 +137,7 @@ def inputs() -> Inputs:
         "tar, GNU": (tar(tarfile.GNU_FORMAT, folders=True), damaged_tar),
         "tar, pax": (tar(tarfile.PAX_FORMAT, folders=True), damaged_tar),
         "parquet": (parquet(), damaged),
+        "arrow": (arrow(), damaged),
     }
 
 
@@ -158,7 +172,7 @@ def fuzz(kind: str, examples: int, folder: Path) -> collections.Counter[str]:
     for number in range(1, IMAGES + 1):
         (flat / f"{official_key(number)}.JPEG").write_bytes(content(number))
     path = folder / "damaged"
-    is_valset = kind.startswith(("tar", "parquet"))
+    is_valset = kind.startswith(("tar", "parquet", "arrow"))
     root, labels = (path, None) if is_valset else (flat, path)
     path.write_bytes(data)
     assert outcome(root, labels) == "read", f"the undamaged {kind}"

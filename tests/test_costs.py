@@ -14,7 +14,7 @@ from small_valsets import name
 from eval.config import load_config
 from eval.errors import DataError, UsageError
 from eval.images.labels import official_labels
-from eval.images.layouts import parquet as layout
+from eval.images.layouts import shards as layout
 from eval.images.preprocess import MOST_SCANS, BadImage, crop_of
 from eval.images.valset import open_valset
 from eval.measure.given import read_answers

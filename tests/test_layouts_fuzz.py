@@ -17,6 +17,7 @@ EXAMPLES = {
     "tar, GNU": 300,
     "tar, pax": 300,
     "parquet": 200,
+    "arrow": 200,
 }
 
 

@@ -21,7 +21,7 @@ from small_valsets import IMAGES, LAYOUTS, jpeg, name, synset
 
 from eval.errors import DataError, UnreadableImage, UsageError
 from eval.images.labels import official_labels
-from eval.images.layouts import parquet as parquet_layout
+from eval.images.layouts import arrow as arrow_layout
 from eval.images.valset import ValSet, fingerprint, open_valset
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +65,8 @@ def listed(path: Path, rows: dict[str, object]) -> Path:
         "kaggle": "flat files in ILSVRC/Data/CLS-LOC/val/, labels of LOC_val_solution.csv, "
         "checked with the official labels",
         "parquet": "2 parquet shards, checked with the official labels",
+        "save_to_disk": "1 arrow shard in validation/, checked with the official labels",
+        "hub cache": "2 parquet shards in snapshots/49e2ee26, checked with the official labels",
     }.items(),
 )
 def test_same_images_in_every_layout(tmp_path: Path, layout: str, words: str):
@@ -96,8 +98,8 @@ def test_fingerprint_changes_with_name_label_and_content(tmp_path: Path):
 
 def test_reads_from_many_threads(tmp_path: Path, monkeypatch):
     """Row groups come and go meanwhile."""
-    monkeypatch.setattr(parquet_layout, "_CACHE", 0)
-    for layout in ("tar", "parquet"):
+    monkeypatch.setattr(arrow_layout, "_CACHE", 0)
+    for layout in ("tar", "parquet", "save_to_disk"):
         valset = open_valset(LAYOUTS[layout](tmp_path / layout))
         samples = valset.samples * 20
         with ThreadPoolExecutor(8) as pool:
@@ -121,7 +123,7 @@ def test_row_groups_are_dropped_for_others(tmp_path: Path, monkeypatch):
     assert len(loads) == 4  # two of each shard, once
     valset.read(first)
     assert len(loads) == 4
-    monkeypatch.setattr(parquet_layout, "_CACHE", 0)
+    monkeypatch.setattr(arrow_layout, "_CACHE", 0)
     valset = open_valset(tmp_path / "set")
     loads.clear()
     for sample in valset.samples:
@@ -222,7 +224,7 @@ def test_folder_of_the_official_tar(tmp_path: Path):
 def test_parquet_shards_from_any_place(tmp_path: Path, inside: str):
     valset = open_valset(small.parquet(tmp_path / "set") / inside)
     assert valset.samples[0].path == (
-        "validation-00000-of-00002.parquet/000000/ILSVRC2012_val_00000005.JPEG"
+        f"validation-00000-of-00002.parquet/000000/ILSVRC2012_val_00000005_{synset(5)}.JPEG"
     )
     assert len(valset.samples) == (3 if inside.endswith(".parquet") else 6)
     assert valset.layout.startswith("1 of 2" if inside.endswith(".parquet") else "2 parquet shards")
@@ -525,7 +527,11 @@ def test_training_set(tmp_path: Path):
 
 def test_file_that_is_no_set(tmp_path: Path):
     (tmp_path / "a.jpg").write_bytes(jpeg(1) * 3)
-    assert "is neither a tar nor a parquet file: " in refusal(tmp_path / "a.jpg")
+    assert "a.jpg is a single image (JPEG)" in refusal(tmp_path / "a.jpg")
+    (tmp_path / "list.txt").write_text("a.jpg 1\n")
+    assert f"Did you mean --data {tmp_path} --labels " in refusal(tmp_path / "list.txt")
+    (tmp_path / "notes").write_text("a.jpg 1\n" * 100)
+    assert "is neither a tar nor a parquet file: " in refusal(tmp_path / "notes")
     (tmp_path / "empty").touch()
     assert "is neither a tar nor a parquet file: empty file" in refusal(tmp_path / "empty")
 
@@ -539,7 +545,7 @@ def test_compressed_tar(tmp_path: Path, mode: str, words: str):
         archive.addfile(tarfile.TarInfo(name(1)))
     message = refusal(tmp_path / "val.tar")
     assert f"is compressed with {words}: its images cannot be read in place" in message
-    assert "Decompress it first" in message
+    assert "Unpack it first" in message
 
 
 def test_another_compression(tmp_path: Path):
@@ -765,17 +771,20 @@ def test_test_split_has_no_labels(tmp_path: Path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (
-            {"image": [{"bytes": b"a", "path": None}] * 3},
-            "row 0: None is not the name of a validation",
-        ),
-        ({"image": [{"bytes": b"a", "path": "a.jpg"}] * 3}, "row 0: a.jpg is not the name"),
         ({"image": [{"bytes": b"a", "path": [1]}] * 3}, "cannot be read as parquet: "),
-        ({"image": [{"bytes": b"a", "path": 7}] * 3}, "row 0: 7 is not the name"),
-        ({"image": [{"bytes": b"a"}] * 3}, "has no columns image.path and label"),
-        ({"image": ["a", "b", "c"]}, "has no columns image.path and label"),
+        ({"image": ["a", "b", "c"]}, "no column of image files (the column image holds string)"),
+        ({"image": [{"path": "a"}] * 3}, "no column of image files"),
+        ({"image": [b"a"] * 3, "img": [b"a"] * 3}, "no column of image files (image and img of "),
+        ({"label": [[1], [2], [3]]}, "the column label holds list<element: int64> instead of"),
+        ({"label": [True] * 3}, "the column label holds bool instead of labels"),
+        ({"label": [0.5, 1, 2]}, "cannot be read as parquet: Float value 0.5"),
         ({"label": [None, 1, 2]}, "row 0: label None is not in 0..999"),
-        ({"label": ["cat", "dog", "cow"]}, "cannot be read as parquet: "),
+        ({"label": ["cat", "dog", "cow"]}, "row 0: the column label holds text: cat, which is no"),
+        ({"label": ["crane", "dog", "cow"]}, "crane, which is the name of several classes"),
+        (
+            {"label": [516, 970, 809], "cls": [516, 970, 1]},
+            "(809) by its label, n01443537 (1) by its cls",
+        ),
     ],
 )
 def test_other_columns(tmp_path: Path, columns: dict[str, list[object]], message: str):
@@ -793,7 +802,7 @@ def test_image_without_bytes(tmp_path: Path):
 def test_shard_without_rows(tmp_path: Path):
     table = pyarrow.parquet.read_table(shard(small.parquet(tmp_path / "set")))
     pyarrow.parquet.write_table(table.slice(0, 0), tmp_path / "0000.parquet")
-    assert "its parquet shards have no rows" in refusal(tmp_path / "0000.parquet")
+    assert "its shards have no rows" in refusal(tmp_path / "0000.parquet")
 
 
 def test_cut_shard(tmp_path: Path):
@@ -814,7 +823,7 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch):
     root = small.parquet(tmp_path / "set")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(UsageError, match=r'pip install "pplcnet-eval\[parquet\]"'):
+    with pytest.raises(UsageError, match=r'pip install "pplcnet-eval\[arrow\]"'):
         open_valset(root)
 
 

@@ -19,6 +19,7 @@ from eval.errors import DataError
 from eval.text import check_path, read_text, shown
 
 SYNSET = re.compile(r"n[0-9]{8}")  # a WordNet id
+_SYNSET_FIRST = re.compile(r"(n[0-9]{8})(?:[\W_]+(.*))?", re.IGNORECASE | re.DOTALL)
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _HEADER_WORDS = frozenset(
     ["class", "classes", "class_name", "class_id", "class_index", "folder", "id", "idx", "index",
@@ -64,10 +65,40 @@ class ClassList:
         """Name of the folder to index."""
         return {row.folder: index for index, row in enumerate(self.rows)}
 
+    @functools.cached_property
+    def _named(self) -> Mapping[str, frozenset[int]]:
+        """Titles and their parts, as `_plain` has them, to the classes that they may mean."""
+        found: dict[str, set[int]] = {}
+        for index, row in enumerate(self.rows):
+            for name in (row.folder, row.title, *row.title.split(",")):
+                found.setdefault(_plain(name), set()).add(index)
+        return {name: frozenset(indices) for name, indices in found.items() if name}
+
+    def meant_by(self, name: str) -> tuple[int, ...]:
+        """Indices of the classes that a name may mean, ascending; one where it is without doubt.
+
+        It is the name of a class's folder, a title or a synonym of it in any spelling
+        (``American_alligator``), or a synset with one of these behind it (``n01440764_tench``),
+        which must not be those of another class.
+        """
+        if name in self.index_of:
+            return (self.index_of[name],)
+        words = _SYNSET_FIRST.fullmatch(name)
+        synset = self.index_of.get(words[1].lower()) if words else None
+        if words is None or synset is None:
+            return tuple(sorted(self._named.get(_plain(name), ())))
+        others = self._named.get(_plain(words[2] or ""), frozenset({synset}))
+        return (synset,) if synset in others else tuple(sorted({synset, *others}))
+
     def title(self, label: int) -> str:
         """Short and unique, for display: ``crane (134)``."""
         row = self.rows[label]
         return f"{row.title.partition(',')[0].strip() or row.folder} ({label})"
+
+
+def _plain(name: str) -> str:
+    """A title without what spellings differ in: case, and the signs between words."""
+    return " ".join(re.split(r"[\W_]+", name.casefold())).strip()
 
 
 def _imagenet() -> ClassList:

@@ -7,9 +7,7 @@ comes from a misplaced file or another numbering.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +19,6 @@ from eval.images.labels import (
     LabelList,
     examples,
     image_key,
-    is_image,
     official_key,
     official_labels,
     official_number,
@@ -29,20 +26,14 @@ from eval.images.labels import (
     shown,
     synset_in_name,
 )
-from eval.images.layouts import Listing, check_regular, unreadable
-from eval.images.layouts.folders import is_val_folder, list_folder
-from eval.images.layouts.parquet import find_shards, list_parquet
-from eval.images.layouts.tar import list_tars
-from eval.images.layouts.zip import list_zip
+from eval.images.layouts import Listing, unreadable
+from eval.images.layouts.find import find
 from eval.images.sets import IMAGE_SETS, UNIDENTIFIED, ImageSet, excess_copies, recognize
 from eval.images.sidecars import Sidecars
 from eval.images.sizes import odd_sizes
 from eval.text import check_path, is_utf8
 
-_OFFICIAL_TAR = "ILSVRC2012_img_val.tar"
-_KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val")
 _KAGGLE_LABELS = "LOC_val_solution.csv"
-_VAL_FOLDERS = ("val", "validation")
 _OFFICIAL = "the official labels"
 
 
@@ -187,7 +178,7 @@ def open_valset(
     classes = classes or IMAGENET
     check_path("--data", root)
     try:
-        listing = _find(root, classes)
+        listing = find(root, classes)
     except OSError as error:
         raise unreadable(Path(error.filename or root), error) from error
     if classes == IMAGENET:
@@ -196,69 +187,6 @@ def open_valset(
     given = labels.resolve() if labels else None
     others = [path for path in listing.others if (listing.root / path).resolve() != given]
     return _assemble(replace(listing, others=others), listed, classes, stated)
-
-
-def _find(root: Path, classes: ClassList) -> Listing:
-    """Recognize the layout."""
-    if not root.exists():
-        raise DataError(f"--data {root}: there is no such file or folder.")
-    if not root.is_dir():
-        return _open_file(root, classes)
-    for inner in ("", *_KAGGLE_FOLDERS, *_VAL_FOLDERS):
-        folder = root / inner
-        if folder.is_dir():
-            where = f" in {inner}/" if inner else ""
-            if is_val_folder(folder, classes):
-                listing = list_folder(folder, classes)
-                return replace(listing, words=listing.words + where)
-            if shards := find_shards(folder):
-                return list_parquet(folder, shards, classes)
-    if (root / _OFFICIAL_TAR).is_file():
-        return list_tars(root / _OFFICIAL_TAR, [root / _OFFICIAL_TAR], classes)
-    if archive := _only_archive(root):
-        return archive(classes)
-    likely = list(_val_folders_below(root, classes))
-    if 1 <= len(likely) <= 3:  # more of them are classes, not validation sets
-        raise DataError(
-            f"--data {root} itself is not a validation set.\n"
-            f"Did you mean --data {' or '.join(shown(str(path)) for path in likely)}?"
-        )
-    return list_folder(root, classes)
-
-
-def _open_file(path: Path, classes: ClassList) -> Listing:
-    """The images of an archive."""
-    check_regular(path, path.stat().st_mode)
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start == b"PAR1":
-        return list_parquet(path, [path], classes)
-    if start == b"PK\x03\x04":
-        return list_zip(path, classes)
-    return list_tars(path, [path], classes)
-
-
-def _only_archive(root: Path) -> Callable[[ClassList], Listing] | None:
-    """Reads the shards or the zip that a folder has instead of images; None if it has others."""
-    names = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
-    if any(path.is_dir() or is_image(path.name) for path in names):
-        return None
-    tars = [path for path in names if path.suffix == ".tar"]
-    zips = [path for path in names if path.suffix == ".zip"]
-    if tars and not zips:
-        return lambda classes: list_tars(root, tars, classes)
-    if len(zips) == 1 and not tars:
-        return lambda classes: list_zip(zips[0], classes)
-    return None
-
-
-def _val_folders_below(root: Path, classes: ClassList) -> Iterator[Path]:
-    """Folders that the user may have meant, among the first thousand."""
-    below = (path for pattern in ("*/", "*/*/") for path in root.glob(pattern))
-    for folder in itertools.islice(below, 1000):
-        with contextlib.suppress(OSError):  # this is only for a hint
-            if is_val_folder(folder, classes):
-                yield folder
 
 
 def _kaggle_labels(listing: Listing) -> Path | None:

@@ -1,8 +1,9 @@
 """The layouts of a validation set; each module lists the images of one.
 
     folders.py   class folders, or all files in one folder
-    tar.py       a tar of either
-    parquet.py   shards of Hugging Face's ILSVRC/imagenet-1k
+    tar.py       a tar of either, or WebDataset shards; zip.py: a zip (archives.py: both)
+    arrow.py     Hugging Face's parquet and Arrow shards, which shards.py opens
+    find.py      which of these a path is; foreign.py: what is not read, and how to get there
 
 A listing gives the images, the labels that the layout itself gives them, and how to read them.
 Names, lists and the official labels are compared in eval/images/valset.py.

@@ -11,16 +11,10 @@ from typing import BinaryIO, NamedTuple
 from eval.errors import DataError, UnreadableImage
 from eval.images.classes import ClassList
 from eval.images.labels import is_image, shown
-from eval.images.layouts import START, Listing, Tree, arrange, check_regular, top_folder, unreadable
+from eval.images.layouts import START, Listing, arrange, check_regular, unreadable
+from eval.images.layouts.archives import Members, visible_name
 
 _BLOCK = 512  # bytes; headers and contents start at multiples of it
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip: gunzip",
-    b"BZh": "bzip2: bunzip2",
-    b"\xfd7zXZ\x00": "xz: unxz",
-    b"\x28\xb5\x2f\xfd": "zstd: unzstd",
-    b"PK\x03\x04": "zip: unzip",
-}
 _TARFILE_ERRORS = (
     tarfile.TarError,
     ValueError,
@@ -44,12 +38,12 @@ class _Reader:
     """Random access. It opens the tar for each file, so that any thread or process may call it."""
 
     place_of: Mapping[str, _Place]
-    most: int | None = None  # bytes; None for the whole file
+    most: int = -1  # bytes; negative for the whole file
 
     def __call__(self, path: str) -> bytes:
         """Bytes of one file."""
         tar, offset, size = self.place_of[path]
-        size = size if self.most is None else min(size, self.most)
+        size = size if self.most < 0 else min(size, self.most)
         try:
             with tar.open("rb") as file:
                 file.seek(offset)
@@ -74,110 +68,47 @@ def list_tars(root: Path, tars: Sequence[Path], classes: ClassList) -> Listing:
     Raises:
         DataError: one is compressed, truncated, damaged, not a tar, or holds no validation set.
     """
-    contents = _Contents(root)
+    members: Members[_Place] = Members(root)
     for tar in tars:
-        _check_uncompressed(tar)
-        contents.add(tar)
-    place_of = contents.place_of
-    top = top_folder(root, filter(is_image, place_of), classes)
-    inside = {
-        path.removeprefix(top): place for path, place in place_of.items() if path.startswith(top)
-    }
-    folders = {path.partition("/")[0] for path in inside if "/" in path}
-    folders |= {
-        path.removeprefix(top).partition("/")[0]
-        for path in contents.folders
-        if path.startswith(top) and path != top
-    }
-    tree = Tree(
-        root,
-        list(inside),
-        folders,
-        _Reader(inside),
-        _Reader(inside, START),
-        f"{len(tars)} tars of " if len(tars) > 1 else "tar of ",
-        f" in {top}" if len(inside) < len(place_of) else "",
-        {
-            path.removeprefix(top): first.removeprefix(top)
-            for path, first in contents.same_as.items()
-            if path.startswith(top)
-        },
-    )
-    return arrange(tree, classes)
+        check_regular(tar, tar.stat().st_mode)
+        _add(members, tar)
+    words = f"{len(tars)} tars of" if len(tars) > 1 else "tar of"
+    return arrange(members.tree(words, classes, _Reader, START), classes)
 
 
-def _check_uncompressed(tar: Path) -> None:
-    check_regular(tar, tar.stat().st_mode)
-    with tar.open("rb") as file:
-        start = file.read(8)
-    for magic, advice in _COMPRESSED.items():
-        if start.startswith(magic):
-            kind, _, command = advice.partition(": ")
-            raise DataError(
-                f"--data {tar} is compressed with {kind}: its images cannot be read in place.\n"
-                f"Decompress it first ({command}); that takes hardly more space."
-            )
+def _add(members: Members[_Place], tar: Path) -> None:
+    """Add the files of one tar."""
+    for member in _members(tar):
+        name = visible_name(tar, member.name)
+        if name is None:
+            continue
+        if member.isdir():
+            members.folders.add(name)
+        elif (place := _place(members, tar, member, name)) is not None:
+            members.add(name, place)
 
 
-class _Contents:
-    """The visible files of tars.
+def _place(
+    members: Members[_Place], tar: Path, member: tarfile.TarInfo, name: str
+) -> _Place | None:
+    """Where the bytes of a file lie; None for what is neither a file nor named like an image.
 
-    Attributes:
-        place_of: where they lie, by their names.
-        folders: that the tars list, each with a slash.
-        same_as: name of an image that is a hard link to the one that it is a link to.
+    Raises:
+        DataError: it is named like an image, and is no file.
     """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self.place_of: dict[str, _Place] = {}
-        self.folders: set[str] = set()
-        self.same_as: dict[str, str] = {}
-
-    def add(self, tar: Path) -> None:
-        """Add the files of one tar."""
-        for member in _members(tar):
-            name = member.name.removeprefix("./")
-            parts = name.split("/")
-            if {".", ".."} & set(parts[:-1]) or "" in parts[1:-1]:
-                raise DataError(
-                    f"--data {tar}: {shown(member.name)} has '.', '..' or '//' in its path.\n"
-                    "Create the tar again, from inside the folder of the validation set."
-                )
-            if any(part.startswith(".") for part in parts):
-                continue
-            if member.isdir():
-                self.folders.add(f"{name}/")
-                continue
-            place = self._place(tar, member, name)
-            if place is None:
-                continue
-            if name in self.place_of:
-                raise DataError(
-                    f"--data {self._root} contains {shown(name)} twice.\n"
-                    "Create it again from the files."
-                )
-            self.place_of[name] = place
-
-    def _place(self, tar: Path, member: tarfile.TarInfo, name: str) -> _Place | None:
-        """Where the bytes of a file lie; None for what is neither a file nor named like an image.
-
-        Raises:
-            DataError: it is named like an image, and is no file.
-        """
-        if member.isreg() and not member.issparse():
-            return _Place(tar, member.offset_data, member.size)
-        place = None
-        if member.islnk():  # tar's way to store a file that it has stored under another name
-            first = member.linkname.removeprefix("./")
-            place = self.place_of.get(first)
-            self.same_as[name] = first
-        if place is None and is_image(name):
-            raise DataError(
-                f"--data {tar}: {shown(name)} is a link or not a regular file.\n"
-                "Create the tar with --dereference, or give the folder that it was made from."
-            )
-        return place
+    if member.isreg() and not member.issparse():
+        return _Place(tar, member.offset_data, member.size)
+    place = None
+    if member.islnk():  # tar's way to store a file that it has stored under another name
+        first = member.linkname.removeprefix("./")
+        place = members.place_of.get(first)
+        members.same_as[name] = first
+    if place is None and is_image(name):
+        raise DataError(
+            f"--data {tar}: {shown(name)} is a link or not a regular file.\n"
+            "Create the tar with --dereference, or give the folder that it was made from."
+        )
+    return place
 
 
 def _is_zero(file: BinaryIO) -> bool:

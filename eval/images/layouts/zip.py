@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from eval.errors import DataError, UnreadableImage
 from eval.images.classes import ClassList
-from eval.images.labels import is_image, shown
-from eval.images.layouts import START, Listing, Tree, arrange, top_folder
+from eval.images.labels import shown
+from eval.images.layouts import START, Listing, arrange
+from eval.images.layouts.archives import Members, visible_name
 
 _LARGEST = 256 << 20  # bytes of one file
 _ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
@@ -27,51 +29,20 @@ def list_zip(path: Path, classes: ClassList) -> Listing:
         members = archive.infolist()
     except _ERRORS as error:
         raise _damaged(path, error) from error
-    files: dict[str, zipfile.ZipInfo] = {}
-    folders: set[str] = set()
+    found: Members[zipfile.ZipInfo] = Members(path)
     for member in members:
-        name = member.filename
-        parts = name.rstrip("/").split("/")
-        if {".", "..", ""} & set(parts):
-            raise DataError(
-                f"--data {path}: {shown(name)} has '.', '..' or '//' in its path.\n"
-                "Create the zip again, from inside the folder of the validation set."
-            )
-        if any(part.startswith(".") for part in parts):
+        name = visible_name(path, member.filename)
+        if name is None:
             continue
         if member.is_dir():
-            folders.add(name)
-            continue
-        if name in files:
-            raise DataError(
-                f"--data {path} contains {shown(name)} twice.\nCreate it again from the files."
-            )
-        files[name] = member
-    top = top_folder(path, filter(is_image, files), classes)
-    inside = {
-        name.removeprefix(top): member for name, member in files.items() if name.startswith(top)
-    }
-    tops = {name.partition("/")[0] for name in inside if "/" in name}
-    tops |= {
-        name.removeprefix(top).partition("/")[0]
-        for name in folders
-        if name.startswith(top) and name != top
-    }
-    read = partial(_read, archive, inside)
-    tree = Tree(
-        path,
-        list(inside),
-        tops,
-        partial(read, -1),
-        partial(read, START),
-        "zip of ",
-        f" in {top}" if len(inside) < len(files) else "",
-    )
-    return arrange(tree, classes)
+            found.folders.add(name)
+        else:
+            found.add(name, member)
+    return arrange(found.tree("zip of", classes, partial(partial, _read, archive), START), classes)
 
 
 def _read(
-    archive: zipfile.ZipFile, inside: dict[str, zipfile.ZipInfo], size: int, path: str
+    archive: zipfile.ZipFile, inside: Mapping[str, zipfile.ZipInfo], size: int, path: str
 ) -> bytes:
     member = inside[path]
     where = f"{archive.filename}, {shown(path)}"

@@ -1,0 +1,171 @@
+"""Finds the validation set in a path: which layout it has, and where in it the images are."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from eval.errors import DataError
+from eval.images.classes import ClassList
+from eval.images.labels import examples, is_image, shown
+from eval.images.layouts import START, Listing, check_regular, kind_of_image
+from eval.images.layouts.arrow import find_shards, list_shards, of_validation, split_folder
+from eval.images.layouts.folders import is_val_folder, list_folder
+from eval.images.layouts.foreign import refuse_foreign
+from eval.images.layouts.shards import is_shard
+from eval.images.layouts.tar import list_tars
+from eval.images.layouts.zip import list_zip
+
+_OFFICIAL_TAR = "ILSVRC2012_img_val.tar"
+_KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val")
+_VAL_FOLDERS = ("val", "validation")
+_RANGE = re.compile(r"(.*)\{([0-9]{1,6})\.\.([0-9]{1,6})\}(.*)", re.DOTALL)
+_MOST_SHARDS = 10_000
+_TEXTS = (".txt", ".csv", ".tsv", ".json", ".jsonl")
+_ZIP = b"PK\x03\x04"
+
+
+def find(root: Path, classes: ClassList) -> Listing:
+    """Recognize the layout.
+
+    Raises:
+        DataError: there is no validation set.
+        OSError: the system cannot read it.
+    """
+    if root.is_symlink() and not root.exists():
+        raise DataError(
+            f"--data {root} is a link to {shown(str(root.readlink()))}, which does not exist.\n"
+            "Give the folder or file itself, or mount the disk that it is on."
+        )
+    if not root.exists():
+        if shards := _shards_of_range(root):
+            return _open_files(root, shards, classes)
+        raise DataError(f"--data {root}: there is no such file or folder.")
+    if not root.is_dir():
+        return _open_files(root, [root], classes)
+    if (snapshot := _snapshot(root)) is not None:
+        found = find(snapshot, classes)
+        return replace(found, words=f"{found.words} in snapshots/{snapshot.name[:8]}")
+    if (split := split_folder(root)) is not None:
+        found = find(split, classes)
+        return replace(found, words=f"{found.words} in {split.name}/")
+    for inner in ("", *_KAGGLE_FOLDERS, *_VAL_FOLDERS):
+        folder = root / inner
+        if folder.is_dir():
+            where = f" in {inner}/" if inner else ""
+            if is_val_folder(folder, classes):
+                listing = list_folder(folder, classes)
+                return replace(listing, words=listing.words + where)
+            if shards := find_shards(folder):
+                return list_shards(folder, shards, classes)
+    if (root / _OFFICIAL_TAR).is_file():
+        return list_tars(root / _OFFICIAL_TAR, [root / _OFFICIAL_TAR], classes)
+    if archive := _only_archive(root):
+        return archive(classes)
+    likely = list(_val_folders_below(root, classes))
+    if 1 <= len(likely) <= 3:  # more of them are classes, not validation sets
+        raise DataError(
+            f"--data {root} itself is not a validation set.\n"
+            f"Did you mean --data {' or '.join(shown(str(path)) for path in likely)}?"
+        )
+    if not any(is_image(path.name) for path in root.iterdir()):
+        refuse_foreign(root)
+    return list_folder(root, classes)
+
+
+def _open_files(root: Path, paths: Sequence[Path], classes: ClassList) -> Listing:
+    """The images of an archive, or of one or more shards; all have the format of the first."""
+    for path in paths:
+        check_regular(path, path.stat().st_mode)
+    with paths[0].open("rb") as file:
+        start = file.read(START)
+    if is_shard(start):
+        return list_shards(root, paths, classes)
+    if start.startswith(_ZIP) and len(paths) == 1:
+        return list_zip(root, classes)
+    refuse_foreign(paths[0])
+    if kind := kind_of_image(start):
+        raise DataError(
+            f"--data {root} is a single image ({kind}).\nGive the folder that holds the images."
+        )
+    if root.suffix.lower() in _TEXTS:
+        raise DataError(
+            f"--data {root} is a list, not images.\n"
+            f"Did you mean --data {shown(str(root.parent))} --labels {shown(str(root))}?"
+        )
+    return list_tars(root, paths, classes)
+
+
+def _shards_of_range(pattern: Path) -> list[Path]:
+    """The files of ``x-{00..63}.tar``, as webdataset names shards; empty if it is no such name.
+
+    Raises:
+        DataError: some of them are missing.
+    """
+    match = _RANGE.fullmatch(str(pattern))
+    if match is None:
+        return []
+    first, last = int(match[2]), int(match[3])
+    if not first <= last < first + _MOST_SHARDS:
+        raise DataError(
+            f"--data {pattern}: a range of shards ascends, and names {_MOST_SHARDS:,} at most.\n"
+            "Write it as in {00..63}."
+        )
+    width = len(match[2]) if match[2].startswith("0") else 0
+    paths = [Path(f"{match[1]}{number:0{width}}{match[4]}") for number in range(first, last + 1)]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise DataError(
+            f"--data {pattern}: {examples(map(str, missing))}: no such file.\n"
+            "Complete the copy, or name the shards that are there."
+        )
+    return paths
+
+
+def _snapshot(root: Path) -> Path | None:
+    """The only snapshot with data of a repository in the Hub's cache; None if it is none.
+
+    Raises:
+        DataError: there are several, or none.
+    """
+    if not (root / "snapshots").is_dir() or not (root / "blobs").is_dir():
+        return None
+    snapshots = [path for path in sorted((root / "snapshots").iterdir()) if path.is_dir()]
+    filled = [path for path in snapshots if any(file.is_file() for file in path.rglob("*.*"))]
+    if len(filled) == 1:
+        return filled[0]
+    if not filled:
+        raise DataError(
+            f"--data {root} is a cache of the Hub without a snapshot of any file.\n"
+            "Download the data set first."
+        )
+    raise DataError(
+        f"--data {root} is a cache of the Hub with {len(filled)} snapshots.\n"
+        f"Did you mean --data {' or '.join(shown(str(path)) for path in filled[:3])}?"
+    )
+
+
+def _only_archive(root: Path) -> Callable[[ClassList], Listing] | None:
+    """Reads the shards or the zip that a folder has instead of images; None if it has others."""
+    names = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
+    if any(path.is_dir() or is_image(path.name) for path in names):
+        return None
+    tars = of_validation([path for path in names if path.suffix == ".tar"])
+    zips = [path for path in names if path.suffix == ".zip"]
+    if tars and not zips:
+        return lambda classes: list_tars(root, tars, classes)
+    if len(zips) == 1 and not tars:
+        return lambda classes: list_zip(zips[0], classes)
+    return None
+
+
+def _val_folders_below(root: Path, classes: ClassList) -> Iterator[Path]:
+    """Folders that the user may have meant, among the first thousand."""
+    below = (path for pattern in ("*/", "*/*/") for path in root.glob(pattern))
+    for folder in itertools.islice(below, 1000):
+        with contextlib.suppress(OSError):  # this is only for a hint
+            if is_val_folder(folder, classes):
+                yield folder

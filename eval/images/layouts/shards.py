@@ -1,0 +1,206 @@
+"""Parquet and Arrow files, opened so that they take no more memory than their bytes show.
+
+Arrow's stream format, which `datasets` writes, and its file format, which is a stream with an
+index behind it, are mapped into memory; a column of them is read where it lies. A column of
+parquet is read for a whole row group.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from eval.errors import DataError, UsageError
+from eval.images.labels import shown
+
+if TYPE_CHECKING:
+    import pyarrow
+
+PARQUET = b"PAR1"
+ARROW_FILE = b"ARROW1"
+ARROW_STREAM = b"\xff\xff\xff\xff"
+IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")  # columns that may hold the images,
+NAMES = ("file_name", "filename", "image_id", "__key__")  # their names,
+LABELS = ("label", "labels", "cls", "class", "target", "synset", "wnid")  # and their labels
+LONGEST_TEXT = 4096  # bytes of a name
+
+_MOST_ROWS = 2_000_000  # of a shard; ImageNet's training set has 1.3 million images
+# Bytes of a column of a row group: images hardly shrink, so that many from few are a trap.
+_LARGEST, _LARGE, _MOST_SHRUNK = 2 << 30, 64 << 20, 20
+_AGAIN = "Download the shard again."
+_ERRORS = (OSError, ValueError, KeyError, TypeError, MemoryError, struct.error)
+_END = ARROW_STREAM + bytes(4)  # of a stream
+
+
+class Shard(Protocol):
+    """An open file.
+
+    Attributes:
+        schema: the names and types of its columns, and what else the writer has noted.
+        groups: how many parts can be read by themselves.
+    """
+
+    schema: pyarrow.Schema
+    groups: int
+
+    def rows(self, group: int) -> int:
+        """How many rows a part has."""
+
+    def column(self, group: int, name: str, field: str = "") -> pyarrow.Array:
+        """A column of a part, or one field of it."""
+
+
+def is_shard(start: bytes) -> bool:
+    """Whether a file with these first bytes is one of parquet or Arrow."""
+    return start.startswith((PARQUET, ARROW_FILE, ARROW_STREAM))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Shard]:
+    """A file of either kind, by its content.
+
+    Raises:
+        DataError: it is damaged, or would take more memory than its bytes show.
+        UsageError: pyarrow is not installed.
+    """
+    with path.open("rb") as file:
+        kind = "parquet" if file.read(len(PARQUET)) == PARQUET else "arrow"
+    with _errors(path, kind) as parquet, (_parquet if parquet else _arrow)(path) as shard:
+        yield shard
+
+
+@contextmanager
+def _errors(path: Path, kind: str) -> Iterator[bool]:
+    """Pyarrow's errors become ours."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise UsageError(f'{path} needs pyarrow: pip install "pplcnet-eval[arrow]".') from None
+    try:
+        yield kind == "parquet"
+    except (pyarrow.ArrowException, *_ERRORS) as error:
+        raise DataError(
+            f"{path} cannot be read as {kind}: {shown(str(error).partition(chr(10))[0])}.\n{_AGAIN}"
+        ) from error
+
+
+def _check_rows(path: Path, rows: int) -> None:
+    if rows > _MOST_ROWS:
+        raise DataError(f"{path} has {rows:,} rows, over {_MOST_ROWS:,}.\n{_AGAIN}")
+
+
+class _Parquet:
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path, self._file = path, file
+        self.schema = file.schema_arrow
+        self.groups: int = file.num_row_groups
+
+    def rows(self, group: int) -> int:
+        return int(self._file.metadata.row_group(group).num_rows)
+
+    def column(self, group: int, name: str, field: str = "") -> pyarrow.Array:
+        wanted = f"{name}.{field}" if field else name
+        table = self._file.read_row_group(group, columns=[wanted], use_threads=False)
+        column = table[name].combine_chunks()
+        return column.field(field) if field else column
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[_Parquet]:
+    """A shard whose columns are no larger than its file can hold.
+
+    Values that are stored once and repeated stay so in memory.
+    """
+    import pyarrow.parquet
+
+    about = pyarrow.parquet.read_metadata(path)
+    _check_rows(path, about.num_rows)
+    for group in map(about.row_group, range(about.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            size, stored = column.total_uncompressed_size, column.total_compressed_size
+            shrunk = size > _LARGE and size > _MOST_SHRUNK * stored
+            if _is_known(column.path_in_schema) and (size > _LARGEST or shrunk):
+                raise DataError(
+                    f"{path} makes {size >> 20:,} MiB of {stored:,} bytes "
+                    f"({column.path_in_schema}), which images do not.\n{_AGAIN}"
+                )
+    columns = map(about.schema.column, range(about.num_columns))
+    texts = [c.path for c in columns if _is_known(c.path) and c.physical_type == "BYTE_ARRAY"]
+    with pyarrow.parquet.ParquetFile(path, metadata=about, read_dictionary=texts) as file:
+        yield _Parquet(path, file)
+
+
+def _is_known(column: str) -> bool:
+    return column.partition(".")[0] in (*IMAGES, *NAMES, *LABELS)
+
+
+class _Arrow:
+    def __init__(self, path: Path, schema: pyarrow.Schema, messages: list[Any]) -> None:
+        self._path, self._messages = path, messages
+        self.schema = schema
+        self.groups = len(messages)
+
+    def rows(self, group: int) -> int:
+        return _header(self._messages[group])[0]
+
+    def column(self, group: int, name: str, field: str = "") -> pyarrow.Array:
+        import pyarrow
+
+        batch = pyarrow.ipc.read_record_batch(self._messages[group], self.schema)
+        column = batch.column(self.schema.get_field_index(name))
+        column.validate(full=True)  # offsets are followed only where they are
+        return column.field(field) if field else column
+
+
+def _header(message: Any) -> tuple[int, bool]:
+    """How many rows a batch has, and whether its buffers are compressed.
+
+    pyarrow decompresses all of them at once, without a limit, and does not say whether they are.
+    Source: tables `Message` and `RecordBatch` of Arrow's format/Message.fbs.
+    """
+    data = message.metadata.to_pybytes()
+    header = _field(data, struct.unpack_from("<I", data)[0], 2)
+    batch = header + struct.unpack_from("<I", data, header)[0]
+    length = _field(data, batch, 0)
+    rows = struct.unpack_from("<q", data, length)[0] if length else 0
+    return int(rows), bool(_field(data, batch, 3))
+
+
+def _field(data: bytes, table: int, number: int) -> int:
+    """Where a field of a table of a flatbuffer lies; 0 if it is left out."""
+    fields = table - struct.unpack_from("<i", data, table)[0]
+    size = struct.unpack_from("<H", data, fields)[0]
+    place = 4 + 2 * number
+    offset = struct.unpack_from("<H", data, fields + place)[0] if place < size else 0
+    return table + int(offset) if offset else 0
+
+
+@contextmanager
+def _arrow(path: Path) -> Iterator[_Arrow]:
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as file:
+        if file.read(len(ARROW_FILE)) == ARROW_FILE:
+            file.seek(len(ARROW_FILE) + 2)
+        else:
+            file.seek(0)
+        reader = pyarrow.ipc.MessageReader.open_stream(file)
+        first, *messages = reader
+        file.seek(file.tell() - len(_END))
+        if file.read(len(_END)) != _END:
+            raise DataError(f"{path} is truncated after {len(messages)} batches.\n{_AGAIN}")
+        schema = pyarrow.ipc.read_schema(first)
+        for message in messages:
+            is_batch = message.type == "record batch"
+            rows, compressed = _header(message) if is_batch else (0, False)
+            _check_rows(path, rows)
+            if compressed or not is_batch:
+                kind = "compressed" if compressed else message.type
+                raise DataError(
+                    f"{path} has {kind} data, which `datasets` does not write.\n"
+                    "Write it again with save_to_disk."
+                )
+        yield _Arrow(path, schema, messages)
