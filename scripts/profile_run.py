@@ -108,7 +108,7 @@ def main() -> int:
         print(f"{form}: {'; '.join(predictor.settings.values())}")
     print(f"\noneDNN's best 1x1 convolution, float32, one core: {convolution_rate():.0f} GFLOP/s")
     for form, predictor in predictors.items():
-        module = predictor._forward[form]
+        module = getattr(predictor._forward[form], "module", None)
         if isinstance(module, fx.GraphModule):
             print_layers(form, module, predictor._batch(pixels), repeats=40)
     return 0

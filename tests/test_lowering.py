@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from conftest import randomize_bn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from eval.backends import lowering, pytorch
 from eval.backends.lowering import (
@@ -29,6 +29,7 @@ from eval.backends.lowering import (
     ScaleShift,
     lower,
 )
+from eval.backends.onecall import OneCall, in_one_call
 from eval.backends.pytorch import TorchPredictor, part_size
 from eval.backends.tracing import CannotTrace, trace
 from eval.images.preprocess import PREPROCESS, Crop
@@ -447,3 +448,51 @@ assert "torch._dynamo" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_one_call_gives_the_bits_of_the_graph(model: nn.Module) -> None:
+    x, other = channels_last(2, 3, 64, 64), channels_last(2, 3, 64, 64)
+    lowered, _ = lower(model.to(memory_format=torch.channels_last), x)
+    at_once = in_one_call(lowered)
+    assert isinstance(at_once, OneCall)
+    with torch.inference_mode():
+        for batch in (x, other, x):
+            assert torch.equal(at_once(batch), lowered(batch))
+
+
+def test_one_call_comes_back_to_python_for_no_operation(model: nn.Module) -> None:
+    x = channels_last(2, 3, 64, 64)
+    lowered, _ = lower(model.to(memory_format=torch.channels_last), x)
+    called: list[str] = []
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    lengths = []
+    for network in (in_one_call(lowered), lowered):
+        called.clear()
+        with torch.inference_mode():
+            sys.setprofile(note)
+            try:
+                network(x)
+            finally:
+                sys.setprofile(None)
+        lengths.append(len(called))
+    assert lengths[0] < 5
+    assert lengths[1] > 200
+
+
+class AddsToAConstant(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros(2, 3, 8, 8).add_(x)
+
+
+def test_what_is_no_operator_on_the_batch_is_not_one_call() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    lowered, _ = lower(AddsToAConstant(), x)
+    at_once = in_one_call(lowered)
+    for _ in range(2):
+        assert torch.equal(at_once(x), x)
+    indexed = fx.symbolic_trace(nn.Sequential(nn.ReLU()))
+    assert in_one_call(indexed) is indexed

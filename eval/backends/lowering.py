@@ -19,7 +19,7 @@ classes of a model, so that they are the same for every network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -125,14 +125,54 @@ class PackedPixel(PackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, 1, 1) to (B, O, 1, 1)."""
-        y = super().forward(x.flatten(1))
-        return y.view(*y.shape, 1, 1)
+        y = super().forward(aten.flatten.using_ints(x, 1))
+        pixel: Tensor = aten.unsqueeze.default(aten.unsqueeze.default(y, 2), 3)
+        return pixel
 
 
 PIECE = 2**19  # bytes of a tensor that are worked through at a time: all that is needed is cached
 
 
-class ScaleShift(nn.Module):
+class _InPieces(nn.Module):
+    """What works through tensors (B, C, ...) of one shape and layout in small parts.
+
+    Attributes:
+        activation: changes its argument, or None.
+        in_place: whether the result overwrites the first argument.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation: Callable[[Tensor], Any] | None = None
+        self.in_place = False
+        self._channels: int | None = None  # where the tensors can be seen as rows of so many values
+        self._rows = self._count = self._last = 1  # of a piece; pieces; rows of the last piece
+
+    def expect(self, tensor: Tensor) -> None:
+        """Choose the pieces for tensors like this one."""
+        last = tensor.movedim(1, -1)
+        if last.is_contiguous():
+            self._channels = last.shape[-1]
+            last = last.view(-1, self._channels)
+        size = max(1, last.numel() * last.element_size())
+        self._rows = max(1, PIECE * len(last) // size)
+        self._count = max(1, -(-len(last) // self._rows))
+        self._last = len(last) - self._rows * (self._count - 1)
+
+    def _pieces(self, tensor: Tensor) -> list[Tensor]:
+        """The parts of a tensor, with the channels last."""
+        last = aten.movedim.int(tensor, 1, -1)
+        if self._channels is not None:
+            last = aten.view.default(last, [-1, self._channels])
+        parts = aten.split.Tensor(last, self._rows)
+        return [parts[number] for number in range(self._count)]
+
+    def _target(self, x: Tensor) -> Tensor:
+        """Where the result goes."""
+        return x if self.in_place else aten.empty_like.default(x)
+
+
+class ScaleShift(_InPieces):
     """Batch normalization in inference: ``x * alpha + beta`` per channel, and what follows it.
 
     The two constants are computed as torch's CPU kernel does
@@ -142,10 +182,6 @@ class ScaleShift(nn.Module):
     Args:
         weight, bias, mean, variance: (C,) each.
         eps: added to the variance.
-
-    Attributes:
-        activation: changes its argument, or None.
-        in_place: whether the result overwrites the argument.
     """
 
     def __init__(
@@ -161,13 +197,11 @@ class ScaleShift(nn.Module):
         self._alpha = inverse if weight is None else inverse * weight
         shift = mean * self._alpha
         self._beta = -shift if bias is None else bias - shift
-        self.activation: Callable[[Tensor], Any] | None = None
-        self.in_place = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) to the same shape."""
-        y = x if self.in_place else torch.empty_like(x)
-        for source, target in _pieces(x, y):
+        y = self._target(x)
+        for source, target in zip(self._pieces(x), self._pieces(y), strict=True):
             self.apply_to(source, target)
             if self.activation:
                 self.activation(target)
@@ -175,7 +209,8 @@ class ScaleShift(nn.Module):
 
     def apply_to(self, source: Tensor, target: Tensor) -> Tensor:
         """Normalize values whose last axis is the channels; returns the target."""
-        return torch.addcmul(self._beta, source, self._alpha, out=target)
+        y: Tensor = aten.addcmul.out(self._beta, source, self._alpha, out=target)
+        return y
 
 
 class ChannelScale(nn.Module):
@@ -191,7 +226,8 @@ class ChannelScale(nn.Module):
 
     def apply_to(self, source: Tensor, target: Tensor) -> Tensor:
         """As `ScaleShift.apply_to`."""
-        return torch.mul(source, self._weight, out=target)
+        y: Tensor = aten.mul.out(source, self._weight, out=target)
+        return y
 
 
 class Branch(nn.Module):
@@ -213,49 +249,36 @@ class Branch(nn.Module):
         return piece
 
 
-class BranchSum(nn.Module):
+class BranchSum(_InPieces):
     """The sum of branches, and the activation after it, in one pass over memory.
 
     The same operations in the same order as in passes of their own, and so the same bits.
 
     Args:
         branches: the terms; the first has at least one step.
-
-    Attributes:
-        activation: changes its argument, or None.
-        in_place: whether the result overwrites the first argument.
     """
 
     def __init__(self, branches: Sequence[Branch]) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
-        self.activation: Callable[[Tensor], Any] | None = None
-        self.in_place = False
 
     def forward(self, *sources: Tensor) -> Tensor:
         """The tensor of each branch, (B, C, ...), to the same shape."""
-        y = sources[0] if self.in_place else torch.empty_like(sources[0])
+        y = self._target(sources[0])
         first, *others = self.branches
-        scratch = None
-        for target, start, *rest in _pieces(y, *sources):
-            if scratch is None:
-                scratch = torch.empty_like(target)
+        targets, starts, *rest = map(self._pieces, (y, *sources))
+        scratch = aten.empty_like.default(targets[0])
+        for number, (target, start, *pieces) in enumerate(
+            zip(targets, starts, *rest, strict=True), 1
+        ):
+            if number == self._count:
+                scratch = aten.narrow.default(scratch, 0, 0, self._last)
             first(start, target)
-            for branch, piece in zip(others, rest, strict=True):
-                target.add_(branch(piece, scratch[: len(piece)]))
+            for branch, piece in zip(others, pieces, strict=True):
+                aten.add_.Tensor(target, branch(piece, scratch))
             if self.activation:
                 self.activation(target)
         return y
-
-
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same small parts of tensors (B, C, ...) of one layout, with the channels last."""
-    last = [tensor.movedim(1, -1) for tensor in tensors]
-    if all(tensor.is_contiguous() for tensor in last):
-        last = [tensor.view(-1, tensor.shape[-1]) for tensor in last]
-    values = last[0]
-    rows = max(1, PIECE * len(values) // max(1, values.numel() * values.element_size()))
-    return zip(*(torch.split(tensor, rows) for tensor in last), strict=True)
 
 
 @torch.no_grad()
@@ -502,6 +525,8 @@ def _put_module(
     with module.graph.inserting_before(node):
         call = module.graph.call_module(name, arguments)
     call.meta = {"tensor": _meta(node), "storage": call}
+    if isinstance(new, _InPieces):
+        new.expect(_meta(node))
     node.replace_all_uses_with(call)
     _move_views(module.graph, node, call)
     module.graph.erase_node(node)

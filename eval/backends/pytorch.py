@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eval.backends.lowering import lower, usable
+from eval.backends.onecall import in_one_call
 from eval.errors import UsageError
 from eval.images.preprocess import Crop, Preprocess
 
@@ -157,7 +158,8 @@ def lowered_or_eager(model: nn.Module, batches: Sequence[Tensor]) -> tuple[Forwa
     if not usable(batches[0].device, dtype):
         return model, f"{eager} (this torch has no oneDNN operators for {dtype})"
     try:
-        lowered, recorded = lower(model, batches[0])
+        module, recorded = lower(model, batches[0])
+        lowered = in_one_call(module)
         # Convolutions in float64 are twice as fast this way.
         exact = copy.deepcopy(model).double().to(memory_format=torch.contiguous_format)
 
