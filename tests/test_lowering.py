@@ -452,7 +452,7 @@ assert "torch._dynamo" not in sys.modules
 
 def test_one_call_gives_the_bits_of_the_graph(model: nn.Module) -> None:
     x, other = channels_last(2, 3, 64, 64), channels_last(2, 3, 64, 64)
-    lowered, _ = lower(model.to(memory_format=torch.channels_last), x)
+    lowered, _ = lower(copy.deepcopy(model).to(memory_format=torch.channels_last), x)
     at_once = in_one_call(lowered)
     assert isinstance(at_once, OneCall)
     with torch.inference_mode():
@@ -462,7 +462,7 @@ def test_one_call_gives_the_bits_of_the_graph(model: nn.Module) -> None:
 
 def test_one_call_comes_back_to_python_for_no_operation(model: nn.Module) -> None:
     x = channels_last(2, 3, 64, 64)
-    lowered, _ = lower(model.to(memory_format=torch.channels_last), x)
+    lowered, _ = lower(copy.deepcopy(model).to(memory_format=torch.channels_last), x)
     called: list[str] = []
 
     def note(frame: Any, event: str, _: Any) -> None:
