@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from eval.cli import program, run_command
 from eval.errors import EvalError
-from eval.options import add_message_options, add_request_options, to_request
+from eval.options import add_message_options, add_request_options, read, to_request
 from eval.parser import Parser
 from eval.processes import own_place
 from eval.progress import ProgressBar
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str], kept: list[Path], done: list[Evaluation]) -> int:
-    args = _parser().read(arguments)
+    args = read(_parser(), arguments)
     place = own_place()
     try:
         request = _placed(to_request(args, f"{program('imagenet')} {shlex.join(arguments)}"))

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from eval.errors import UsageError
 from eval.parser import Parser
+from eval.processes import own_place
 from eval.request import OPTIONS, Request, option_name, options_of
 from eval.values import flag, path
 
@@ -32,6 +37,27 @@ def add_request_options(parser: Parser, *groups: str, without: str = "") -> None
     for name in options_of(*groups):
         if name != without:
             add_option(parser, name, default=argparse.SUPPRESS)
+
+
+def read(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse the words of a command that writes a result.
+
+    An earlier result in the folder that they name is put away even if they are refused: it would
+    look like that of this command.
+
+    Raises:
+        UsageError: see `eval.parser.Parser.read`.
+    """
+    try:
+        return parser.read(words)
+    except UsageError:
+        output = parser.said("--output", words)
+        if output and own_place().is_first:
+            from eval.results.folder import put_away
+
+            with suppress(UsageError):  # what is wrong with the words is said first
+                put_away(Path(output))
+        raise
 
 
 def to_request(values: argparse.Namespace, command: str) -> Request:

@@ -129,6 +129,16 @@ class Parser(argparse.ArgumentParser):
                 setattr(values, action.dest, checked)
         return values
 
+    def said(self, option: str, words: Sequence[str]) -> str:
+        """The last value that words give an option, whatever else is wrong with them; or ""."""
+        reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        reader.add_argument(option, default="")
+        try:
+            known, _ = reader.parse_known_args(list(words))
+        except (argparse.ArgumentError, SystemExit):  # it has no value
+            return ""
+        return str(vars(known)[option.lstrip("-").replace("-", "_")])
+
     def error(self, message: str) -> NoReturn:
         """What argparse finds wrong, as an error of ours.
 

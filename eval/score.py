@@ -15,7 +15,7 @@ from pathlib import Path
 from eval.backends.precision import UNKNOWN
 from eval.cli import program, run_command
 from eval.errors import UsageError
-from eval.options import add_array_options, add_option
+from eval.options import add_array_options, add_option, read
 from eval.parser import Parser
 from eval.progress import ProgressBar
 from eval.recipe_files import recipe_of
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    args = _parser().read(arguments)
+    args = read(_parser(), arguments)
     if args.config and args.variant:
         raise UsageError("--config and --variant both name a configuration: use one.")
     from eval.jobs.score import Scoring, score

@@ -167,6 +167,8 @@ def test_a_reference_without_figures(
         (["--variant", "base"], 4),  # the file is small's
         (["--data", "nowhere"], 3),
         (["--backend", "onnxruntime", "--precision", "bf16"], 2),
+        (["--forms", "fused"], 2),
+        (["--form"], 2),
     ],
 )
 def test_a_run_that_fails_leaves_no_earlier_pass(
