@@ -50,7 +50,7 @@ def list_folder(folder: Path, classes: ClassList) -> Listing:
                 "of classes.\nGive the folder that holds the validation set and nothing else."
             )
         paths += others
-    tree = Tree(folder, paths, folders, partial(_read, folder), partial(_start, folder))
+    tree = Tree(folder, paths, folders, partial(read_file, folder), partial(_start, folder))
     return arrange(tree, classes)
 
 
@@ -110,7 +110,8 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
     return is_image(entry.name)
 
 
-def _read(folder: Path, path: str) -> bytes:
+def read_file(folder: Path, path: str) -> bytes:
+    """Bytes of a file; raises `UnreadableImage`."""
     try:
         return read_regular(folder / path)
     except OSError as error:
