@@ -156,6 +156,7 @@ def open_valset(
     labels: Path | None = None,
     classes: ClassList | None = None,
     stated: ImageSet | None = None,
+    folders: str | None = None,
 ) -> ValSet:
     """Find the images and labels of a validation set.
 
@@ -168,6 +169,7 @@ def open_valset(
             if None.
         stated: the set that these images are said to be, where they do not show it
             (`eval.images.sets.STATED`).
+        folders: what the numbers of numbered folders are (`eval.request.FOLDERS`).
 
     Raises:
         DataError: there is no validation set, or it is another one than stated, or it cannot be
@@ -176,6 +178,8 @@ def open_valset(
         UsageError: parquet shards need pyarrow.
     """
     classes = classes or IMAGENET
+    if folders:
+        classes = replace(classes, numbers=folders)
     check_path("--data", root)
     listed = read_labels(labels, classes) if labels else None
     try:

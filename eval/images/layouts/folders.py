@@ -18,6 +18,7 @@ from eval.images.layouts import (
     arrange,
     check_regular,
     is_class_folder,
+    labels_of_folders,
     read_regular,
     unreadable,
 )
@@ -35,7 +36,9 @@ def list_folder(folder: Path, classes: ClassList) -> Listing:
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     folders = {entry.name for entry in entries if _is_folder(entry)}
     paths = [entry.name for entry in entries if entry.name not in folders and _is_file(entry)]
+    in_words = not any(map(is_image, paths))
     inner = {name for name in folders if is_class_folder(name, classes)}
+    inner |= set(labels_of_folders(folder, folders, classes, in_words=in_words))
     if not inner and folders >= {str(label) for label in range(len(classes))}:
         inner = folders
     for name in inner:
@@ -56,13 +59,19 @@ def list_folder(folder: Path, classes: ClassList) -> Listing:
 
 def is_val_folder(folder: Path, classes: ClassList) -> bool:
     """Whether there are class folders or official names, whatever may be wrong with them."""
+    folders = set()
     with os.scandir(folder) as entries:
-        return any(
-            is_class_folder(entry.name, classes)
-            if _is_folder(entry)
-            else official_number(entry.name)
-            for entry in entries
-        )
+        for entry in entries:
+            if not _is_folder(entry):
+                if official_number(entry.name):
+                    return True
+            elif is_class_folder(entry.name, classes):
+                return True
+            elif not entry.name.startswith("."):
+                folders.add(entry.name)
+    if classes.numbers:
+        return any(classes.numbered(name) is not None for name in folders)
+    return len(folders) > 1 and all(map(classes.meant_by, folders))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
