@@ -48,7 +48,7 @@ def _survey(args: argparse.Namespace) -> Survey:
 
     classes = read_classes(args.classes) if args.classes else None
     stated = STATED[args.image_set] if args.image_set else None
-    valset = open_valset(args.data, args.labels, classes, stated)
+    valset = open_valset(args.data, args.labels, classes, stated, args.folders)
 
     from tqdm import tqdm
 
@@ -67,7 +67,7 @@ def _parser() -> Parser:
         "70 a bug in this package; 130 interrupted.",
     )
     add_option(parser, "data", required=True)
-    for name in ("labels", "image_set", "classes", "workers"):
+    for name in ("labels", "image_set", "classes", "folders", "workers"):
         add_option(parser, name)
     parser.add_flag("--json", "print one JSON document")
     parser.add_flag("--quiet", "print only errors on stderr")

@@ -40,6 +40,7 @@ DEFAULT_VARIANT = "base_ssld"
 FORMS = ("unfused", "reparameterized")
 PRECISIONS = ("fp32", "bf16", "fp16")
 IMAGE_SETS = ("val",)
+FOLDERS = ("index", "ilsvrc-id")  # what the number of a numbered folder may mean
 ON_BAD_IMAGE = ("fail", "record")
 LARGEST_BATCH = 4096  # images; of each worker, 600 MB as uint8 crops of 224 pixels
 
@@ -260,6 +261,14 @@ class Request:
             OneOf(IMAGE_SETS),
         ),
     )
+    folders: str | None = field(
+        default=None,
+        metadata=_subject(
+            "what the numbers of numbered folders are: index (in the list of classes) or ilsvrc-id "
+            "(of the devkit, from 1)",
+            OneOf(FOLDERS),
+        ),
+    )
     timm_results: Path | str | None = field(
         default=None,
         metadata=_subject("timm's table of results: show the row of the model", path, "FILE"),
@@ -363,6 +372,13 @@ class Request:
             raise UsageError("--demo brings its own labels: omit --classes and --labels.")
         if self.image_set and (self.demo or self.classes):
             raise UsageError("--image-set is for ImageNet: omit it, or omit --demo and --classes.")
+        if self.folders and self.demo:
+            raise UsageError("--demo brings its own folders: omit --folders.")
+        if self.folders == "ilsvrc-id" and self.classes:
+            raise UsageError(
+                "--folders ilsvrc-id is for ImageNet's classes: use --folders index, or omit "
+                "--classes."
+            )
         if self.config and self.variant:
             raise UsageError("--config and --variant both name a configuration: use one.")
         if self.model and self.variant:

@@ -87,6 +87,7 @@ def _parser() -> Parser:
     add_option(parser, "data", required=True)
     add_option(parser, "labels")
     add_option(parser, "image_set")
+    add_option(parser, "folders")
     add_array_options(parser)
     add_option(parser, "variant")
     add_option(parser, "config")

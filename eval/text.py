@@ -15,6 +15,7 @@ from eval.errors import DataError, EvalError
 
 _LARGEST_FILE = 64 << 20  # bytes; the largest real one, Kaggle's list of labels, has 2 MB
 _MOST_COLUMNS = 8192  # a ranked list of 1000 classes with probabilities has 2001
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 _MOST_ROWS = 5_000_000  # ImageNet's training set has 1.3 million images
 
 
@@ -105,7 +106,7 @@ def timm_info(file: str) -> str:
 
 
 def read_text(path: Path, what: str, rows: str) -> str:
-    """Read a small UTF-8 file, with or without a byte order mark.
+    """Read a small text file: UTF-8, or UTF-16 with a byte order mark.
 
     Args:
         path: the file.
@@ -119,13 +120,18 @@ def read_text(path: Path, what: str, rows: str) -> str:
         size = path.stat().st_size
         if size > _LARGEST_FILE:
             raise DataError(f"{path} is too large for a {what} ({size >> 20} MiB).\n{rows}")
-        return path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
+        # What some editors and shells of Windows write says so by its mark.
+        text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path} is not a UTF-8 text file.\n{rows}") from None
     except OSError as error:
         raise DataError(
             f"{shown(str(path))} cannot be read: {error.strerror or error}.\nGive a {what}."
         ) from error
+    if (lines := text.count("\n")) > _MOST_ROWS:
+        raise DataError(f"{path} has {lines:,} lines, too many for a {what}.\n{rows}")
+    return text
 
 
 def table(name: object, text: str, error: type[EvalError]) -> tuple[list[str], list[list[str]]]:

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UsageError
+from eval.text import shown
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 Kind = Callable[[str, Any], Any]
 
@@ -40,8 +43,13 @@ def path(option: str, value: Any) -> Path:
     """A path that is not empty; ``~`` is the home folder.
 
     Raises:
-        UsageError: as of `text`.
+        UsageError: as of `text`, or it is a URL.
     """
+    if isinstance(value, str) and _URL.match(value):
+        raise UsageError(
+            f"{option} {shown(value)} is a URL; what is evaluated lies on this machine.\n"
+            "Download it first, and give its path."
+        )
     return Path(file_or_word(option, value))
 
 

@@ -33,7 +33,7 @@ from eval.diagnose import main
 from eval.diagnosis.bench import rank_of
 from eval.diagnosis.edits import possible_edits, suspicious
 from eval.diagnosis.hypotheses import TABLE, normalized, table
-from eval.diagnosis.orders import ilsvrc_ids, orders, position_of
+from eval.diagnosis.orders import orders, position_of
 from eval.diagnosis.page import html_page
 from eval.diagnosis.pixels import (
     OPENCV,
@@ -53,7 +53,7 @@ from eval.diagnosis.search import (
     trials_elsewhere,
 )
 from eval.diagnosis.setups import Facts, Setup
-from eval.images.classes import IMAGENET
+from eval.images.classes import IMAGENET, ilsvrc_ids
 from eval.images.labels import official_labels
 from eval.images.preprocess import PREPROCESS, Crop, Preprocess
 from eval.images.valset import ValSet

@@ -352,7 +352,7 @@ def test_the_set_lies_deeper_in_an_archive(tmp_path: Path, pack: str) -> None:
 
 
 def test_imagenet_v2_in_an_archive(tmp_path: Path) -> None:
-    files = {f"v2/{number}/{number}.jpeg": b"x" for number in range(1000)}
+    files = {f"v2/{number}/{number:040x}.jpeg": b"x" for number in range(1000)}
     valset = open_valset(tar(tmp_path / "v2.tar", files))
     assert valset.image_set.name == "ImageNetV2"
     assert {sample.label for sample in valset.samples} == set(range(1000))

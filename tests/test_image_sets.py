@@ -71,6 +71,12 @@ def test_some_numbered_folders_may_be_anything(tmp_path: Path) -> None:
         open_valset(numbered(tmp_path / "ids", range(1, 1001)))
     with pytest.raises(DataError, match="has numbered folders"):
         open_valset(numbered(tmp_path / "more", range(1001)))
+    renamed = numbered(tmp_path / "renamed")
+    for number in range(1000):
+        (renamed / f"{number}" / f"{number:040x}.jpeg").rename(renamed / f"{number}" / "0.jpeg")
+    with pytest.raises(DataError, match="has numbered folders"):
+        open_valset(renamed)
+    assert open_valset(renamed, folders="index").image_set is image_sets.UNIDENTIFIED
     official = numbered(tmp_path / "official")
     for number in range(1, 6):
         (official / f"{number}" / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(PHOTO)
@@ -136,7 +142,7 @@ def test_sketches_are_known_by_their_names(tmp_path: Path) -> None:
 def test_too_many_images(tmp_path: Path) -> None:
     root = numbered(tmp_path / "v2")
     for copy in range(10):
-        (root / "3" / f"{copy}.jpeg").write_bytes(PHOTO)
+        (root / "3" / f"{1000 + copy:040x}.jpeg").write_bytes(PHOTO)
     with pytest.raises(DataError, match=r"11 images of n01491361.*ImageNetV2 has 10 of each"):
         open_valset(root)
 

@@ -6,34 +6,16 @@ with; -1 where it has none.
 
 from __future__ import annotations
 
-import functools
-import sys
-from array import array
 from collections.abc import Iterator, Sequence
-from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.images.classes import IMAGENET, ClassList
+from eval.images.classes import IMAGENET, ClassList, ilsvrc_ids
 from eval.images.labels import official_labels
 from eval.images.valset import ValSet
 
 Order = NDArray[np.int64]
-
-
-@functools.cache
-def ilsvrc_ids() -> tuple[int, ...]:
-    """Label of each ILSVRC id, from id 1 on.
-
-    Source: the ids of the ILSVRC2012 devkit (``meta.mat``); darknet's ``imagenet.labels.list`` is
-    in the same order. They agree with the official labels of the first four validation images,
-    whose ids are 490, 361, 171 and 822.
-    """
-    labels = array("H", resources.files("eval").joinpath("resources/ilsvrc_ids.u16").read_bytes())
-    if sys.byteorder == "big":
-        labels.byteswap()
-    return tuple(labels)
 
 
 def orders(valset: ValSet, outputs: int) -> dict[str, Order]:

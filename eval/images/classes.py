@@ -9,8 +9,10 @@ import csv
 import functools
 import json
 import re
+import sys
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +28,9 @@ _HEADER_WORDS = frozenset(
      "label", "labels", "name", "names", "synset", "title", "wnid"]
 )  # fmt: skip
 _NOT_HIDDEN = re.compile(r"[^.].*", re.DOTALL)
+
+
+ILSVRC_ID = "ilsvrc-id"  # of `eval.request.FOLDERS`
 
 
 class ImageClass(NamedTuple):
@@ -50,12 +55,15 @@ class ClassList:
         kind: what to call one of its folders in a message: a `kind` folder.
         checked_folders: names of folders that must belong to a class; a folder that matches and
             is not in the list is an error, others may lie beside the classes.
+        numbers: what the number of a numbered folder means, one of `eval.request.FOLDERS`; "" if
+            that is not said. It is no property of the classes themselves.
     """
 
     name: str
     rows: tuple[ImageClass, ...]
     kind: str = "class"
     checked_folders: re.Pattern[str] = _NOT_HIDDEN
+    numbers: str = field(default="", compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,10 +98,33 @@ class ClassList:
         others = self._named.get(_plain(words[2] or ""), frozenset({synset}))
         return (synset,) if synset in others else tuple(sorted({synset, *others}))
 
+    def numbered(self, name: str) -> int | None:
+        """The class of a numbered folder, as `numbers` says; None if it is of no class."""
+        if not _NUMBER.fullmatch(name):
+            return None
+        number = int(name)
+        if self.numbers == ILSVRC_ID:
+            return ilsvrc_ids()[number - 1] if 1 <= number <= len(ilsvrc_ids()) else None
+        return number if number < len(self) else None
+
     def title(self, label: int) -> str:
         """Short and unique, for display: ``crane (134)``."""
         row = self.rows[label]
         return f"{row.title.partition(',')[0].strip() or row.folder} ({label})"
+
+
+@functools.cache
+def ilsvrc_ids() -> tuple[int, ...]:
+    """Label of each ILSVRC id, from id 1 on.
+
+    Source: the ids of the ILSVRC2012 devkit (``meta.mat``); darknet's ``imagenet.labels.list`` is
+    in the same order. They agree with the official labels of the first four validation images,
+    whose ids are 490, 361, 171 and 822.
+    """
+    labels = array("H", resources.files("eval").joinpath("resources/ilsvrc_ids.u16").read_bytes())
+    if sys.byteorder == "big":
+        labels.byteswap()
+    return tuple(labels)
 
 
 def _plain(name: str) -> str:

@@ -8,9 +8,8 @@ say about the official images, never by a fixed offset.
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
+import itertools
 import re
 import sys
 from array import array
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from eval.errors import DataError
 from eval.images.classes import IMAGENET, SYNSET, ClassList
+from eval.images.lists import Row, plain_code, read_rows
 from eval.text import check_path, read_text
 from eval.text import examples as examples
 from eval.text import shown as shown
@@ -49,11 +49,43 @@ class LabelList:
 
     Attributes:
         name: what to call it, with the numbering that was recognized in it.
-        label_of: `image_key` to label.
+        label_of: `listed_key` to label.
+        files: the names as they are listed.
     """
 
     name: str
     label_of: Mapping[str, int]
+    files: Sequence[str] = ()
+
+    @functools.cached_property
+    def _keys_of(self) -> Mapping[str, list[str]]:
+        """`image_key` to the listed ones."""
+        found: dict[str, list[str]] = {}
+        for key in self.label_of:
+            found.setdefault(key.rpartition("/")[2], []).append(key)
+        return found
+
+    def key_of(self, path: str) -> str | None:
+        """What an image is listed as; None if it is not.
+
+        Where several files of that name are listed, the one whose folders are those of the path;
+        the folders of a list may begin above or below those of a path.
+
+        Raises:
+            DataError: two of them fit as well as each other.
+        """
+        keys = self._keys_of.get(image_key(path), [])
+        if len(keys) < 2:
+            return keys[0] if keys else None
+        folders = path.split("/")[-2::-1]
+        depths = {key: _same_start(key.split("/")[-2::-1], folders) for key in keys}
+        best = [key for key in keys if depths[key] == max(depths.values())]
+        if len(best) > 1:
+            raise DataError(
+                f"{self.name} lists {examples(best)}, each of which may be {shown(path)}.\n"
+                "List the images by their paths in the validation set."
+            )
+        return best[0]
 
 
 def is_image(name: str) -> bool:
@@ -66,6 +98,17 @@ def image_key(path: str) -> str:
     """The name of an image in every layout and list: without its folder and suffix."""
     number = official_number(path)
     return _stem(path) if number is None else official_key(number)
+
+
+def listed_key(name: str) -> str:
+    """An image in a list: its folders there, if any, and its `image_key`."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    return "/".join([*parts[:-1], image_key(parts[-1])]) if parts else ""
+
+
+def _same_start(first: Sequence[str], second: Sequence[str]) -> int:
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def official_key(number: int) -> str:
@@ -116,7 +159,7 @@ def official_labels() -> tuple[int, ...]:
 
 
 def read_labels(path: Path, classes: ClassList = IMAGENET) -> LabelList:
-    """Read a `name index` list, a ground-truth file of the devkit, or Kaggle's solution.
+    """Read a list of images and classes (eval/images/lists.py), or a devkit's ground-truth file.
 
     The kind of file and its numbering are recognized by its content. The name of a class's folder
     may stand in place of an index.
@@ -147,19 +190,13 @@ class _LabelFile:
     def read(self) -> LabelList:
         """See `read_labels`."""
         text = read_text(self.path, "list of labels", _ROWS)
-        lines = [
-            (number, words)
-            for number, line in enumerate(text.split("\n"), 1)
-            if (words := line.split())
-        ]
-        if not lines:
+        if not text.strip():
             raise DataError(f"{self.path} is empty.\nGive a list of labels, or omit --labels.")
-        first = lines[0][1]
-        if first[0].startswith("ImageId,"):
-            return self._read_solution(text)
-        if len(first) == 1:
-            return self._read_ground_truth(lines)
-        return self._read_name_list(lines)
+        rows = read_rows(self.path, text, self.classes, is_image)
+        if rows is not None:
+            return self._read_name_list(rows)
+        words = ((number, line.split()) for number, line in enumerate(text.split("\n"), 1))
+        return self._read_ground_truth([(number, each) for number, each in words if each])
 
     def _read_ground_truth(self, lines: Sequence[tuple[int, list[str]]]) -> LabelList:
         """One class per line, in the order of the official images."""
@@ -180,58 +217,49 @@ class _LabelFile:
             labels, name = [self._label(*row) for row in lines], self.path.name
         return LabelList(name, dict(zip(_official_keys(), labels, strict=True)))
 
-    def _read_name_list(self, lines: Sequence[tuple[int, list[str]]]) -> LabelList:
-        """A name, which may contain blanks, and a class."""
-        code_of: dict[str, tuple[int, list[str]]] = {}
-        for number, words in lines:
-            if len(words) < 2:
-                raise self._bad_line(number, words)
-            key = image_key(" ".join(words[:-1]))
-            before = code_of.setdefault(key, (number, words))
-            if before[1][-1] != words[-1]:
+    def _read_name_list(self, rows: Sequence[Row]) -> LabelList:
+        """Names and classes."""
+        if not rows:
+            raise DataError(f"{self.path} lists no images.\nIt was cut: write it again.")
+        code_of: dict[str, Row] = {}
+        for row in rows:
+            if not row.name or not row.code:
+                nameless = bool(self.classes.meant_by(row.code))
+                raise self._bad_line(row.line, [f"{', ' * nameless}{row.name}{row.code}"])
+            key = listed_key(row.name)
+            before = code_of.setdefault(key, row)
+            if before.code != row.code:
                 raise DataError(
-                    f"{self.path}: {shown(key)} is listed twice, as {shown(before[1][-1])} in line "
-                    f"{before[0]} and as {shown(words[-1])} in line {number}.\n"
-                    "Folders in a list are ignored: file names must be unique."
+                    f"{self.path}: {shown(key)} is listed twice, as {shown(before.code)} in line "
+                    f"{before.line} and as {shown(row.code)} in line {row.line}.\n"
+                    "Each image has one label: remove the wrong line."
                 )
-        whole = len(code_of) == VAL_IMAGES and all(official_number(key) for key in code_of)
-        if whole and self.classes == IMAGENET:
+        files = [row.name for row in rows]
+        numbers_of = {official_number(key): row for key, row in code_of.items()}
+        if len(numbers_of) == VAL_IMAGES and None not in numbers_of and self.classes == IMAGENET:
             # A list of the whole set shows its own numbering.
-            keys = sorted(code_of)
-            codes = [self._code(*code_of[key], largest=len(self.classes)) for key in keys]
+            keys = sorted(code_of, key=image_key)
+            codes = [self._code(*_words(code_of[key]), largest=len(self.classes)) for key in keys]
             numbers = [code for code in codes if isinstance(code, int)]
-            if len(numbers) == VAL_IMAGES:
+            if len(numbers) == len(keys) == VAL_IMAGES:
                 name = f"{self.path.name} ({_numbering(self.path, numbers)})"
-                return LabelList(name, dict(zip(keys, official_labels(), strict=True)))
-        return LabelList(self.path.name, {key: self._label(*row) for key, row in code_of.items()})
-
-    def _read_solution(self, text: str) -> LabelList:
-        """Kaggle's ``LOC_val_solution.csv``: the boxes of an image, each after its synset."""
-        again = "Download LOC_val_solution.csv from Kaggle again."
-        label_of = {}
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        try:
-            for row in reader:
-                name, boxes = row.get("ImageId"), row.get("PredictionString")
-                words = boxes.split() if boxes else []
-                if not name or not words:
-                    filled = [value for value in (name, boxes) if value]
-                    raise self._bad_line(reader.line_num, filled)
-                label_of[image_key(name)] = self._label(reader.line_num, [name, words[0]])
-        except csv.Error as error:
-            raise DataError(f"{self.path}, line {reader.line_num}: {error}.\n{again}") from error
-        if not label_of:
-            raise DataError(f"{self.path} lists no images.\n{again}")
-        return LabelList(self.path.name, label_of)
+                return LabelList(name, dict(zip(keys, official_labels(), strict=True)), files)
+        label_of = {key: self._label(*_words(row)) for key, row in code_of.items()}
+        return LabelList(self.path.name, label_of, files)
 
     def _code(self, line: int, words: list[str], *, largest: int) -> int | str:
         """The class that a line ends with: the name of a folder, or a number in some numbering."""
-        word = words[-1]
+        word = plain_code(words[-1])
         if _NUMBER.fullmatch(word):
             if (code := int(word)) <= largest:
                 return code
-        elif word in self.classes.index_of:
-            return word
+        elif len(meant := self.classes.meant_by(word)) == 1:
+            return self.classes.rows[meant[0]].folder
+        elif meant:
+            raise DataError(
+                f"{self.path}, line {line} has {shown(word)}, which is the name of the classes "
+                f"{' and '.join(map(str, meant))}.\nUse the index, or the name of the folder."
+            )
         raise self._bad_line(line, words)
 
     def _label(self, line: int, words: list[str]) -> int:
@@ -258,6 +286,10 @@ class _LabelFile:
             else f"An index is the position of the class in {self.classes.name}, from 0."
         )
         return DataError(f"{self.path}, line {line} {reason}.\n{advice}")
+
+
+def _words(row: Row) -> tuple[int, list[str]]:
+    return row.line, [row.name, row.code]
 
 
 def _numbering(path: Path, codes: Sequence[int]) -> str:

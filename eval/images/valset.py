@@ -18,7 +18,6 @@ from eval.images.classes import IMAGENET, ClassList
 from eval.images.labels import (
     LabelList,
     examples,
-    image_key,
     official_key,
     official_labels,
     official_number,
@@ -28,6 +27,7 @@ from eval.images.labels import (
 )
 from eval.images.layouts import Listing, unreadable
 from eval.images.layouts.find import find
+from eval.images.layouts.listed import list_listed
 from eval.images.sets import IMAGE_SETS, UNIDENTIFIED, ImageSet, excess_copies, recognize
 from eval.images.sidecars import Sidecars
 from eval.images.sizes import odd_sizes
@@ -156,6 +156,7 @@ def open_valset(
     labels: Path | None = None,
     classes: ClassList | None = None,
     stated: ImageSet | None = None,
+    folders: str | None = None,
 ) -> ValSet:
     """Find the images and labels of a validation set.
 
@@ -168,6 +169,7 @@ def open_valset(
             if None.
         stated: the set that these images are said to be, where they do not show it
             (`eval.images.sets.STATED`).
+        folders: what the numbers of numbered folders are (`eval.request.FOLDERS`).
 
     Raises:
         DataError: there is no validation set, or it is another one than stated, or it cannot be
@@ -176,14 +178,21 @@ def open_valset(
         UsageError: parquet shards need pyarrow.
     """
     classes = classes or IMAGENET
+    if folders:
+        classes = replace(classes, numbers=folders)
     check_path("--data", root)
+    listed = read_labels(labels, classes) if labels else None
     try:
         listing = find(root, classes)
     except OSError as error:
         raise unreadable(Path(error.filename or root), error) from error
-    if classes == IMAGENET:
-        labels = labels or _kaggle_labels(listing)
-    listed = read_labels(labels, classes) if labels else None
+    except DataError:
+        found = list_listed(root, labels.parent, listed) if labels and listed else None
+        if found is None:
+            raise
+        listing = found
+    if classes == IMAGENET and labels is None and (labels := _kaggle_labels(listing)):
+        listed = read_labels(labels, classes)
     given = labels.resolve() if labels else None
     others = [path for path in listing.others if (listing.root / path).resolve() != given]
     return _assemble(replace(listing, others=others), listed, classes, stated)
@@ -219,10 +228,10 @@ def _assemble(
     root = listing.root
     _check_names(root, listing.label_of)
     _check_unlabeled(root, samples, nameless, labels, classes)
-    if disputed:
-        raise _disagreement(root, disputed, len(samples), classes)
     if labels:
         _check_listed(root, samples, labels)
+    if disputed:
+        raise _disagreement(root, disputed, len(samples), classes)
     _check_links(listing, samples)
     shown_set = recognize(
         (s.path for s in samples),
@@ -294,8 +303,7 @@ def _empty_classes(samples: Sequence[Sample], classes: ClassList) -> Iterator[st
 def _claims_by_name(path: str, labels: LabelList | None, classes: ClassList) -> dict[str, int]:
     """Who gives an image of this name a label, and the label; the last one weighs most."""
     claims = {}
-    key = image_key(path)
-    if labels and key in labels.label_of:
+    if labels and (key := labels.key_of(path)) is not None:
         claims[labels.name] = labels.label_of[key]
     synset = synset_in_name(path)
     if synset is not None and synset in classes.index_of:
@@ -366,12 +374,20 @@ def _check_unlabeled(
 
 def _check_listed(root: Path, samples: Sequence[Sample], labels: LabelList) -> None:
     """A list contains every image; it may contain more."""
-    missing = [s.path for s in samples if image_key(s.path) not in labels.label_of]
+    listed = [(sample.path, labels.key_of(sample.path)) for sample in samples]
+    missing = [path for path, key in listed if key is None]
     if missing:
         raise DataError(
             f"--data {root}: {examples(missing)}: not in {labels.name}.\n"
             "Use the list that belongs to these images; omit --labels if their names are official."
         )
+    image_of: dict[str | None, str] = {}
+    for path, key in listed:
+        if image_of.setdefault(key, path) != path:
+            raise DataError(
+                f"--data {root}: {shown(image_of[key])} and {shown(path)} are one line of "
+                f"{labels.name}.\nList the images by their paths in the validation set."
+            )
 
 
 def _disagreement(

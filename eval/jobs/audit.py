@@ -42,7 +42,7 @@ from eval.models.exported import EXPORTED
 from eval.progress import Observer, ignore
 from eval.provenance import Provenance
 from eval.recipe import parse
-from eval.request import FORMS, PRECISIONS, Request
+from eval.request import FOLDERS, FORMS, PRECISIONS, Request
 from eval.results.claims import Claims, Places, of_files, of_rows, places, published_differs
 from eval.results.record import Record
 from eval.results.schema import RUN_FILE
@@ -193,6 +193,8 @@ def _completed(request: Request, claims: Claims) -> Request:
         changes["weights_entry"] = claims.option("weights_entry")
     if request.image_set is None and claims.option("image_set") in STATED:
         changes["image_set"] = claims.option("image_set")
+    if request.folders is None and claims.option("folders") in FOLDERS:
+        changes["folders"] = claims.option("folders")
     return replace(request, **changes)
 
 

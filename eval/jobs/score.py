@@ -44,7 +44,7 @@ class Scoring:
 
     Attributes:
         predictions, names, array: their file; see `eval.measure.given.read_answers`.
-        data, labels, image_set: the images that they belong to.
+        data, labels, image_set, folders: the images that they belong to.
         variant, config: the configuration to compare with; the default variant if both are None.
         preprocess, precision, device: of the device, as stated; `UNKNOWN` if not.
         weights: the model's file, for its hash.
@@ -57,6 +57,7 @@ class Scoring:
     data: Path
     labels: Path | None = None
     image_set: str | None = None
+    folders: str | None = None
     names: Path | None = None
     array: str | None = None
     variant: str | None = None
@@ -87,7 +88,7 @@ def score(asked: Scoring, command: str, progress: Observer = ignore) -> Evaluati
 
     started = datetime.now(UTC)
     stated = STATED[asked.image_set] if asked.image_set else None
-    valset = open_valset(asked.data, asked.labels, stated=stated)
+    valset = open_valset(asked.data, asked.labels, stated=stated, folders=asked.folders)
     if valset.image_set.classes is not None:
         raise UsageError(
             f"--data {asked.data} is {valset.image_set.name}, where only the classes of the set "

@@ -61,6 +61,7 @@ class Sweep:
     limit: int | None = None
     labels: Path | None = None
     image_set: str | None = None
+    folders: str | None = None
     on_bad_image: str = "fail"
     latency: bool = False
     command: str = ""
@@ -112,6 +113,7 @@ class Combination:
             limit=asked.limit,
             labels=asked.labels,
             image_set=asked.image_set,
+            folders=asked.folders,
             on_bad_image=asked.on_bad_image,
             cache=asked.cache,
             output=asked.output / self.name,

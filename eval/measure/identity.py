@@ -33,6 +33,7 @@ _ERRORS: Mapping[str, type[EvalError]] = {
     "images": DataError,
     "image_list_sha256": DataError,
     "image_set": DataError,
+    "folders": DataError,
     "classes": DataError,
     "classes_sha256": DataError,
 }
@@ -65,6 +66,7 @@ def identity_of(request: Request, subject: Subject, valset: ValSet, setup: Compu
         "images": len(valset.samples),
         "image_list_sha256": image_list_sha256(valset),
         "image_set": valset.image_set.title,
+        "folders": request.folders,
         "classes": len(valset.classes),
         "classes_sha256": _sha256([list(row) for row in valset.classes.rows]),
         "code_sha256": code_sha256(),

@@ -80,7 +80,7 @@ def open_data(request: Request, root: Path, image_set: ImageSet | None = None) -
     classes = read_classes(Path(request.classes)) if request.classes else None
     labels = Path(request.labels) if request.labels else None
     stated = STATED[request.image_set] if request.image_set else image_set
-    return open_valset(root, labels, classes, stated)
+    return open_valset(root, labels, classes, stated, request.folders)
 
 
 def choose_computation(

@@ -12,13 +12,15 @@ Names, lists and the official labels are compared in eval/images/valset.py.
 from __future__ import annotations
 
 import os
+import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.errors import DataError, UnreadableImage
-from eval.images.classes import IMAGENET, SYNSET, ClassList
+from eval.images.classes import ILSVRC_ID, IMAGENET, SYNSET, ClassList
 from eval.images.labels import examples, is_image, official_number, shown
 
 START = 32  # bytes, enough to know the format of a file
@@ -38,6 +40,7 @@ _MAGIC = {
     b"P6\n": "PPM",
 }
 _BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+_V2_NAME = re.compile(r"[0-9a-f]{40}\.jpeg")  # the SHA-1 of the photo
 _KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
@@ -77,6 +80,51 @@ class Listing:
 def is_class_folder(name: str, classes: ClassList) -> bool:
     """Whether a folder of this name shows that the classes lie here; any synset does."""
     return name in classes.index_of or SYNSET.fullmatch(name) is not None
+
+
+def labels_of_folders(
+    root: Path, folders: Set[str], classes: ClassList, *, in_words: bool
+) -> dict[str, int]:
+    """What folders stand for: classes by their names or, where it is said, by their numbers.
+
+    Folders may also be named in words, such as ``American_alligator`` or ``n01440764_tench``,
+    where each of them is one class without doubt.
+
+    Args:
+        root: what they are in, for messages.
+        folders: the names of all of them; those that are no class are left out.
+        classes: the classes.
+        in_words: whether they may be named so.
+
+    Raises:
+        DataError: some are named in words, and not each of them is one class; or they are to be
+            numbered, and are not.
+    """
+    if classes.numbers:
+        numbered = {name: classes.numbered(name) for name in folders if name.isdecimal()}
+        found = {name: label for name, label in numbered.items() if label is not None}
+        if wrong := sorted(set(numbered) - set(found)) or not found:
+            listed = examples(wrong) if isinstance(wrong, list) else "no numbered folders"
+            raise DataError(
+                f"--data {root} has {listed}: no {classes.numbers} of {classes.name}.\n"
+                "Omit --folders, or name the folder that holds those of the classes."
+            )
+        return found
+    if exact := {name: classes.index_of[name] for name in folders if name in classes.index_of}:
+        return exact
+    if not in_words:
+        return {}
+    meant = {name: classes.meant_by(name) for name in sorted(folders)}
+    if 2 * sum(map(bool, meant.values())) <= len(meant):
+        return {}
+    times = Counter(meant.values())
+    if doubtful := [name for name, each in meant.items() if len(each) != 1 or times[each] > 1]:
+        raise DataError(
+            f"--data {root}: its folders are named in words, and {examples(doubtful)}: not one "
+            f"class of {classes.name} each, without doubt.\nRename them to "
+            + ("synsets (n01440764, ...)." if classes == IMAGENET else "the names in the list.")
+        )
+    return {name: each[0] for name, each in meant.items()}
 
 
 @dataclass(frozen=True)
@@ -122,26 +170,34 @@ def arrange(tree: Tree, classes: ClassList) -> Listing:
     elsewhere: list[str] = []
     others: list[str] = []
     found = set()
+    is_flat = any("/" not in path and is_image(path) for path in tree.paths)
+    meaning = labels_of_folders(tree.root, tree.folders, classes, in_words=not is_flat)
+    is_v2 = not is_flat and _is_v2(tree, classes)
+    if is_v2 and not classes.numbers:
+        meaning = {str(label): label for label in range(len(classes))}
     for path in tree.paths:
         folder, _, _ = path.rpartition("/")
         if not is_image(path):
             others.append(path)
         elif not folder:
             flat.append(path)
-        elif (label := classes.index_of.get(folder)) is not None:
+        elif (label := meaning.get(folder)) is not None:
             found.add(folder)
             label_of[path] = label
         else:
             elsewhere.append(path)
-    strange = tree.folders - set(classes.index_of)
+    strange = tree.folders - set(meaning)
     if unknown := {name for name in strange if classes.checked_folders.fullmatch(name)}:
         raise unknown_folders(tree.root, unknown, classes)
-    numbered = not (label_of or flat) and _is_numbered(tree.folders, elsewhere, len(classes))
-    if numbered:
+    if classes.numbers:
+        words = f"{len(found)} numbered folders, read as --folders {classes.numbers}"
+        _check_loose(tree.root, flat, len(label_of), classes)
+        others += flat
+    elif is_v2:
         words = f"{len(classes)} numbered folders, read as numbers (2 before 10)"
-        label_of, elsewhere = {path: int(path.partition("/")[0]) for path in elsewhere}, []
     elif label_of:
-        words = f"{len(found)} {classes.kind} folders"
+        in_words = not found & set(classes.index_of)
+        words = f"{len(found)} {classes.kind} folders{', named in words' if in_words else ''}"
         _check_loose(tree.root, flat, len(label_of), classes)
         others += flat
     else:
@@ -163,20 +219,23 @@ def arrange(tree: Tree, classes: ClassList) -> Listing:
         label_of,
         "folders",
         tree.read,
-        numbered,
+        is_v2 and classes.numbers != ILSVRC_ID,
         beside,
         others,
         {path: first for path, first in tree.same_as.items() if path in label_of},
     )
 
 
-def _is_numbered(folders: Set[str], images: Iterable[str], classes: int) -> bool:
-    """Whether it has ImageNetV2's folders, all of them: with fewer, a number may mean anything."""
-    numbers = {str(label) for label in range(classes)}
-    return (
-        {name for name in folders if name.isdecimal()} == numbers
-        and all(path.rpartition("/")[0] in numbers for path in images)
-        and not any(map(official_number, images))
+def _is_v2(tree: Tree, classes: ClassList) -> bool:
+    """Whether these are ImageNetV2's folders, all of them, and the names of its files.
+
+    With others, a number may mean anything.
+    """
+    numbers = {str(label) for label in range(len(classes))}
+    images = [path for path in tree.paths if is_image(path)]
+    return {name for name in tree.folders if name.isdecimal()} == numbers and all(
+        folder in numbers and _V2_NAME.fullmatch(name)
+        for folder, _, name in (path.rpartition("/") for path in images)
     )
 
 
@@ -239,7 +298,8 @@ def top_folder(root: Path, images: Iterable[str], classes: ClassList) -> str:
     tops = {top for folder in folders if (top := _above_class(folder, classes)) is not None}
     if not tops:
         tops = folders
-        if all(folder.rpartition("/")[2].isdecimal() for folder in folders):
+        names = [folder.rpartition("/")[2] for folder in folders]
+        if all(name.isdecimal() for name in names) or all(map(classes.meant_by, names)):
             tops = {folder.rpartition("/")[0] for folder in folders}
     outermost = {top for top in tops if not any(_is_below(top, other) for other in tops)}
     if len(outermost) > 1:
@@ -307,8 +367,8 @@ def no_images(root: Path, seen: Iterable[str], classes: ClassList) -> DataError:
         return DataError(
             f"--data {root} has numbered folders ({examples(n for n in names if n.isdecimal())}): "
             "in some copies, the number is the index of the class, in others its ILSVRC id.\n"
-            "If the file names are official, put the files into one folder: the labels are built "
-            "in; or rename the folders to synsets. (ImageNetV2 has all the folders 0 to 999.)"
+            "Say which: --folders index, or --folders ilsvrc-id. (ImageNetV2 has all the folders 0 "
+            "to 999, and files named by their SHA-1.)"
         )
     held = ", ".join(shown(name) for name in names[:3]) or "nothing"
     if classes != IMAGENET:
@@ -326,6 +386,11 @@ def no_images(root: Path, seen: Iterable[str], classes: ClassList) -> DataError:
 
 def unreadable(path: Path, error: OSError) -> UnreadableImage:
     """The error if the system cannot read a file."""
+    if path.is_symlink() and isinstance(error, FileNotFoundError):
+        return UnreadableImage(
+            f"{shown(str(path))} is a link to a file that is gone: {shown(str(path.readlink()))}.\n"
+            "Copy the file itself, or mount the disk that it is on."
+        )
     return UnreadableImage(
         f"{shown(str(path))} cannot be read: {error.strerror or error}.\n"
         "Check its permissions and the disk, or replace it with an intact copy."

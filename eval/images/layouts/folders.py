@@ -18,6 +18,7 @@ from eval.images.layouts import (
     arrange,
     check_regular,
     is_class_folder,
+    labels_of_folders,
     read_regular,
     unreadable,
 )
@@ -35,7 +36,9 @@ def list_folder(folder: Path, classes: ClassList) -> Listing:
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     folders = {entry.name for entry in entries if _is_folder(entry)}
     paths = [entry.name for entry in entries if entry.name not in folders and _is_file(entry)]
+    in_words = not any(map(is_image, paths))
     inner = {name for name in folders if is_class_folder(name, classes)}
+    inner |= set(labels_of_folders(folder, folders, classes, in_words=in_words))
     if not inner and folders >= {str(label) for label in range(len(classes))}:
         inner = folders
     for name in inner:
@@ -50,19 +53,25 @@ def list_folder(folder: Path, classes: ClassList) -> Listing:
                 "of classes.\nGive the folder that holds the validation set and nothing else."
             )
         paths += others
-    tree = Tree(folder, paths, folders, partial(_read, folder), partial(_start, folder))
+    tree = Tree(folder, paths, folders, partial(read_file, folder), partial(_start, folder))
     return arrange(tree, classes)
 
 
 def is_val_folder(folder: Path, classes: ClassList) -> bool:
     """Whether there are class folders or official names, whatever may be wrong with them."""
+    folders = set()
     with os.scandir(folder) as entries:
-        return any(
-            is_class_folder(entry.name, classes)
-            if _is_folder(entry)
-            else official_number(entry.name)
-            for entry in entries
-        )
+        for entry in entries:
+            if not _is_folder(entry):
+                if official_number(entry.name):
+                    return True
+            elif is_class_folder(entry.name, classes):
+                return True
+            elif not entry.name.startswith("."):
+                folders.add(entry.name)
+    if classes.numbers:
+        return any(classes.numbered(name) is not None for name in folders)
+    return len(folders) > 1 and all(map(classes.meant_by, folders))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -110,7 +119,8 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
     return is_image(entry.name)
 
 
-def _read(folder: Path, path: str) -> bytes:
+def read_file(folder: Path, path: str) -> bytes:
+    """Bytes of a file; raises `UnreadableImage`."""
     try:
         return read_regular(folder / path)
     except OSError as error:

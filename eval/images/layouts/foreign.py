@@ -127,7 +127,7 @@ def refuse_foreign(path: Path) -> None:
         if found := _format_of(file):
             if file.name == "data.mdb":
                 file = file.parent
-            names = {"path": _word(file), "stem": _word(Path(path.name.partition(".")[0] or "val"))}
+            names = {"path": _word(file), "stem": _word(Path(file.name.partition(".")[0] or "val"))}
             raise DataError(
                 f"--data {shown(str(file))} is {found.name}: its images cannot be read in place.\n"
                 f"{found.way.format(**names)}"
