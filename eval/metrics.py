@@ -6,7 +6,8 @@ All functions are pure. `Scores` holds the results of one batch or of a whole ru
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -20,36 +21,6 @@ _SUM = 0.01  # how far the sum of probabilities may be from 1
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
-def check_logits(logits: NDArray[Any], names: list[str]) -> None:
-    """Refuse logits that have no meaningful rank.
-
-    NaN compares false with everything, so a label with NaN would get rank 0; in a constant row, the
-    rank is the class index.
-
-    Args:
-        logits: (B, C).
-        names: the images, for the message.
-
-    Raises:
-        LogitsError: a row contains NaN or infinity, or the same value for every class.
-    """
-    finite = np.isfinite(logits).all(axis=1)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        raise LogitsError(
-            f"The logits of {names[row]} contain NaN or infinity "
-            f"({int((~finite).sum())} of {len(names)} images in this batch).\n"
-            "Check the weights; with fp16, try --precision bf16 or fp32."
-        )
-    constant = logits.max(axis=1) == logits.min(axis=1)
-    if constant.any():
-        row = int(np.argmax(constant))
-        raise LogitsError(
-            f"The logits of {names[row]} have the same value for every class.\n"
-            "No trained model does this: check the weights."
-        )
-
-
 class Kind(StrEnum):
     """What a model's outputs are."""
 
@@ -57,6 +28,39 @@ class Kind(StrEnum):
     LOG_PROBABILITIES = "log-probabilities"
     PROBABILITIES = "probabilities"
     SCORES = "numbers between 0 and 1"  # as after a sigmoid: no distribution over the classes
+
+    @property
+    def words(self) -> str:
+        """What is made of such outputs, for reports; "" for logits."""
+        return {
+            Kind.LOGITS: "",
+            Kind.LOG_PROBABILITIES: f"{self.value}, used as logits",
+            Kind.PROBABILITIES: f"{self.value}, used as they are",
+            Kind.SCORES: f"{self.value} that do not add up to 1, as after a sigmoid: they rank the "
+            "classes, and there are no probabilities and no NLL",
+        }[self]
+
+
+def together(kinds: Iterable[Kind]) -> Kind:
+    """What outputs are, of which parts are of these kinds."""
+    found = set(kinds)
+    if len(found) == 1:
+        return found.pop()
+    return Kind.SCORES if found == {Kind.SCORES, Kind.PROBABILITIES} else Kind.LOGITS
+
+
+def as_logits(outputs: NDArray[Any], kind: Kind) -> NDArray[Any]:
+    """Outputs (B, C) on the scale of logits, so that differences between models mean the same."""
+    if kind is not Kind.PROBABILITIES:
+        return outputs
+    logs: NDArray[Any] = np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
+    return logs
+
+
+def without_background(outputs: NDArray[Any], kind: Kind) -> NDArray[Any]:
+    """Outputs (B, C + 1) without those of the first class: (B, C), as if there was none."""
+    rest = outputs[:, 1:]
+    return rest / rest.sum(axis=1, keepdims=True) if kind is Kind.PROBABILITIES else rest
 
 
 def kind_of(outputs: NDArray[Any]) -> Kind:
@@ -73,6 +77,44 @@ def kind_of(outputs: NDArray[Any]) -> Kind:
     if (values <= 0).all() and (np.abs(np.exp(values).sum(axis=1) - 1) < _SUM).all():
         return Kind.LOG_PROBABILITIES
     return Kind.LOGITS
+
+
+def check_logits(logits: NDArray[Any], names: list[str], kind: Kind = Kind.LOGITS) -> None:
+    """Refuse logits that have no meaningful rank.
+
+    NaN compares false with everything, so a label with NaN would get rank 0; in a constant row, the
+    rank is the class index.
+
+    Args:
+        logits: (B, C).
+        names: the images, for the message.
+        kind: what the outputs are.
+
+    Raises:
+        LogitsError: a row contains NaN or infinity, or the same value for every class; or it is no
+            probabilities, although those of other images are.
+    """
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise LogitsError(
+            f"The logits of {names[row]} contain NaN or infinity "
+            f"({int((~finite).sum())} of {len(names)} images in this batch).\n"
+            "Check the weights; with fp16, try --precision bf16 or fp32."
+        )
+    constant = logits.max(axis=1) == logits.min(axis=1)
+    if constant.any():
+        row = int(np.argmax(constant))
+        raise LogitsError(
+            f"The logits of {names[row]} have the same value for every class.\n"
+            "No trained model does this: check the weights."
+        )
+    if kind is Kind.PROBABILITIES and kind_of(logits) is not kind:
+        row = next(i for i in range(len(names)) if kind_of(logits[i : i + 1]) is not kind)
+        raise LogitsError(
+            f"The outputs of {names[row]} are no probabilities, although those of noise are.\n"
+            "Export the model without the layer that makes probabilities."
+        )
 
 
 def rank_of_label(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -118,14 +160,22 @@ class Scores:
     Attributes:
         rank: int64 (N,), see `rank_of_label`.
         top: int64 (N, 5), the top-5 classes; -1 where a model has fewer classes.
-        prob: float64 (N, 5), their probabilities; NaN where a model has fewer classes.
-        nll: float64 (N,), negative log-likelihood of the label, in nats.
+        prob: float64 (N, 5), their probabilities; NaN where a model has fewer classes, and where
+            its outputs are none and cannot be made any.
+        nll: float64 (N,), negative log-likelihood of the label, in nats; infinite where its
+            probability was rounded to 0, NaN as `prob`.
+        tied: bool (N,), whether several classes have the largest output.
     """
 
     rank: NDArray[np.int64]
     top: NDArray[np.int64]
     prob: NDArray[np.float64]
     nll: NDArray[np.float64]
+    tied: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+
+    def __post_init__(self) -> None:
+        if len(self.tied) != len(self.rank):
+            self.tied = np.zeros(len(self.rank), bool)
 
     @classmethod
     def empty(cls, n: int) -> Scores:
@@ -140,25 +190,40 @@ class Scores:
         logits: NDArray[Any],
         labels: NDArray[np.int64],
         among: NDArray[np.int64] | None = None,
+        kind: Kind = Kind.LOGITS,
     ) -> Scores:
-        """Score a batch of logits.
+        """Score a batch of outputs.
 
         Args:
             logits: finite, (B, C).
             labels: int64 (B,), each in 0..C-1, and in `among` if that is given.
             among: int64 (K,), ascending; if given, only these classes are scored, as if the model
                 had no others.
+            kind: what the outputs are.
         """
         if among is not None:
-            part = cls.of(logits[:, among], np.searchsorted(among, labels))
+            rows = logits[:, among]
+            if kind is Kind.PROBABILITIES:
+                rows = rows / rows.sum(axis=1, keepdims=True)
+            part = cls.of(rows, np.searchsorted(among, labels), kind=kind)
             return replace(part, top=np.where(part.top < 0, -1, among[part.top]))
-        log_prob = log_softmax(logits)
         top = top_classes(logits)
+        if kind is Kind.PROBABILITIES:
+            values = logits.astype(np.float64)
+            with np.errstate(divide="ignore"):
+                log_prob = np.log(values)
+            prob = np.take_along_axis(values, top, axis=1)
+        elif kind is Kind.SCORES:
+            log_prob, prob = np.full(logits.shape, np.nan), np.full(top.shape, np.nan)
+        else:
+            log_prob = log_softmax(logits)
+            prob = np.exp(np.take_along_axis(log_prob, top, axis=1))
         return cls(
             rank=rank_of_label(logits, labels),
             top=padded(top, -1),
-            prob=padded(np.exp(np.take_along_axis(log_prob, top, axis=1)), np.nan),
+            prob=padded(prob, np.nan),
             nll=-np.take_along_axis(log_prob, labels[:, np.newaxis], axis=1)[:, 0],
+            tied=(logits == logits.max(axis=1, keepdims=True)).sum(axis=1) > 1,
         )
 
     def put(self, where: NDArray[np.int64], batch: Scores) -> None:
@@ -167,10 +232,16 @@ class Scores:
         self.top[where] = batch.top
         self.prob[where] = batch.prob
         self.nll[where] = batch.nll
+        self.tied[where] = batch.tied
 
     @property
     def mean_nll(self) -> float | None:
-        """Mean negative log-likelihood, in nats, of the images with a prediction; None if none."""
+        """Mean negative log-likelihood, in nats, of the images with a prediction.
+
+        None if there are none, or if a label's probability was rounded to 0.
+        """
+        if np.isinf(self.nll).any():
+            return None
         known = self.nll[np.isfinite(self.nll)]
         return float(known.mean()) if len(known) else None
 

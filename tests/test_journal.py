@@ -111,16 +111,16 @@ def test_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_layout_of_a_record() -> None:
-    """Journals of interrupted runs are read by later versions: the layout is fixed."""
+    """Another layout has another code, and a run is only continued by the code that began it."""
     dtype = record_dtype(["a"])
     assert dtype.names == ("index", "sha256", "reason", "logit_diff", "largest_logit", "a")
     assert [dtype[name].str for name in dtype.names[:5]] == ["<i8", "|V32", "|S160", "<f8", "<f8"]
     assert dtype["sha256"].base == np.uint8
-    assert dtype["a"].names == ("rank", "top", "prob", "nll")
+    assert dtype["a"].names == ("rank", "top", "prob", "nll", "tied")
     assert dtype["a"]["top"] == np.dtype(("<i8", 5))
     assert dtype["a"]["prob"] == np.dtype(("<f8", 5))
     assert (dtype["a"]["rank"], dtype["a"]["nll"]) == (np.dtype("<i8"), np.dtype("<f8"))
-    assert dtype.itemsize == 8 + 32 + 160 + 8 + 8 + (8 + 40 + 40 + 8)
+    assert dtype.itemsize == 8 + 32 + 160 + 8 + 8 + (8 + 40 + 40 + 8 + 1)
 
 
 def test_files_of_a_journal(tmp_path: Path) -> None:

@@ -20,8 +20,10 @@ from eval.metrics import (
     padded,
     percent,
     rank_of_label,
+    together,
     top_classes,
     wilson_interval,
+    without_background,
 )
 
 # Few distinct values, so that ties are common.
@@ -252,3 +254,64 @@ def test_unanswered_images_are_never_correct() -> None:
 )
 def test_what_outputs_are(rows: list[list[float]], kind: Kind) -> None:
     assert kind_of(np.array(rows)) is kind
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kind"),
+    [
+        ([Kind.PROBABILITIES, Kind.PROBABILITIES], Kind.PROBABILITIES),
+        ([Kind.SCORES, Kind.PROBABILITIES], Kind.SCORES),
+        ([Kind.SCORES, Kind.LOGITS], Kind.LOGITS),
+        ([Kind.LOG_PROBABILITIES, Kind.LOGITS], Kind.LOGITS),
+    ],
+)
+def test_parts_of_outputs(kinds: list[Kind], kind: Kind) -> None:
+    assert together(kinds) is kind
+
+
+LABEL_2 = np.array([2])
+
+
+def test_probabilities_are_used_as_they_are() -> None:
+    rows = np.array([[0.1, 0.6, 0.2, 0.1]])
+    scores = Scores.of(rows, LABEL_2, kind=Kind.PROBABILITIES)
+    assert scores.prob[0, :4].tolist() == [0.6, 0.2, 0.1, 0.1]
+    assert scores.nll.tolist() == [-math.log(0.2)]
+    assert (scores.rank.tolist(), scores.tied.tolist()) == ([1], [False])
+    # Among the classes 0 and 2, as if the model had no others: 1/3 and 2/3.
+    part = Scores.of(rows, LABEL_2, np.array([0, 2]), Kind.PROBABILITIES)
+    assert part.prob[0, :2] == pytest.approx([2 / 3, 1 / 3], rel=1e-12)
+    assert part.nll == pytest.approx([-math.log(2 / 3)], rel=1e-12)
+    assert part.top[0, :2].tolist() == [2, 0]
+
+
+def test_a_probability_of_zero_has_no_likelihood() -> None:
+    rows = np.array([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    scores = Scores.of(rows, np.array([2, 2]), kind=Kind.PROBABILITIES)
+    assert scores.nll.tolist() == [math.inf, 0]
+    assert scores.mean_nll is None
+    assert scores.tied.tolist() == [True, False]
+
+
+def test_scores_only_rank() -> None:
+    scores = Scores.of(np.array([[1.0, 0.3, 1.0]]), LABEL_2, kind=Kind.SCORES)
+    assert scores.rank.tolist() == [1]  # the lower index of two that are equal counts
+    assert scores.top[0, :3].tolist() == [0, 2, 1]
+    assert np.isnan(scores.prob).all()
+    assert scores.mean_nll is None
+    assert scores.tied.tolist() == [True]
+
+
+def test_without_a_background_class() -> None:
+    logits = np.array([[7.0, 1.0, 2.0]])
+    assert without_background(logits, Kind.LOGITS).tolist() == [[1.0, 2.0]]
+    rows = np.array([[0.6, 0.1, 0.3]])
+    found = without_background(rows, Kind.PROBABILITIES)
+    assert found[0] == pytest.approx([0.25, 0.75], rel=1e-12)
+
+
+def test_what_is_no_probability_although_others_are() -> None:
+    rows = np.array([[0.4, 0.6], [0.5, 1.5]])
+    check_logits(rows[:1], ["a"], Kind.PROBABILITIES)
+    with pytest.raises(LogitsError, match="The outputs of b are no probabilities"):
+        check_logits(rows, ["a", "b"], Kind.PROBABILITIES)

@@ -22,13 +22,14 @@ from onnx import TensorProto, helper
 from test_backends import CPU, PREPROCESSING, assert_agrees, plain
 from torch import nn
 
-from eval.backends import BACKENDS, child, create_predictor
+from eval.backends import BACKENDS, Task, child, create_predictor
 from eval.backends.child import quiet
 from eval.backends.formats import RUNTIMES, companions, files_of, size_of
 from eval.backends.signature import Feed, check_signature
 from eval.errors import ModelError, UsageError
 from eval.export import main as export
 from eval.imagenet import main
+from eval.measure.engine import Engine
 from eval.models import exported
 from eval.request import Request
 
@@ -338,26 +339,24 @@ def source_of(path: Path) -> exported.ExportedSource:
 
 @pytest.mark.parametrize("end", ["Softmax", "LogSoftmax", "Sigmoid", ""])
 def test_a_graph_that_ends_in_probabilities(end: str, tmp_path: Path, crops: np.ndarray) -> None:
-    """Their logarithms are the logits but for a number that all classes share."""
+    """Probabilities are used as they are; what a sigmoid gives only ranks."""
     mean = helper.make_node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0)
     scale = helper.make_tensor("s", TensorProto.FLOAT, [3], [8, -8, 4])
     nodes = [[scale], mean, helper.make_node("Mul", ["m", "s"], ["l" if end else "y"])]
     axis = {} if end == "Sigmoid" else {"axis": 1}
     last = [helper.make_node(end, ["l"], ["y"], **axis)] if end else []
     path = graph(tmp_path / "x.onnx", [*nodes, *last], ["n", 3])
-    made = predictor("onnxruntime", path)
-    found = made(crops)["f"]
+    engine = Engine(Task("onnxruntime", {"f": path}, PREPROCESSING, CPU, "fp32", 4, 1, 3))
+    found = engine.logits(crops)["f"]
     logits = PREPROCESSING.normalize(crops).astype(np.float64).mean((1, 2)) * [8, -8, 4]
-    said = made.settings.get("outputs", {}).get("f", "")
-    if end == "Sigmoid":
-        assert said.startswith("numbers between 0 and 1")
-        assert np.allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-5)
-        return
-    shared = np.log(np.exp(logits).sum(1, keepdims=True)) if end else 0
-    assert np.allclose(found, logits - shared, rtol=1e-4, atol=1e-4)
-    words = {"Softmax": "probabilities, whose", "LogSoftmax": "log-prob", "": ""}
+    said = engine.settings.get("outputs", {}).get("f", "")
+    words = {"Softmax": "probabilities, used", "LogSoftmax": "log-prob", "": "",
+             "Sigmoid": "numbers between 0 and 1"}  # fmt: skip
     assert said.startswith(words[end])
     assert bool(said) == bool(end)
+    shared = np.log(np.exp(logits).sum(1, keepdims=True)) if end else 0
+    expected = 1 / (1 + np.exp(-logits)) if end == "Sigmoid" else logits - shared
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_was_hashed_is_what_runs(tmp_path: Path, crops: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from eval.images.classes import imagenet_classes
 from eval.images.valset import Sample
 from eval.measure import given as predictions
 from eval.measure.given import Answers, Logits, Ranked, match
-from eval.metrics import Scores
+from eval.metrics import Kind, Scores
 
 LABELS = (0, 0, 134, 134, 517, 517, 999, 999)  # tench, both cranes, toilet tissue
 # Of each image, the place of its label among the answers.
@@ -173,14 +173,22 @@ def test_probabilities_are_not_taken_for_logits(tmp_path: Path) -> None:
     prob = np.exp(values) / np.exp(values).sum(axis=1, keepdims=True)
     answers = read_answers(_npz(tmp_path, logits=prob.astype(np.float32)))
     assert isinstance(answers, Logits)
-    assert answers.probabilities
+    assert answers.kind is Kind.PROBABILITIES
     scores = scored(answers)
     np.testing.assert_allclose(scores.prob, -np.sort(-prob, axis=1)[:, :5], rtol=1e-5)
     np.testing.assert_allclose(scores.nll, -np.log(prob[range(8), LABELS]), rtol=1e-5)
     # Rounded to 8 bits most are 0: the likelihood is unknown, and not infinite.
     rounded = np.rint(prob * 128) / 128
     scores = scored(read_answers(_npz(tmp_path, logits=rounded)))
-    assert (scores.correct(1), np.isnan(scores.nll).all()) == (TOP1, True)
+    assert (scores.correct(1), scores.mean_nll) == (TOP1, None)
+
+
+def test_what_a_sigmoid_gives_only_ranks(tmp_path: Path) -> None:
+    answers = read_answers(_npz(tmp_path, logits=1 / (1 + np.exp(-logits()))))
+    assert "as after a sigmoid" in answers.description
+    scores = scored(answers)
+    assert (scores.correct(1), scores.mean_nll) == (TOP1, None)
+    assert np.isnan(scores.prob).all()
 
 
 def test_probabilities_beside_ranked_classes_are_kept(tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ from eval.backends.child import quiet
 from eval.backends.formats import check_file, name_of, precision_of
 from eval.backends.signature import Feed, Port, check_signature
 from eval.errors import EvalError, ModelError
-from eval.metrics import Kind, kind_of
 
 if TYPE_CHECKING:
     from eval.images.preprocess import Crop
@@ -48,13 +47,6 @@ _REPEATS = 3
 _ALIKE = 1e-3  # of the largest logit
 _COARSE = 2e-2  # the same below fp32, where one value that rounds to its neighbor shows
 _TIMED = 3  # runs of each batch size, of which the fastest counts
-
-_OUTPUTS = {
-    Kind.PROBABILITIES: "probabilities, whose logarithms are used as logits",
-    Kind.LOG_PROBABILITIES: "log-probabilities, used as logits",
-    Kind.SCORES: "numbers between 0 and 1, as after a sigmoid: ranks count, probabilities and NLL "
-    "do not",
-}
 
 Session = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -123,7 +115,6 @@ class _Form(NamedTuple):
     layout: str
     batch: int | None  # None: the size of what comes
     sessions: queue.LifoQueue[Session]
-    kind: Kind = Kind.LOGITS
 
 
 def create(task: Task) -> RuntimePredictor:
@@ -219,21 +210,18 @@ class RuntimePredictor:
         with quiet():
             size = batch or task.batch_size
             sessions = [loaded.session(feed, size) for _ in range(task.workers)]
-        kind = kind_of(self._checked(form, sessions, size, known))
-        if kind is not Kind.LOGITS:
-            self.settings.setdefault("outputs", {})[candidates.name] = _OUTPUTS[kind]
-        form = form._replace(kind=kind)
+        self._check_sessions(form, sessions, size, known)
         for session in sessions:
             form.sessions.put(session)
         return form
 
-    def _checked(
+    def _check_sessions(
         self, form: _Form, sessions: Sequence[Session], batch: int, known: Converted
-    ) -> NDArray[np.float32]:
-        """What each session, at work at the same time as the others, answers to `_noise`.
+    ) -> None:
+        """Each session, at work at the same time as the others, answers `_noise` as it should.
 
-        That is what the graph answered when it was probed. Where it was not, as a model that was
-        just converted, they must agree with each other.
+        That is as the graph did when it was probed. Where it was not, as a model that was just
+        converted, they must agree with each other.
         """
         images = _noise(form.feed, form.layout, self._preprocess.size, batch)
 
@@ -243,7 +231,6 @@ class RuntimePredictor:
         expected = ask(sessions[0]) if known.probed is None else known.probed
         if not _agree(ask, sessions, expected, known.within):
             raise _unsteady(form.name, self._title, len(sessions), batch)
-        return expected
 
     def _batches(self, task: Task, feed: Feed) -> list[int | None]:
         """The batch sizes that a graph can be used with."""
@@ -326,10 +313,7 @@ class RuntimePredictor:
                 f"{form.name}: {self._title} fails on an image ({child.first_line(error)}).\n"
                 "Export the model again, or try another backend."
             ) from error
-        outputs = np.concatenate(parts).astype(np.float32, copy=len(parts) == 1)
-        if form.kind is Kind.PROBABILITIES:  # one that was rounded to 0 is the smallest there is
-            return np.log(np.maximum(outputs, np.finfo(np.float32).smallest_subnormal))
-        return outputs
+        return np.concatenate(parts).astype(np.float32, copy=len(parts) == 1)
 
     def _check(self, form: _Form, answer: NDArray[Any], count: int) -> None:
         """One row for each image, as wide as it should be."""

@@ -6,7 +6,7 @@ only place that decides; stdout, files, history, gate and exit code all read wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
@@ -108,11 +108,13 @@ class Judgment:
         forms: the result of each form, at least one.
         disagreement: how the two forms disagree; empty if they do not.
         warnings: what to look at, whatever the verdict.
+        ties: forms that leave open which class they predict.
     """
 
     forms: tuple[FormResult, ...]
     disagreement: str = ""
     warnings: tuple[str, ...] = ()
+    ties: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -142,7 +144,7 @@ def judge(
     disagreement = forms_disagree(measured, precision)
     case = _Case(measured, published, preprocess, precision, disagreement)
     forms = tuple(_judge_form(case, form) for form in measured.scores)
-    return Judgment(forms, disagreement, tuple(_warnings(forms)))
+    return Judgment(forms, disagreement, tuple(_warnings(forms)), tuple(_ties(measured)))
 
 
 @dataclass(frozen=True)
@@ -353,6 +355,18 @@ def forms_disagree(measured: Measurement, precision: str) -> str:
         f"{flips} predictions flip.\n"
         "The reparameterization does not preserve these weights: do not deploy it."
     )
+
+
+def _ties(measured: Measurement) -> Iterator[str]:
+    """Images whose top-1 prediction is only the first of several."""
+    for form, scores in measured.scores.items():
+        tied = int(scores.tied.sum())
+        if tied:
+            yield (
+                f"{form}: {tied:,} of {len(scores.tied):,} images have several classes with the "
+                "largest output, of which the one with the lowest index counts: are the outputs "
+                "rounded, or a saturated sigmoid or softmax?"
+            )
 
 
 def _warnings(forms: Sequence[FormResult]) -> list[str]:

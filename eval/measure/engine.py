@@ -30,13 +30,14 @@ from eval.images.preprocess import BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, fingerprint
 from eval.measure.journal import REASON_BYTES, Journal, NoJournal, Records, record_dtype
 from eval.measure.settings import enter_worker
-from eval.metrics import Scores, check_logits
+from eval.metrics import Kind, Scores, as_logits, check_logits, kind_of
 from eval.processes import Group, own_place
 from eval.progress import Event, Observer, ignore
 
 CPU_BATCH = 8  # one part (eval/backends/pytorch.py): more would only use more memory
 GPU_BATCH = 64
 _ALONE = Group()
+_SHOWN = 8  # images, by which is seen what the outputs are
 _INTACT = "Get an intact copy: python -m eval.data lists all that are damaged."
 _RECORD = "Replace the file (images are never skipped), or use --on-bad-image record."
 
@@ -189,10 +190,20 @@ class Engine:
             predictor_for(task), lambda message: progress(Event(message=message))
         )
 
-    @property
+    @cached_property
     def settings(self) -> Mapping[str, Any]:
         """What was set or chosen in the runtime, for ``run.json``."""
-        return self._predictor.settings
+        outputs = {form: kind.words for form, kind in self.kinds.items() if kind.words}
+        return {**self._predictor.settings, **({"outputs": outputs} if outputs else {})}
+
+    @cached_property
+    def kinds(self) -> Mapping[str, Kind]:
+        """What the outputs of each form are, by its answers to images of noise."""
+        size, rng = self.task.preprocess.size, np.random.default_rng(1)
+        count = math.ceil(_SHOWN / self.task.batch_size) * self.task.batch_size
+        crops = rng.integers(0, 256, (count, size, size, 3), np.uint8)
+        crops[::2] = crops[::2, :1, :1]  # of one color
+        return {form: kind_of(rows) for form, rows in self._outputs(crops).items()}
 
     def measure(
         self,
@@ -244,6 +255,7 @@ class Engine:
             valset,
             self._predictor,
             plan,
+            kinds=self.kinds,
             journal=journal or NoJournal(forms),
             cache=cache,
             progress=count,
@@ -255,6 +267,12 @@ class Engine:
 
     def logits(self, crops: Crop) -> Mapping[str, NDArray[np.float32]]:
         """Logits (N, classes) of crops (N, size, size, 3), by form; they may be of no use."""
+        return {
+            form: as_logits(rows, self.kinds[form]) for form, rows in self._outputs(crops).items()
+        }
+
+    def _outputs(self, crops: Crop) -> Mapping[str, NDArray[np.float32]]:
+        """What the forms give for crops (N, size, size, 3), whatever it means."""
         size = self.task.batch_size
 
         def compute(start: int) -> Mapping[str, NDArray[Any]]:
@@ -321,6 +339,7 @@ def measure(
     plan: Plan,
     *,
     journal: Journal | NoJournal,
+    kinds: Mapping[str, Kind] | None = None,
     cache: CropCache | None = None,
     progress: Callable[[int, int], None] | None = None,
     stopper: Stopper | None = None,
@@ -332,6 +351,7 @@ def measure(
         predictor: computes the logits of exactly the forms of the plan.
         plan: how to measure them.
         journal: provides the records of an interrupted run, and keeps each new batch.
+        kinds: what the outputs of each form are; None: logits.
         cache: crops of earlier runs; new crops are added.
         progress: called with the number of new images and how many of them the last form predicts
             correctly.
@@ -342,7 +362,7 @@ def measure(
         UsageError: an image has changed since it was measured.
         LogitsError: logits are not finite, or the same for every class.
     """
-    evaluate = _BatchEvaluator(valset, predictor, plan, cache)
+    evaluate = _BatchEvaluator(valset, predictor, plan, cache, kinds or {})
     old, todo = _remaining(plan, journal.read(len(valset.samples)), len(valset.samples))
     results = [old]
     measured_now = 0
@@ -393,8 +413,14 @@ class _BatchEvaluator:
     """
 
     def __init__(
-        self, valset: ValSet, predictor: Predictor, plan: Plan, cache: CropCache | None
+        self,
+        valset: ValSet,
+        predictor: Predictor,
+        plan: Plan,
+        cache: CropCache | None,
+        kinds: Mapping[str, Kind],
     ) -> None:
+        self._kinds = {form: kinds.get(form, Kind.LOGITS) for form in plan.forms}
         self._valset, self._predictor, self._plan, self._cache = valset, predictor, plan, cache
         self._labels = np.array([sample.label for sample in valset.samples])
         self._among = None if valset.among is None else np.array(valset.among)
@@ -415,9 +441,11 @@ class _BatchEvaluator:
         logits = {form: rows[good] for form, rows in self._predictor(crops).items()}
         names = [self._valset.samples[i].path for i in indices[good]]
         for form, rows in logits.items():
-            check_logits(rows, names)
+            check_logits(rows, names, self._kinds[form])
             labels = self._labels[indices[good]]
-            _store(records, form, good, Scores.of(rows, labels, self._among))
+            scores = Scores.of(rows, labels, self._among, self._kinds[form])
+            _store(records, form, good, scores)
+        logits = {form: as_logits(rows, self._kinds[form]) for form, rows in logits.items()}
         records["logit_diff"] = np.nan
         records["logit_diff"][good] = _largest_difference(list(logits.values()))
         for rows in logits.values():
@@ -511,18 +539,21 @@ def _batches(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]
         yield order[start : start + size]
 
 
+_KEPT = ("rank", "top", "prob", "nll", "tied")
+
+
 def _store(records: Records, form: str, rows: NDArray[np.int64], scores: Scores) -> None:
     """Store scores (len(rows),) in the given rows; the other rows have no prediction."""
     answers = records[form]
     answers["rank"], answers["top"] = -1, -1
-    answers["prob"], answers["nll"] = np.nan, np.nan
-    for name in ("rank", "top", "prob", "nll"):
+    answers["prob"], answers["nll"], answers["tied"] = np.nan, np.nan, False
+    for name in _KEPT:
         answers[name][rows] = getattr(scores, name)
 
 
 def _scores(records: Records, form: str) -> Scores:
     answers = records[form]
-    return Scores(*(np.ascontiguousarray(answers[n]) for n in ("rank", "top", "prob", "nll")))
+    return Scores(*(np.ascontiguousarray(answers[name]) for name in _KEPT))
 
 
 def _correct(records: Records, form: str) -> int:

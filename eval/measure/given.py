@@ -26,9 +26,7 @@ from eval.metrics import (
     Scores,
     check_logits,
     kind_of,
-    padded,
-    rank_of_label,
-    top_classes,
+    together,
 )
 from eval.text import table
 
@@ -82,18 +80,17 @@ class Logits:
     Attributes:
         names: of the images, as they are written.
         values: (N, classes), logits or probabilities of any numeric type.
-        probabilities: whether they are probabilities: none negative, and rows that sum to 1.
+        kind: what they are.
     """
 
     names: tuple[str, ...]
     values: NDArray[Any]
-    probabilities: bool
+    kind: Kind
 
     @property
     def description(self) -> str:
         """What is known about each image, for the report."""
-        kind = "probabilities" if self.probabilities else "logits"
-        return f"{kind} of all classes, {self.values.dtype}"
+        return f"{self.kind.words or self.kind} (of all classes, {self.values.dtype})"
 
     def scores(self, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> Scores:
         """Score rows (B,) against labels (B,)."""
@@ -101,30 +98,11 @@ class Logits:
         for start in range(0, len(rows), CHUNK):
             where = np.arange(start, min(start + CHUNK, len(rows)))
             values = self.values[rows[where]].astype(np.float64)
-            if self.probabilities:
-                scores.put(where, _score_probabilities(values, labels[where]))
-            else:
-                scores.put(where, Scores.of(values, labels[where]))
-        if not np.isfinite(scores.nll).all():
-            # A probability that was rounded to 0 has no meaningful logarithm, nor has the mean.
-            scores.nll[:] = np.nan
+            scores.put(where, Scores.of(values, labels[where], kind=self.kind))
         return scores
 
 
 Answers = Ranked | Logits
-
-
-def _score_probabilities(values: NDArray[np.float64], labels: NDArray[np.int64]) -> Scores:
-    top = top_classes(values)
-    with np.errstate(divide="ignore"):
-        nll = -np.log(np.take_along_axis(values, labels[:, np.newaxis], axis=1)[:, 0])
-    prob = np.take_along_axis(values, top, axis=1)
-    return Scores(
-        rank=rank_of_label(values, labels),
-        top=padded(top, -1),
-        prob=padded(prob, np.nan),
-        nll=nll,
-    )
 
 
 def read_answers(
@@ -363,13 +341,13 @@ def _read_arrays(path: Path, classes: int, names: Path | None, array: str | None
             f"{path} contains {values.dtype}, not real numbers.\nSave floats or integers."
         )
     values = values.reshape(len(listed), classes)
-    probabilities = True
+    kinds = set()
     for start in range(0, len(values), CHUNK):
         with np.errstate(invalid="ignore"):  # NaN is found by the check
             chunk = values[start : start + CHUNK].astype(np.float64)
         check_logits(chunk, list(listed[start : start + CHUNK]))
-        probabilities &= kind_of(chunk) is Kind.PROBABILITIES
-    return Logits(tuple(listed), values, probabilities)
+        kinds.add(kind_of(chunk))
+    return Logits(tuple(listed), values, together(kinds))
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:

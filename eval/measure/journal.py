@@ -31,7 +31,15 @@ REASON_BYTES = 160
 
 def record_dtype(forms: Iterable[str]) -> np.dtype[np.void]:
     """Layout of a record: the image, why it is bad (empty if not), and each form's scores."""
-    answer = np.dtype([("rank", "<i8"), ("top", "<i8", TOP), ("prob", "<f8", TOP), ("nll", "<f8")])
+    answer = np.dtype(
+        [
+            ("rank", "<i8"),
+            ("top", "<i8", TOP),
+            ("prob", "<f8", TOP),
+            ("nll", "<f8"),
+            ("tied", "?"),
+        ]
+    )
     return np.dtype(
         [
             ("index", "<i8"),

@@ -37,6 +37,7 @@ def format_evaluation(evaluation: Record) -> str:
         *_remarks(evaluation, first),
         *(f"{r.verdict}  {r.form}: {r.reason}" for r in evaluation.judgment.forms),
         *evaluation.judgment.warnings,
+        *evaluation.judgment.ties,
     ]
     return "\n".join(map(printable, lines))
 

@@ -321,6 +321,8 @@ RUN: tuple[Key, ...] = (
         shown=False),
     Key("by_other_labels", "Reference", "accuracies by other sets of labels, such as ReaL",
         lambda e: [{"form": f, **asdict(score)} for f, score in e.by_other_labels], shown=False),
+    Key("tied", "Forms", "images in which several classes have the largest output",
+        lambda e: {form: int(s.tied.sum()) for form, s in e.measured.scores.items()}, shown=False),
     Key("largest_logit", "Forms", "largest absolute logit", lambda e: e.measured.largest_logit,
         shown=False),
     Key("max_abs_logit_diff", "Forms", "largest difference of a logit between the two forms",
