@@ -398,6 +398,11 @@ def _one_block(count: int) -> None:
 def _known(operator: str) -> tuple[str, tuple[str, ...]]:
     """Our kind of an operator, and the inputs that count."""
     found = KINDS.get(operator.removesuffix("_"))
+    if found is None and "quantize" in operator:
+        raise Refused(
+            f"the operator {quoted(operator)} is of an int8 model, which is not read here",
+            "Give the fp32 model that it was made from.",
+        )
     if found is None:
         raise Refused(
             f"the operator {quoted(operator)} is not one of PP-LCNetV2's, and is not run",

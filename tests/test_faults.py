@@ -54,7 +54,7 @@ def folder(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
     def load(_model: str, path: Path, *_: object) -> object:
         identify([path])  # opens the file, as the real one does
-        return known, "pplcnet layout", "fp32"
+        return variants.Loaded(known, "pplcnet layout", "fp32")
 
     monkeypatch.setattr(variants, "load_forms", load)
     random = np.random.RandomState(0)

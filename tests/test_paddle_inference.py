@@ -174,7 +174,9 @@ def test_an_operator_that_writes_files_is_refused(
     name: str, model: PPLCNetV2, tmp_path: Path
 ) -> None:
     export = Export(model)
-    save = Step("save", (export.steps[3].output,), "v0", {"file_path": str(tmp_path / "written")})
+    save = Step(
+        "save", (export.steps[3].output,), "v0", (), {"file_path": str(tmp_path / "written")}
+    )
     export.steps.insert(4, save)
     with pytest.raises(WeightsError, match=r"the operator 'save' is not one of PP-LCNetV2's"):
         pplcnet.read_weights(export.save(tmp_path / "m", name))
@@ -255,3 +257,61 @@ def test_paddles_own_export(name: str, shared: Path) -> None:
     found = logits(model_for(weights).eval().double(), images)
     # Paddle merged the branches in float32.
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+# As in PaddleClas's deploy/configs/inference_cls.yaml, and as PaddleX writes it beside a model.
+DEPLOYED = """
+Global:
+  inference_model_dir: "./models"
+PreProcess:
+  transform_ops:
+    - ResizeImage:
+        resize_short: 256
+    - CropImage:
+        size: 224
+    - NormalizeImage:
+        scale: 0.00392157
+        mean: [0.485, 0.456, 0.406]
+        std: [0.229, 0.224, 0.225]
+        order: ''
+        channel_num: 3
+    - ToCHWImage:
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "text"),
+    [
+        ("inference_cls.yaml", "0.00392157", "paddle,scale=0.00392157"),
+        ("inference.yml", "0.00392156862745098", "paddle"),
+    ],
+)
+def test_the_recipe_beside_the_model_is_its_own(
+    name: str, scale: str, text: str, tmp_path: Path
+) -> None:
+    from eval import Request
+    from eval.errors import UsageError
+    from eval.models import open_source
+
+    graph = Export(pplcnet.create_model("small").eval()).save(tmp_path)
+    (tmp_path / name).write_text(DEPLOYED.replace("0.00392157", scale))
+
+    def subject(preprocess: str | None = None, weights: Path = tmp_path):
+        request = Request(data=tmp_path, variant="small", weights=weights, preprocess=preprocess)
+        return open_source(request).load(1000, lambda _: None)
+
+    for found in (subject(), subject("own"), subject(weights=graph)):
+        assert found.preprocess.name == text
+        factor = np.float32(float(scale))  # as PaddleClas computes: everything in float32
+        mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+        level = np.arange(256, dtype=np.float32)[:, None]
+        assert np.array_equal(found.preprocess.table, (level * factor - mean) / std)
+        assert f"{tmp_path / name} says: {text}" in found.layout
+        assert ("unlike the training evaluation" in found.layout) == (text != "paddle")
+    assert subject("own,crop=224,resize=235").preprocess.name.startswith("paddle,resize=235")
+    (tmp_path / name).write_text(DEPLOYED.replace("ToCHWImage", "Normalise"))
+    with pytest.raises(UsageError, match=rf"own recipe {tmp_path / name}: it has Normalise"):
+        subject()
+    assert subject("torchvision").preprocess.name == "torchvision"
+    (tmp_path / name).unlink()
+    assert subject().preprocess.name == "torchvision"

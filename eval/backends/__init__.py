@@ -9,6 +9,7 @@
     ncnn.py        ncnn
     mnn.py         MNN
     executorch.py  ExecuTorch
+    paddle.py      Paddle Inference
     session.py     what all runtimes but torch share: threads, batches, checks
     signature.py   what a graph takes and gives
     child.py       converters, and files that nobody has vouched for, in a process of their own
@@ -137,6 +138,10 @@ class Backend:
         converts: those needed to convert a torch model as well.
         fixed_batch: its graphs have one batch size, so that the faster one is measured.
         silent_batch: its files do not say whether their batch size is fixed.
+        own_process: its sessions are processes of their own, so that no file has to be tried in
+            one first.
+        official: PP-LCNetV2 was published in it: its files are checkpoints, too, which `pplcnet`
+            reads; `eval.diagnose` tries it, and it is the first row of a sweep.
     """
 
     title: str
@@ -153,6 +158,8 @@ class Backend:
     converts: tuple[str, ...] = ()
     fixed_batch: bool = False
     silent_batch: bool = False
+    own_process: bool = False
+    official: bool = False
 
     def load(self) -> Any:
         """Its module; what is in one is listed in `eval.backends.session`."""
@@ -181,7 +188,7 @@ BACKENDS: Mapping[str, Backend] = {
         "OpenVINO",
         extra="openvino",
         module="eval.backends.openvino",
-        suffixes=(".xml", ".onnx"),
+        suffixes=(".xml", ".onnx", ".pdmodel"),
         file="OpenVINO",
         export=("openvino", ".xml"),
         int8=Int8("NNCF", ("default", "minmax", "percentile", "mse"), keeps="max_drop"),
@@ -238,6 +245,16 @@ BACKENDS: Mapping[str, Backend] = {
         converts=("executorch", "torchao"),
         fixed_batch=True,
     ),
+    "paddle": Backend(
+        "Paddle",
+        extra="paddle",
+        module="eval.backends.paddle",
+        suffixes=(".pdmodel", ".json"),
+        file="Paddle inference model",
+        needs=("paddle",),
+        own_process=True,
+        official=True,
+    ),
 }
 
 # What a name of a backend may be.
@@ -250,6 +267,7 @@ backend_name = OneOf(
         **dict.fromkeys(("ov", "ir"), "openvino"),
         **dict.fromkeys(("tflite", "tensorflow", "tf"), "litert"),
         **dict.fromkeys(("et", "pte"), "executorch"),
+        **dict.fromkeys(("paddlepaddle", "paddle-inference"), "paddle"),
     },
 )
 

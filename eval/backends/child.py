@@ -47,24 +47,13 @@ def call(what: str, function: str, *, seconds: int = SECONDS, **arguments: Any) 
     with tempfile.TemporaryDirectory(prefix="pplcnet-eval-") as folder:
         result = Path(folder) / "result.json"
         request = {"function": function, "arguments": arguments, "result": str(result)}
-        # What can be imported here can be imported there: a pickled model's own modules, too.
-        paths = [
-            str(Path(errors.__file__).parents[1]),
-            *(path or str(Path.cwd()) for path in sys.path),
-        ]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-            "PYTHONWARNINGS": "ignore",
-            "TMPDIR": folder,
-        }
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "eval.backends.child"],
                 input=json.dumps(request).encode(),
                 capture_output=True,
                 timeout=seconds,
-                env=environment,
+                env={**environment(), "TMPDIR": folder},
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -78,6 +67,17 @@ def call(what: str, function: str, *, seconds: int = SECONDS, **arguments: Any) 
     return answer["value"]
 
 
+def environment() -> dict[str, str]:
+    """That of a child process.
+
+    What can be imported here can be imported there: a pickled model's own modules, too.
+    """
+    ours = str(Path(errors.__file__).parents[1])
+    paths = [ours, *(path or str(Path.cwd()) for path in sys.path)]
+    found = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONWARNINGS": "ignore"}
+    return {**os.environ, **found}
+
+
 def _end(done: subprocess.CompletedProcess[bytes]) -> str:
     """How a process ended without an answer."""
     if done.returncode < 0:
@@ -89,7 +89,7 @@ def _end(done: subprocess.CompletedProcess[bytes]) -> str:
 def main() -> None:
     """Answer the request on stdin."""
     request = json.load(sys.stdin)
-    _limit_memory()
+    limit_memory()
     module, _, name = request["function"].partition(":")
     try:
         answer = {"value": getattr(importlib.import_module(module), name)(**request["arguments"])}
@@ -112,7 +112,7 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}"
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
     """Let an allocation that is out of all proportion fail, instead of filling the machine."""
     try:
         import resource

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +28,7 @@ RUNTIMES = {
             key=lambda name: BACKENDS[name].suffixes.index(suffix),
         )
     )
-    for suffix in (row.suffixes[0] for row in BACKENDS.values() if row.suffixes)
+    for suffix in dict.fromkeys(suffix for row in BACKENDS.values() for suffix in row.suffixes)
 }
 
 # What can be written: its backend, and the ending of the file.
@@ -36,6 +38,8 @@ EXPORTS = {row.export[0]: (name, row.export[1]) for name, row in BACKENDS.items(
 class Copy(type(Path())):  # type: ignore[misc]
     """A private copy of an exported file: what was hashed is what is used.
 
+    Its folder is there as long as it is.
+
     Attributes:
         original: the file, by whose name messages call it.
     """
@@ -43,14 +47,16 @@ class Copy(type(Path())):  # type: ignore[misc]
     original: Path
 
 
-def private_copy(path: Path, folder: Path) -> Copy:
+def private_copy(path: Path) -> Copy:
     """Copy an exported file and all that belongs to it into a folder of this process's own.
 
     Raises:
         ModelError: it cannot be read or copied, or keeps its weights outside its own folder.
     """
+    folder = Path(tempfile.mkdtemp(prefix="pplcnet-eval-"))
     copy = Copy(folder / path.name)
     copy.original = path
+    weakref.finalize(copy, shutil.rmtree, folder, ignore_errors=True)
     try:
         shutil.copyfile(path, copy)
         for beside in companions(copy):
@@ -70,14 +76,22 @@ def private_copy(path: Path, folder: Path) -> Copy:
     return copy
 
 
+def in_original(message: str, path: Path) -> str:
+    """A message, with the folder of the original in place of a copy's."""
+    if not isinstance(path, Copy):
+        return message
+    return message.replace(str(path.parent), str(path.original.parent))
+
+
 def name_of(path: Path) -> str:
     """What to call a file in messages."""
     return str(getattr(path, "original", path))
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a weights file is a graph of its own."""
-    return Path(path).suffix.lower() in RUNTIMES
+    """Whether a weights file is a graph of its own, and not a checkpoint as well."""
+    runtimes = RUNTIMES.get(Path(path).suffix.lower())
+    return runtimes is not None and not BACKENDS[runtimes[0]].official
 
 
 def check_file(path: Path) -> None:
@@ -100,6 +114,7 @@ def check_file(path: Path) -> None:
                 f"{path} keeps its weights in {beside.name}, which is not beside it.\n"
                 "Copy all files of the model into one folder."
             )
+    getattr(row.load(), "check", lambda _: None)(path)
 
 
 def _head(path: Path) -> bytes:

@@ -9,11 +9,13 @@ A runtime's module has
     quantize(work: Work)                     writes an int8 file, in a child process
     begins(head: bytes) -> bool              whether a file may be of its own kind
     companions(path) -> tuple[Path, ...]     the other files of a model, where there are any
+    check(path)                              refuses a file, before any runtime is given it
     precision(path) -> str                   of a file, see `eval.backends.precision`
     SETTINGS                                 what it was told, for ``run.json``
 
-(`convert` and `quantize` where they are used) and everything else is here: sessions that are never
-used by two threads at once, batches of the size that a graph wants, and the check of every answer.
+(`convert`, `quantize` and `check` where they are used) and everything else is here: sessions that
+are never used by two threads at once, batches of the size that a graph wants, and the check of
+every answer.
 """
 
 from __future__ import annotations
@@ -155,6 +157,8 @@ def converted(task: Task) -> Iterator[Task]:
 def _tried(task: Task, path: Path) -> Converted:
     """A file, once it has answered as it will be asked."""
     check_file(path)
+    if BACKENDS[task.backend].own_process:
+        return Converted(name_of(path), {0: path})
     exact = task.precision == "fp32" and precision_of(path) == "fp32"
     within = _ALIKE if exact else _COARSE
     feed, probed = probe(task, path, within)
@@ -228,7 +232,10 @@ class RuntimePredictor:
         def ask(session: Session) -> NDArray[np.float32]:
             return self._ask(form, session, images)
 
-        expected = ask(sessions[0]) if known.probed is None else known.probed
+        # First alone: OpenVINO's module deadlocks where two threads enter it for the first time
+        # (one waits for the interpreter's lock, the other for the module's).
+        alone = ask(sessions[0])
+        expected = alone if known.probed is None else known.probed
         if not _agree(ask, sessions, expected, known.within):
             raise _unsteady(form.name, self._title, len(sessions), batch)
 

@@ -6,7 +6,8 @@ that changes of labels need no inference at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -14,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.backends import Task
+from eval.backends import BACKENDS, Task, check_installed
 from eval.diagnosis.orders import orders
 from eval.diagnosis.pixels import CropMaker, recognize
 from eval.diagnosis.setups import Facts, Setup
-from eval.errors import EvalError
+from eval.errors import EvalError, UsageError
 from eval.images.preprocess import Crop, Preprocess, Table, table_of
 from eval.images.valset import ValSet
 from eval.measure.engine import Engine, decoding, worker_threads
@@ -161,6 +162,17 @@ def arranged(crops: Crop, setup: Setup) -> Crop:
     return np.ascontiguousarray(crops)
 
 
+def _official_runtimes(model: nn.Module) -> Iterator[str]:
+    """Those that the network was published in, where they are installed."""
+    from pplcnet import PPLCNetV2
+
+    for name, row in BACKENDS.items():
+        if row.official and isinstance(model, PPLCNetV2):
+            with suppress(UsageError):
+                check_installed(name)
+                yield name
+
+
 def in_order(answers: Answers, rows: NDArray[np.int64]) -> RankOf:
     """Ranks of labels in predictions, whose rows are put into the order of the images."""
     return lambda labels: answers.scores(rows[: len(labels)], labels).rank
@@ -263,7 +275,11 @@ class ModelBench:
         first = next(iter(self.as_is.values()))
         model = self._subject.forms[first.form]
         exported = isinstance(model, Path)
-        backends = RUNTIMES[model.suffix.lower()] if isinstance(model, Path) else ("torch",)
+        backends = (
+            RUNTIMES[model.suffix.lower()]
+            if isinstance(model, Path)
+            else ("torch", *_official_runtimes(model))
+        )
         crops = self._crops([first], range(min(self._machine.batch_size, self.images)))
         logits = self._predict(first, crops[first.recipe.pixels])
         self._orders = {"": np.arange(len(valset.classes)), **orders(valset, logits.shape[1])}

@@ -125,6 +125,8 @@ class Combination:
 def combinations(asked: Sweep) -> tuple[list[Combination], list[str]]:
     """All that were asked for and exist, in the order of the options, and what does not exist.
 
+    The official runtime comes first among the rows of a recipe: what differs from it is counted.
+
     Raises:
         UsageError: none exists, or two have one name.
     """
@@ -151,6 +153,12 @@ def combinations(asked: Sweep) -> tuple[list[Combination], list[str]]:
         raise UsageError(
             f"Nothing is left to run: {'; '.join(left_out) or 'no backend runs these files'}."
         )
+    planned.sort(  # by recipe they are in order already
+        key=lambda row: (
+            asked.preprocesses.index(row.preprocess),
+            not BACKENDS[row.backend].official,
+        )
+    )
     if len({row.name for row in planned}) < len(planned):
         raise UsageError("--weights: two files have the same name. Rename one of them.")
     return planned, left_out

@@ -20,7 +20,7 @@ import hashlib
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -36,6 +36,7 @@ from eval.request import Request
 if TYPE_CHECKING:  # torch takes seconds to import, and wrong options are refused without it
     from torch import nn
 
+    from eval.backends.formats import Copy
     from eval.images.preprocess import Preprocess
     from eval.images.sets import ImageSet
 
@@ -279,6 +280,21 @@ def identify(paths: Sequence[Path]) -> tuple[ModelFile, ...]:
                 "Give another file with --weights FILE."
             ) from error
     return tuple(files)
+
+
+def identify_copy(copy: Copy) -> tuple[ModelFile, ...]:
+    """Hash a private copy of an exported model, as the files that it was made of.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    from eval.backends.formats import files_of
+
+    beside = copy.original.parent
+    return tuple(
+        replace(file, path=beside / file.path.relative_to(copy.parent))
+        for file in identify(files_of(copy))
+    )
 
 
 def combined_sha256(files: Sequence[ModelFile]) -> str:

@@ -7,17 +7,14 @@ before the export or by the exporter. `FORMATS` is the table of the kinds of fil
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.backends import BACKENDS, check_runs
-from eval.backends.formats import RUNTIMES, check_file, files_of, precision_of, private_copy
+from eval.backends.formats import RUNTIMES, check_file, precision_of, private_copy
 from eval.errors import UsageError
-from eval.models import RequestedImages, Subject, choose_preprocess, identify, published_of
+from eval.models import RequestedImages, Subject, choose_preprocess, identify_copy, published_of
 from eval.models import open_source as open_source_of
 from eval.progress import Observer
 from eval.request import Request
@@ -59,25 +56,13 @@ class ExportedSource(RequestedImages):
         """See `eval.models.Source.load`; the runtime itself checks the classes."""
         path = Path(self.request.weights)
         check_file(path)
-        folder = Path(tempfile.mkdtemp(prefix="pplcnet-eval-"))
-        try:
-            return self._loaded(path, folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-    def _loaded(self, path: Path, folder: Path) -> Subject:
-        """The file, by a copy that nobody else changes; it is there as long as the subject."""
-        copy = private_copy(path, folder)
-        read = identify(files_of(copy))
-        subject = Subject(
+        copy = private_copy(path)  # that nobody else changes
+        return Subject(
             name=self.name,
             title=f"{path.name}, as {self.name}",
             weights=str(path),
             layout=f"exported {path.suffix.lower()}",
-            files=tuple(
-                replace(file, path=path.parent / file.path.relative_to(folder)) for file in read
-            ),
+            files=identify_copy(copy),
             forms={EXPORTED: copy},
             preprocess=choose_preprocess(self),
             published=published_of(self),
@@ -85,8 +70,6 @@ class ExportedSource(RequestedImages):
             macs={EXPORTED: None},
             precision=precision_of(copy),
         )
-        weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)
-        return subject
 
 
 def open_source(request: Request) -> ExportedSource:
