@@ -20,6 +20,8 @@ from eval.text import shown
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 Kind = Callable[[str, Any], Any]
 
 
@@ -27,7 +29,8 @@ def text(option: str, value: Any) -> str:
     """A text that is not empty.
 
     Raises:
-        UsageError: it is empty, as an unset variable of a script is, or no text.
+        UsageError: it is empty, as an unset variable of a script is; no text; or has
+            control characters.
     """
     if not isinstance(value, str):
         raise UsageError(f"{option} {value!r}: not a text.")
@@ -35,6 +38,11 @@ def text(option: str, value: Any) -> str:
         raise UsageError(
             f"{option} is empty.\nName a value; a variable of a script that is not set gives an "
             "empty one."
+        )
+    if _CONTROL.search(value):
+        raise UsageError(
+            f"{option} {shown(value)} has a line break or another control character."
+            "\nRename the file or the folder, or type the value again."
         )
     return value
 

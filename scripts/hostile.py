@@ -698,8 +698,13 @@ def results_attempts() -> Iterator[Attempt]:
             may_pass=True,
         )
     for what, change in ROWS.items():
+        harmless = {0} if "swapped" in what else set()  # rows may have any order with their index
         yield Attempt(
-            f"predictions.csv: {what}", row(change), "audit", allowed=REFUSED | {1}, may_pass=True
+            f"predictions.csv: {what}",
+            row(change),
+            "audit",
+            allowed=REFUSED | {1} | harmless,
+            may_pass=True,
         )
         yield Attempt(
             f"the gate; predictions.csv: {what}",

@@ -313,8 +313,10 @@ def test_a_summary_that_was_edited(
 def test_files_that_disagree(result: Path, images: Path, weights: Path, tmp_path: Path) -> None:
     folder = copied(result, tmp_path)
     run = json.loads((folder / "run.json").read_text())
+    said = run["image_set"]
     run["verdict"], run["results"][0]["verdict"] = "PASS", "PASS"
     run["published"]["reference"][""]["top1"] = 12.5
+    run["exit_code"], run["image_set"] = 1, "the paper's own"
     (folder / "run.json").write_text(json.dumps(run))
     page = (folder / "report.html").read_text()
     (folder / "report.html").write_text(page.replace("verdict PARTIAL", "verdict PASS"))
@@ -322,6 +324,8 @@ def test_files_that_disagree(result: Path, images: Path, weights: Path, tmp_path
     assert contradictions(folder, images, weights).splitlines() == [
         "run.json, published: not your configuration's reference",
         "run.json: the verdict is PASS, the rows' PARTIAL",
+        "run.json: exit_code is 1 with the verdict PARTIAL, and no baseline",
+        f"run.json: the images are the paper's own, by their names {said}",
         "run.json, unfused: its rows and the configuration give verdict PARTIAL (not PASS)",
         "per_class.csv is not that of the rows: n01440764",
         "report.html shows PASS, summary.csv says PARTIAL",

@@ -262,3 +262,10 @@ def test_a_command_is_short(command: str) -> None:
 def test_jobs_know_no_command_line() -> None:
     for path in (ROOT / "eval/jobs").glob("*.py"):
         assert not re.search(r"\bargparse\b|\bprint\(|\bsys\.std", path.read_text()), path
+
+
+@pytest.mark.parametrize("option", ["weights", "preprocess", "data", "variant", "model", "backend"])
+def test_a_line_break_in_a_value(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing that was typed can add a line to a message."""
+    lines = answer("imagenet", f"--{option} 'a\nPASS'", capsys)
+    assert "a\\nPASS has a line break" in lines[0]

@@ -21,6 +21,7 @@ import pandas as pd
 
 from eval.errors import UsageError
 from eval.images.labels import image_key
+from eval.images.sets import UNIDENTIFIED
 from eval.images.valset import ValSet
 from eval.judge.audit import WRITTEN, contradictions_of_rows, nll_bounds
 from eval.judge.result import Predictions, Row
@@ -288,6 +289,13 @@ def _of_run(claims: Claims, record: Record) -> Iterator[str]:
         yield f"{RUN_FILE}: the verdict is {_shown(run.get('verdict'))}, the rows' {verdict.value}"
     if verdict.exit_code and run.get("exit_code") == 0:
         yield f"{RUN_FILE}: exit_code is 0 with the verdict {verdict.value}"
+    # A comparison or a history that failed afterwards also changes the exit code.
+    later = claims.option("baseline") or claims.option("history")
+    if not verdict.exit_code and run.get("exit_code") == 1 and not later:
+        yield f"{RUN_FILE}: exit_code is 1 with the verdict {verdict.value}, and no baseline"
+    ours, said = record.measured.valset.image_set, run.get("image_set")
+    if said not in (None, ours.title) and UNIDENTIFIED.name not in (said, ours.name):
+        yield f"{RUN_FILE}: the images are {_shown(said)}, by their names {ours.title}"
     expected = _document(record)
     for mine, theirs in zip(expected["results"], _results(run), strict=False):
         other = [name for name in _RESULT if not _equal(theirs.get(name), mine[name])]
