@@ -1,7 +1,7 @@
 """The images: which there are, their labels, and their pixels.
 
 valset.py      opens a validation set: its images, labels and bytes
-layouts/       how a set may be stored: folders, tar, parquet
+layouts/       how a set may be stored: folders, archives, Arrow and parquet
 labels.py      the official labels, and label files
 classes.py     the classes of a model, in index order
 labelset.py    which predictions are correct: the set's own labels, or ReaL
