@@ -1,4 +1,4 @@
-"""Each layout of docs/inputs.md gives `eval.data` and `eval.imagenet` what the plain folder does."""
+"""Each layout of docs/inputs.md gives `eval.data` and `eval.imagenet` what a plain folder does."""
 
 from __future__ import annotations
 
