@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,22 @@ def test_derived_files_of_a_cache(tmp_path: Path) -> None:
     assert [n for n, _ in labels_of(open_valset(root))] == [name(1), name(2)]
     (root / "imagenet-1k-validation.arrow").rename(root / "imagenet-1k-test.arrow")
     assert "has the splits test and train, none of validation" in refusal(root)
+
+
+def test_what_is_not_taken_is_named(tmp_path: Path) -> None:
+    root = small.parquet(tmp_path / "set")
+    (root / "data" / "train-00000-of-00294.parquet").touch()
+    (root / "data" / "README.md").touch()
+    assert open_valset(root).layout.endswith(", without data/train-00000-of-00294.parquet")
+
+
+def test_caches_further_below_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "imagefolder" / f"default-{'0' * 200}" / "0.0.0" / "f0" / "x-train.arrow"
+    small.stream(path, rows([1]))
+    assert refusal(tmp_path).endswith(f"Did you mean --data {path.parent}?")
+    repository = small.hub_cache(tmp_path / "hub")
+    shutil.rmtree(tmp_path / "hub" / "downloaded")
+    assert refusal(tmp_path / "hub").endswith(f"Did you mean --data {repository}?")
 
 
 def test_snapshots_of_the_hub(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from eval.images.layouts.shards import (
     Shard,
     opened,
 )
+from eval.text import printable
 
 if TYPE_CHECKING:
     import pyarrow
@@ -44,6 +45,7 @@ _VALIDATION = re.compile(r"(.*[-_.])?(val|valid|validation)([-_.0-9].*)?", re.IG
 _OTHER_SPLIT = re.compile(r"(.*[-_.])?(train|test)([-_.0-9].*)?", re.IGNORECASE)
 _DERIVED = "cache-"  # files of `Dataset.map` and its like, beside those that they were made from
 _SPLITS = "dataset_dict.json"
+_NOTES = ("dataset_info.json", "state.json", "README.md")  # of `datasets` itself
 
 
 class _Place(NamedTuple):
@@ -96,7 +98,7 @@ def split_folder(root: Path) -> Path | None:
     folders = [path for path in sorted(root.iterdir()) if (path / "state.json").is_file()]
     chosen = of_validation(folders)
     if len(chosen) != 1:
-        listed = " or ".join(shown(str(path)) for path in chosen) or "the folder of one split"
+        listed = " or ".join(printable(str(path)) for path in chosen) or "the folder of one split"
         raise DataError(
             f"--data {root} has {len(folders)} splits, none of them for validation alone.\n"
             f"Did you mean --data {listed}?"
@@ -125,7 +127,14 @@ def list_shards(root: Path, shards: Sequence[Path], classes: ClassList) -> Listi
             label_of[path], place_of[path] = label, place
     if not label_of:
         raise DataError(f"--data {root}: its shards have no rows.\nDownload them again.")
-    return Listing(root, _words(shards), label_of, "label column", _RowGroups(place_of))
+    others = [
+        path.relative_to(root).as_posix()
+        for path in sorted(shards[0].parent.iterdir() if root.is_dir() else ())
+        if path not in shards and path.is_file() and path.name[0] != "." and path.name not in _NOTES
+    ]
+    return Listing(
+        root, _words(shards), label_of, "label column", _RowGroups(place_of), others=others
+    )
 
 
 def _words(shards: Sequence[Path]) -> str:
