@@ -187,6 +187,20 @@ def test_splits_on_disk(tmp_path: Path) -> None:
     assert "1 arrow shard in other/" in open_valset(root).layout
 
 
+def test_shards_of_an_earlier_set(tmp_path: Path) -> None:
+    """What `save_to_disk` wrote before stays in the folder, where it had more shards."""
+    for shard in (0, 1, 2):
+        small.stream(tmp_path / f"data-{shard:05}-of-00003.arrow", rows([shard + 1]))
+    small.stream(tmp_path / "data-00000-of-00001.arrow", rows([6]))
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    valset = open_valset(tmp_path)
+    assert [n for n, _ in labels_of(valset)] == [name(6)]
+    assert "without data-00000-of-00003.arrow" in valset.layout
+    (tmp_path / "data-00000-of-00001.arrow").unlink()
+    assert "data-00000-of-00001.arrow, which its state.json names, are missing" in refusal(tmp_path)
+
+
 def test_derived_files_of_a_cache(tmp_path: Path) -> None:
     """`Dataset.map` leaves its results beside what they were made from."""
     root = tmp_path / "0.0.0"

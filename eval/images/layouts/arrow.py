@@ -44,8 +44,8 @@ _NUMBER = re.compile(r".*-([0-9]{5})-of-([0-9]{5})")
 _VALIDATION = re.compile(r"(.*[-_.])?(val|valid|validation)([-_.0-9].*)?", re.IGNORECASE)
 _OTHER_SPLIT = re.compile(r"(.*[-_.])?(train|test)([-_.0-9].*)?", re.IGNORECASE)
 _DERIVED = "cache-"  # files of `Dataset.map` and its like, beside those that they were made from
-_SPLITS = "dataset_dict.json"
-_NOTES = ("dataset_info.json", "state.json", "README.md")  # of `datasets` itself
+_SPLITS, _STATE = "dataset_dict.json", "state.json"
+_NOTES = ("dataset_info.json", _STATE, "README.md")  # of `datasets` itself
 
 
 class _Place(NamedTuple):
@@ -76,6 +76,8 @@ def find_shards(folder: Path) -> list[Path]:
             )
         if shards:
             return of_validation(shards)
+    if (saved := _saved(folder)) is not None:
+        return saved
     arrow = [path for path in folder.glob("*.arrow") if not path.name.startswith(_DERIVED)]
     shards = of_validation(sorted(arrow))
     splits = {match[2].lower() for path in shards if (match := _OTHER_SPLIT.fullmatch(path.name))}
@@ -87,6 +89,28 @@ def find_shards(folder: Path) -> list[Path]:
     return shards
 
 
+def _saved(folder: Path) -> list[Path] | None:
+    """The files of a `Dataset` on disk, by its own note; None if it has none.
+
+    Shards of an earlier one may have been left in the folder.
+
+    Raises:
+        DataError: some of them are missing.
+    """
+    try:
+        document = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        names = [Path(str(file["filename"])).name for file in document["_data_files"]]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    paths = [folder / name for name in names]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise DataError(
+            f"--data {folder}: {examples(missing)}, which its {_STATE} names, are missing.\n"
+            "Complete the copy, or write the set again with save_to_disk."
+        )
+    return paths or None
+
+
 def split_folder(root: Path) -> Path | None:
     """The validation split of a `DatasetDict` on disk, or its only one; None if it is none.
 
@@ -95,7 +119,7 @@ def split_folder(root: Path) -> Path | None:
     """
     if not (root / _SPLITS).is_file():
         return None
-    folders = [path for path in sorted(root.iterdir()) if (path / "state.json").is_file()]
+    folders = [path for path in sorted(root.iterdir()) if (path / _STATE).is_file()]
     chosen = of_validation(folders)
     if len(chosen) != 1:
         listed = " or ".join(printable(str(path)) for path in chosen) or "the folder of one split"
