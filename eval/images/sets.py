@@ -97,9 +97,9 @@ def recognize(
 
     Images of other classes than ImageNet's are a set of their own. The validation set is
     recognized by its official names, on every image; ImageNetV2 by the names of its folders and
-    files, Sketch by its file names, A and R by their classes: all or most of them and no others, without a single official
-    file name. Labels are not looked at here: those of official names must agree
-    (eval/images/valset.py).
+    files, Sketch by its file names, A and R by their classes: all or most of them and no others,
+    without a single official file name. Labels are not looked at here: those of official names must
+    agree (eval/images/valset.py).
 
     Args:
         paths: of the images.

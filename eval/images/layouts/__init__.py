@@ -103,10 +103,10 @@ def labels_of_folders(
     if classes.numbers:
         numbered = {name: classes.numbered(name) for name in folders if name.isdecimal()}
         found = {name: label for name, label in numbered.items() if label is not None}
-        if wrong := sorted(set(numbered) - set(found)) or not found:
-            listed = examples(wrong) if isinstance(wrong, list) else "no numbered folders"
+        if len(found) < len(numbered) or not found:
+            wrong = examples(sorted(set(numbered) - set(found))) or "no numbered folders"
             raise DataError(
-                f"--data {root} has {listed}: no {classes.numbers} of {classes.name}.\n"
+                f"--data {root} has {wrong}: no {classes.numbers} of {classes.name}.\n"
                 "Omit --folders, or name the folder that holds those of the classes."
             )
         return found
