@@ -16,6 +16,7 @@ from eval.errors import DataError, EvalError
 _LARGEST_FILE = 64 << 20  # bytes; the largest real one, Kaggle's list of labels, has 2 MB
 _MOST_COLUMNS = 8192  # a ranked list of 1000 classes with probabilities has 2001
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
+_MOST_LINES = 2_000_000  # of a list of images or classes
 _MOST_ROWS = 5_000_000  # ImageNet's training set has 1.3 million images
 
 
@@ -129,7 +130,7 @@ def read_text(path: Path, what: str, rows: str) -> str:
         raise DataError(
             f"{shown(str(path))} cannot be read: {error.strerror or error}.\nGive a {what}."
         ) from error
-    if (lines := text.count("\n")) > _MOST_ROWS:
+    if (lines := text.count("\n")) > _MOST_LINES:
         raise DataError(f"{path} has {lines:,} lines, too many for a {what}.\n{rows}")
     return text
 

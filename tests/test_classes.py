@@ -245,6 +245,34 @@ def test_official_names_are_checked_where_their_synset_is_in_the_list(tmp_path: 
         open_valset(root, classes=classes)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "index,name,title\n1,dog,Dog\n0,cat,Cat\n",
+        "name;index;title\ndog;1;Dog\ncat;0;Cat\n",
+        '"index","name","title"\n"1","dog","Dog"\n"0","cat","Cat"\n',
+        "0,cat,Cat\n1,dog,Dog\n",
+        "# mine\n1;dog;Dog\n0;cat;Cat\n",
+    ],
+)
+def test_tables_of_classes(tmp_path: Path, text: str):
+    (tmp_path / "classes.csv").write_text(text)
+    assert read_classes(tmp_path / "classes.csv").rows == (("cat", "Cat"), ("dog", "Dog"))
+
+
+def test_a_table_of_synsets(tmp_path: Path):
+    (tmp_path / "classes.csv").write_text("n01440764,tench, Tinca tinca\nn01443537,goldfish\n")
+    rows = read_classes(tmp_path / "classes.csv").rows
+    assert rows == (("n01440764", "tench"), ("n01443537", "goldfish"))
+
+
+@pytest.mark.parametrize("text", ["index,name\n0,cat\n2,dog\n", "index,id\n0,1\n1,2\n"])
+def test_tables_that_do_not_number_classes(tmp_path: Path, text: str):
+    (tmp_path / "classes.csv").write_text(text)
+    with pytest.raises(DataError, match="line 1 looks like a header"):
+        read_classes(tmp_path / "classes.csv")
+
+
 def test_parquet_shards_of_other_classes(tmp_path: Path, pets: Path):
     root = small.parquet(tmp_path / "set")
     with pytest.raises(DataError, match=r"row 0: label 516 is not in 0\.\.3"):

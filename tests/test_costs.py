@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from PIL import Image
@@ -13,8 +14,10 @@ from small_valsets import name
 
 from eval.config import load_config
 from eval.errors import DataError, UsageError
-from eval.images.labels import official_labels
+from eval.images.classes import IMAGENET
+from eval.images.labels import official_labels, read_labels
 from eval.images.layouts import shards as layout
+from eval.images.layouts.arrow import list_shards
 from eval.images.preprocess import MOST_SCANS, BadImage, crop_of
 from eval.images.valset import open_valset
 from eval.measure.given import read_answers
@@ -83,6 +86,52 @@ def test_a_long_name_that_a_shard_repeats(tmp_path: Path) -> None:
     path = shard(tmp_path / "x.parquet", pyarrow.array([b"a"] * 100), names)
     with pytest.raises(DataError, match="names of more than 4096 bytes"):
         open_valset(path)
+
+
+def test_a_name_that_a_dictionary_repeats_is_kept_once(tmp_path: Path) -> None:
+    """A shard of a few KB would become a name of 4 KB for each of its rows."""
+    values = pyarrow.array([b"a"] * 9)
+    path = shard(tmp_path / "x.parquet", values, pyarrow.array(["x" * 256] * 9))
+    with pytest.raises(DataError, match="row 0: a name of 256 characters"):
+        open_valset(path)
+    path = shard(path, values, pyarrow.array([f"{'x' * 4000}/a"] * 9))
+    places = open_valset(path).read._place_of.values()  # type: ignore[attr-defined]
+    assert len({id(place.path) for place in places}) == 1
+
+
+def test_values_that_a_stream_repeats(tmp_path: Path) -> None:
+    """Views may lead to the same bytes again and again."""
+    views = pyarrow.array(["x" * 4000 + ".jpg"] * 3, pyarrow.string()).cast(pyarrow.string_view())
+    image = pyarrow.StructArray.from_arrays([pyarrow.array([b"a"] * 3), views], ["bytes", "path"])
+    table = pyarrow.table({"image": image, "label": [1, 2, 3]})
+    with pyarrow.ipc.new_stream(tmp_path / "x", table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match=r"no column of image files .*string_view"):
+        open_valset(tmp_path / "x")
+
+
+def test_a_stream_of_many_batches(tmp_path: Path) -> None:
+    """It is read once, not again for each image."""
+    rows = pyarrow.table({"image": [b"a"] * 3000, "label": [1] * 3000})
+    with pyarrow.ipc.new_stream(tmp_path / "x", rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=1)
+    read = list_shards(tmp_path / "x", [tmp_path / "x"], IMAGENET).read
+    assert read("x/000000") == read("x/002999") == b"a"
+    assert list(read._mapped) == [tmp_path / "x"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("text", ["a,1,b,c\n" * 10, "a\n,,,,,,,\n" * 5])
+def test_cells_of_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("eval.images.lists._MOST_CELLS", 30)
+    (tmp_path / "x.csv").write_text(f"filename,label,x,y\n{text}")
+    with pytest.raises(DataError, match="more than 30 cells, too many for a list"):
+        read_labels(tmp_path / "x.csv")
+
+
+def test_a_large_document(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(f"[{'[],' * (6 << 20)}[]]")
+    with pytest.raises(DataError, match="too large for a list in JSON"):
+        read_labels(tmp_path / "x.json")
 
 
 def test_rows_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ def test_file_that_is_not_there(tmp_path: Path, capsys):
     (root / name(7)).symlink_to("nowhere")
     code, document = run_json(capsys, root)
     assert code == 3
-    assert "cannot be read: No such file" in document["unreadable"][0]["reason"]
+    assert "is a link to a file that is gone: nowhere" in document["unreadable"][0]["reason"]
     assert document["dataset_sha256"] is None
     assert "fingerprint  none" in run(capsys, root)[1]
 

@@ -107,7 +107,7 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
     return call
 
 
-@pytest.mark.parametrize("layout", ["folders", "flat", "tar", "kaggle", "parquet"])
+@pytest.mark.parametrize("layout", ["folders", "flat", "tar", "kaggle", "parquet", "save_to_disk"])
 def test_official_names_show_the_validation_set(
     tmp_path: Path, judged: Callable[..., tuple[str, str]], layout: str
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,20 @@ def test_splits_on_disk(tmp_path: Path) -> None:
     assert "1 arrow shard in other/" in open_valset(root).layout
 
 
+def test_shards_of_an_earlier_set(tmp_path: Path) -> None:
+    """What `save_to_disk` wrote before stays in the folder, where it had more shards."""
+    for shard in (0, 1, 2):
+        small.stream(tmp_path / f"data-{shard:05}-of-00003.arrow", rows([shard + 1]))
+    small.stream(tmp_path / "data-00000-of-00001.arrow", rows([6]))
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    valset = open_valset(tmp_path)
+    assert [n for n, _ in labels_of(valset)] == [name(6)]
+    assert "without data-00000-of-00003.arrow" in valset.layout
+    (tmp_path / "data-00000-of-00001.arrow").unlink()
+    assert "data-00000-of-00001.arrow, which its state.json names, are missing" in refusal(tmp_path)
+
+
 def test_derived_files_of_a_cache(tmp_path: Path) -> None:
     """`Dataset.map` leaves its results beside what they were made from."""
     root = tmp_path / "0.0.0"
@@ -195,6 +210,22 @@ def test_derived_files_of_a_cache(tmp_path: Path) -> None:
     assert [n for n, _ in labels_of(open_valset(root))] == [name(1), name(2)]
     (root / "imagenet-1k-validation.arrow").rename(root / "imagenet-1k-test.arrow")
     assert "has the splits test and train, none of validation" in refusal(root)
+
+
+def test_what_is_not_taken_is_named(tmp_path: Path) -> None:
+    root = small.parquet(tmp_path / "set")
+    (root / "data" / "train-00000-of-00294.parquet").touch()
+    (root / "data" / "README.md").touch()
+    assert open_valset(root).layout.endswith(", without data/train-00000-of-00294.parquet")
+
+
+def test_caches_further_below_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "imagefolder" / f"default-{'0' * 200}" / "0.0.0" / "f0" / "x-train.arrow"
+    small.stream(path, rows([1]))
+    assert refusal(tmp_path).endswith(f"Did you mean --data {path.parent}?")
+    repository = small.hub_cache(tmp_path / "hub")
+    shutil.rmtree(tmp_path / "hub" / "downloaded")
+    assert refusal(tmp_path / "hub").endswith(f"Did you mean --data {repository}?")
 
 
 def test_snapshots_of_the_hub(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_solution(read, tmp_path: Path):
         ("ImageId,PredictionString\nILSVRC2012_val_00000001,\n", "line 2 is not an image name"),
         ("ImageId,PredictionString\nILSVRC2012_val_00000001\n", "line 2 is not an image name"),
         ("ImageId,PredictionString\na,n01440765 1\n", "n01440765, which is not one of the 1000"),
-        ('ImageId,PredictionString\na,"' + "x" * 200_000, "field larger than field limit"),
+        ('ImageId,PredictionString\na,"' + "x\n" * 100_000, "field larger than field limit"),
     ],
 )
 def test_damaged_solution(read, text: str, message: str):
@@ -332,8 +332,10 @@ MINE = ClassList("mine.txt", (ImageClass("cat", "Cat"), ImageClass("10", "Ten"))
         ("ImageId,PredictionString\n,\n", " lists no images.\nIt was cut: write it again."),
         ("ImageId,PredictionString\na,5000 1\n", (", line 2 has 5000 instead of an index 0..999 "
          f"(are these ILSVRC ids?).\n{INDEX}")),
-        ('ImageId,PredictionString\na,"' + "x" * 200_000, (", line 2: field larger than field "
-         "limit (131072).\nThe file is damaged or was edited: write it again.")),
+        ('ImageId,PredictionString\na,"' + "x\n" * 100_000, (", line 65538: field larger than "
+         "field limit (131072).\nThe file is damaged or was edited: write it again.")),
+        ("a" * 100_001 + " 1\n", (", line 1 has more than 100,000 characters.\nA list has one line "
+         "for each image.")),
         (b"\xff", f" is not a UTF-8 text file.\n{ROWS}"),
     ],
 )  # fmt: skip

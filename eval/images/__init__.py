@@ -1,8 +1,8 @@
 """The images: which there are, their labels, and their pixels.
 
 valset.py      opens a validation set: its images, labels and bytes
-layouts/       how a set may be stored: folders, tar, parquet
-labels.py      the official labels, and label files
+layouts/       how a set may be stored: folders, archives, Arrow and parquet
+labels.py      the official labels, and label files, whose forms lists.py reads
 classes.py     the classes of a model, in index order
 labelset.py    which predictions are correct: the set's own labels, or ReaL
 sets.py        ImageNet's validation set, and third-party test sets

@@ -153,8 +153,9 @@ def read_classes(path: Path) -> ClassList:
 
     The first word is the name of the class's folder, the rest, if any, its title. Where a tab
     separates the two, the name may contain blanks. Lines of `name index` are in the order of their
-    indices; lines that begin with ``#`` are comments. A document is an object of names and indices
-    (``class_to_idx``), or of indices and names (``id2label``, also within a ``config.json``).
+    indices, as are those of a CSV file; lines that begin with ``#`` are comments. A document is an
+    object of names and indices (``class_to_idx``), or of indices and names (``id2label``, also
+    within a ``config.json``).
 
     Raises:
         DataError: it cannot be read, is empty, or a line is not a class; with the line's number.
@@ -169,7 +170,10 @@ def read_classes(path: Path) -> ClassList:
     numbered = [(n, line) for n, line in enumerate(lines, 1) if not line.startswith("#")]
     if not numbered:
         raise DataError(f"{path} is empty.\n{_ROWS}")
-    header = _header(path, numbered)
+    if table := _table(numbered):
+        numbered, header = table, 0
+    else:
+        header = _header(path, numbered)
     rows: list[ImageClass] = []
     line_of: dict[str, int] = {}
     for number, line in numbered[header:]:
@@ -183,6 +187,39 @@ def read_classes(path: Path) -> ClassList:
             )
         rows.append(row)
     return ClassList(path.name, _in_order(path, rows))
+
+
+def _table(lines: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The lines of a CSV file as those of a list, in the order of their indices, if it has any.
+
+    It has a header of known words, or each line begins with a synset or a number and a separator.
+    Empty if it is no such file, or its indices are not 0, 1, 2, ...
+    """
+    first = lines[0][1]
+    for delimiter in (",", ";"):
+        header = [cell.strip('" ').casefold() for cell in first.split(delimiter)]
+        has_header = len(header) > 1 and set(header) <= _HEADER_WORDS and len(lines) > 1
+        begins = re.compile(rf'"?(n[0-9]{{8}}|[0-9]{{1,9}})"?\s*{delimiter}')
+        if not has_header and not all(begins.match(line) for _, line in lines):
+            continue
+        try:
+            rows = list(csv.reader((line for _, line in lines[has_header:]), delimiter=delimiter))
+        except csv.Error:
+            return []
+        columns = [[cell.strip() for cell in cells] for cells in zip(*rows, strict=False)]
+        indices = [cells for cells in columns if all(map(_NUMBER.fullmatch, cells))]
+        names = [cells for cells in columns if cells not in indices]
+        if not names or len(indices) > 1 or len(rows) < len(lines) - has_header:
+            return []
+        # A folder's name stands before its title; in a table of all three, so does the index.
+        order = [int(cell) for cell in indices[0]] if indices else list(range(len(rows)))
+        if sorted(order) != list(range(len(rows))):
+            return []
+        numbers = [number for number, _ in lines[has_header:]]
+        texts = ["\t".join(cells[:2]) for cells in zip(*names, strict=True)]
+        places = sorted(range(len(rows)), key=order.__getitem__)
+        return [(numbers[place], f"{texts[place]}\t") for place in places]
+    return []
 
 
 def _header(path: Path, lines: Sequence[tuple[int, str]]) -> int:

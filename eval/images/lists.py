@@ -33,6 +33,9 @@ LABEL_KEYS = ("label", "labels", "cls", "class", "target", "class_id", "class_id
 _WEAK_KEYS = ("index", "idx", "id")  # of a label, where no other column has one; else of the row
 _BOXES = "predictionstring"
 _DELIMITERS = ("\t", ",", ";")
+_MOST_CELLS = 5_000_000  # of a table; ImageNet's training set has 1.3 million images
+_LARGEST_DOCUMENT = 16 << 20  # characters
+_LONGEST_LINE = 100_000  # characters
 _NUMBER = re.compile(r"([0-9]{1,9})(\.0{1,9})?")
 
 
@@ -88,6 +91,11 @@ class _Reader:
         ]
         if not lines:
             return []
+        if long := next((n for n, line in lines if len(line) > _LONGEST_LINE), 0):
+            raise DataError(
+                f"{self._path}, line {long} has more than {_LONGEST_LINE:,} characters.\n"
+                "A list has one line for each image."
+            )
         first = lines[0][1]
         for delimiter in _DELIMITERS:
             header = [cell.strip('" ').casefold() for cell in first.split(delimiter)]
@@ -109,9 +117,13 @@ class _Reader:
     def _by_blanks(self, lines: Sequence[tuple[int, str]]) -> list[Row]:
         """By the first way of splitting that fits every line, or else the name first."""
         for split in (self._name_first, self._code_first, self._title_last):
-            rows = [split(line.split()) for _, line in lines]
-            if all(rows):
-                return [Row(n, *row) for (n, _), row in zip(lines, rows, strict=True) if row]
+            found = []
+            for number, line in lines:
+                if (row := split(line.split())) is None:
+                    break
+                found.append(Row(number, *row))
+            else:
+                return found
         words = [(number, line.split()) for number, line in lines]
         return [Row(number, " ".join(each[:-1]), plain_code(each[-1])) for number, each in words]
 
@@ -133,9 +145,15 @@ class _Reader:
     # Tables
 
     def _cells(self, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        reader, found = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 0
         try:
             for cells in reader:
+                found += len(cells)
+                if found > _MOST_CELLS:
+                    raise DataError(
+                        f"{self._path} has more than {_MOST_CELLS:,} cells, too many for a list.\n"
+                        "Give a list of names and labels, and nothing else."
+                    )
                 if any(cells) and not cells[0].startswith("#"):
                     yield reader.line_num, [cell.strip() for cell in cells]
         except csv.Error as error:
@@ -222,6 +240,11 @@ class _Reader:
 
     def _documents(self, text: str) -> Iterator[Row]:
         """The rows of a JSON document, or of JSON lines."""
+        if len(text) > _LARGEST_DOCUMENT:
+            raise DataError(
+                f"{self._path} is too large for a list in JSON ({len(text) >> 20} MiB).\n"
+                "Write lines of `name index`."
+            )
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:

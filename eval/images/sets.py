@@ -96,15 +96,15 @@ def recognize(
     """Recognize the set that the images are, or are part of.
 
     Images of other classes than ImageNet's are a set of their own. The validation set is
-    recognized by its official names, on every image; ImageNetV2 by its folders, Sketch by its file
-    names, A and R by their classes: all or most of them and no others, without a single official
-    file name. Labels are not looked at here: those of official names must agree
-    (eval/images/valset.py).
+    recognized by its official names, on every image; ImageNetV2 by the names of its folders and
+    files, Sketch by its file names, A and R by their classes: all or most of them and no others,
+    without a single official file name. Labels are not looked at here: those of official names must
+    agree (eval/images/valset.py).
 
     Args:
         paths: of the images.
         labels: that they have.
-        numbered: whether the folders are 0 to 999.
+        numbered: whether the folders and files have ImageNetV2's names.
         classes: what the labels are indices of.
     """
     if classes != IMAGENET:

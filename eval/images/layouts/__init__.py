@@ -59,7 +59,7 @@ class Listing:
         label_of: path, with forward slashes, to the label that the layout gives, if any.
         labeled_by: what gives those labels.
         read: bytes of an image, from any thread; raises `UnreadableImage`.
-        numbered: whether its folders are 0 to 999 instead of synsets.
+        numbered: whether its folders and files have ImageNetV2's names.
         beside: path of an image to files of its name that may say its label
             (eval/images/sidecars.py); `read` gives their bytes.
         others: paths of the visible files that are neither.
@@ -103,10 +103,10 @@ def labels_of_folders(
     if classes.numbers:
         numbered = {name: classes.numbered(name) for name in folders if name.isdecimal()}
         found = {name: label for name, label in numbered.items() if label is not None}
-        if wrong := sorted(set(numbered) - set(found)) or not found:
-            listed = examples(wrong) if isinstance(wrong, list) else "no numbered folders"
+        if len(found) < len(numbered) or not found:
+            wrong = examples(sorted(set(numbered) - set(found))) or "no numbered folders"
             raise DataError(
-                f"--data {root} has {listed}: no {classes.numbers} of {classes.name}.\n"
+                f"--data {root} has {wrong}: no {classes.numbers} of {classes.name}.\n"
                 "Omit --folders, or name the folder that holds those of the classes."
             )
         return found
@@ -155,7 +155,7 @@ class Tree:
 def arrange(tree: Tree, classes: ClassList) -> Listing:
     """Find the images of a tree, their labels, and the files that are none.
 
-    Images lie in class folders, in ImageNetV2's numbered ones, or all at the top.
+    Images lie in class folders, which may be numbered or named in words, or all at the top.
 
     Args:
         tree: the files.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,16 +33,19 @@ from eval.images.layouts.shards import (
     Shard,
     opened,
 )
+from eval.text import printable
 
 if TYPE_CHECKING:
     import pyarrow
 
 _CACHE = 256 << 20  # bytes of row groups
+_LONGEST_NAME = 255  # characters, as file systems have it
 _NUMBER = re.compile(r".*-([0-9]{5})-of-([0-9]{5})")
 _VALIDATION = re.compile(r"(.*[-_.])?(val|valid|validation)([-_.0-9].*)?", re.IGNORECASE)
 _OTHER_SPLIT = re.compile(r"(.*[-_.])?(train|test)([-_.0-9].*)?", re.IGNORECASE)
 _DERIVED = "cache-"  # files of `Dataset.map` and its like, beside those that they were made from
-_SPLITS = "dataset_dict.json"
+_SPLITS, _STATE = "dataset_dict.json", "state.json"
+_NOTES = ("dataset_info.json", _STATE, "README.md")  # of `datasets` itself
 
 
 class _Place(NamedTuple):
@@ -73,6 +76,8 @@ def find_shards(folder: Path) -> list[Path]:
             )
         if shards:
             return of_validation(shards)
+    if (saved := _saved(folder)) is not None:
+        return saved
     arrow = [path for path in folder.glob("*.arrow") if not path.name.startswith(_DERIVED)]
     shards = of_validation(sorted(arrow))
     splits = {match[2].lower() for path in shards if (match := _OTHER_SPLIT.fullmatch(path.name))}
@@ -84,6 +89,28 @@ def find_shards(folder: Path) -> list[Path]:
     return shards
 
 
+def _saved(folder: Path) -> list[Path] | None:
+    """The files of a `Dataset` on disk, by its own note; None if it has none.
+
+    Shards of an earlier one may have been left in the folder.
+
+    Raises:
+        DataError: some of them are missing.
+    """
+    try:
+        document = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        names = [Path(str(file["filename"])).name for file in document["_data_files"]]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    paths = [folder / name for name in names]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise DataError(
+            f"--data {folder}: {examples(missing)}, which its {_STATE} names, are missing.\n"
+            "Complete the copy, or write the set again with save_to_disk."
+        )
+    return paths or None
+
+
 def split_folder(root: Path) -> Path | None:
     """The validation split of a `DatasetDict` on disk, or its only one; None if it is none.
 
@@ -92,10 +119,10 @@ def split_folder(root: Path) -> Path | None:
     """
     if not (root / _SPLITS).is_file():
         return None
-    folders = [path for path in sorted(root.iterdir()) if (path / "state.json").is_file()]
+    folders = [path for path in sorted(root.iterdir()) if (path / _STATE).is_file()]
     chosen = of_validation(folders)
     if len(chosen) != 1:
-        listed = " or ".join(shown(str(path)) for path in chosen) or "the folder of one split"
+        listed = " or ".join(printable(str(path)) for path in chosen) or "the folder of one split"
         raise DataError(
             f"--data {root} has {len(folders)} splits, none of them for validation alone.\n"
             f"Did you mean --data {listed}?"
@@ -115,11 +142,23 @@ def list_shards(root: Path, shards: Sequence[Path], classes: ClassList) -> Listi
     for shard in shards:
         check_regular(shard, shard.stat().st_mode)
         for number, (place, name, label) in enumerate(_rows(shard, classes)):
+            if len(name) > _LONGEST_NAME:
+                raise DataError(
+                    f"{shard}, row {number}: a name of {len(name):,} characters.\nName the images "
+                    f"with {_LONGEST_NAME} at most."
+                )
             path = f"{shard.name}/{number:06d}{name and '/'}{name}"
             label_of[path], place_of[path] = label, place
     if not label_of:
         raise DataError(f"--data {root}: its shards have no rows.\nDownload them again.")
-    return Listing(root, _words(shards), label_of, "label column", _RowGroups(place_of))
+    others = [
+        path.relative_to(root).as_posix()
+        for path in sorted(shards[0].parent.iterdir() if root.is_dir() else ())
+        if path not in shards and path.is_file() and path.name[0] != "." and path.name not in _NOTES
+    ]
+    return Listing(
+        root, _words(shards), label_of, "label column", _RowGroups(place_of), others=others
+    )
 
 
 def _words(shards: Sequence[Path]) -> str:
@@ -219,10 +258,13 @@ def image_column(shard: Path, schema: pyarrow.Schema) -> tuple[str, str]:
     found = [name for name in IMAGES if name in schema.names]
     if len(found) == 1:
         kind = schema.field(found[0]).type
-        if kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            return found[0], "bytes"
         kind = kind.value_type if kinds.is_dictionary(kind) else kind
-        if kinds.is_binary(kind) or kinds.is_large_binary(kind):
+        if kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            path = kind.get_field_index("path")
+            is_named = path < 0 or _is_text(kind.field(path).type)
+            if is_named and _is_bytes(kind.field("bytes").type):
+                return found[0], "bytes"
+        elif _is_bytes(kind):
             return found[0], ""
         reason = f"the column {found[0]} holds {shown(str(kind))}"
     else:
@@ -233,12 +275,26 @@ def image_column(shard: Path, schema: pyarrow.Schema) -> tuple[str, str]:
     )
 
 
+def _is_bytes(kind: pyarrow.DataType) -> bool:
+    """Whether values of a type are bytes, each of which is stored once."""
+    import pyarrow.types as kinds
+
+    kind = kind.value_type if kinds.is_dictionary(kind) else kind
+    return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_null(kind))
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    import pyarrow.types as kinds
+
+    value = kind.value_type if kinds.is_dictionary(kind) else kind
+    return bool(kinds.is_string(value) or kinds.is_large_string(value) or _is_bytes(value))
+
+
 def _label_column(shard: Path, file: Shard, name: str, classes: ClassList) -> _LabelColumn:
     import pyarrow.types as kinds
 
     kind = file.schema.field(name).type
-    is_text = kinds.is_string(kind) or kinds.is_large_string(kind)
-    is_text = is_text or kinds.is_dictionary(kind) or kinds.is_binary(kind)
+    is_text = _is_text(kind)
     if not (is_text or kinds.is_integer(kind) or kinds.is_floating(kind)):
         raise DataError(
             f"{shard}: the column {name} holds {shown(str(kind))} instead of labels.\n"
@@ -301,7 +357,8 @@ def _positions(shard: Path, names: Sequence[str] | None, classes: ClassList) -> 
             return places
     doubtful = [name for name, each in zip(names, meant, strict=True) if len(each) != 1]
     if doubtful or len(set(meant)) < len(meant):
-        twice = [name for name, each in zip(names, meant, strict=True) if meant.count(each) > 1]
+        times = Counter(meant)
+        twice = [name for name, each in zip(names, meant, strict=True) if times[each] > 1]
         raise DataError(
             f"{shard} names its {len(names)} classes {examples(doubtful or twice)}: not those of "
             f"{classes.name} without doubt.\n"
@@ -319,23 +376,26 @@ def _texts(shard: Path, array: Any) -> list[str | None]:
     import pyarrow
 
     is_shared = pyarrow.types.is_dictionary(array.type)
-    values = (array.dictionary if is_shared else array).cast("string").to_pylist()
+    values: list[str | None] = (array.dictionary if is_shared else array).cast("string").to_pylist()
     if max(map(len, filter(None, values)), default=0) > LONGEST_TEXT:
         raise DataError(
             f"{shard} has names of more than {LONGEST_TEXT} bytes.\nDownload the shard again."
         )
-    return array.cast("string").to_pylist() if is_shared else values  # type: ignore[no-any-return]
+    if not is_shared:
+        return values
+    return [None if place is None else values[place] for place in array.indices.to_pylist()]
 
 
 class _RowGroups:
     """Reads images; row groups stay in memory until others need the space.
 
     Threads that need the same group wait for one of them to load it. At most `_CACHE` bytes are
-    kept, or two groups where they are larger.
+    kept, or two groups where they are larger. Those of Arrow files are in memory as it is.
     """
 
     def __init__(self, place_of: Mapping[str, _Place]) -> None:
         self._place_of = place_of
+        self._mapped: dict[Path, Shard] = {}
         self._kept: OrderedDict[tuple[Path, int], pyarrow.Array] = OrderedDict()
         self._loading: dict[tuple[Path, int], threading.Lock] = {}
         self._lock = threading.Lock()
@@ -343,30 +403,38 @@ class _RowGroups:
     def __call__(self, path: str) -> bytes:
         """Bytes of one image."""
         shard, group, row, named = self._place_of[path]
-        with self._lock:
-            loading = self._loading.setdefault((shard, group), threading.Lock())
-        with loading:
-            try:
-                rows = self._get(shard, group)
-            except DataError as error:
-                raise UnreadableImage(str(error)) from error
+        try:
+            if shard in self._mapped:
+                rows = self._load(shard, group)
+            else:
+                with self._lock:
+                    loading = self._loading.setdefault((shard, group), threading.Lock())
+                with loading:
+                    rows = self._get(shard, group)
+        except DataError as error:
+            raise UnreadableImage(str(error)) from error
         data = rows[row].as_py() if row < len(rows) else None
-        if isinstance(data, bytes):
-            return data
-        return _read_named(shard, path, named)
+        return data if isinstance(data, bytes) else _read_named(shard, path, named)
 
     def _get(self, shard: Path, group: int) -> Any:
         with self._lock:
             if (shard, group) in self._kept:
                 self._kept.move_to_end((shard, group))
                 return self._kept[shard, group]
-        with opened(shard) as file:
-            rows = file.column(group, *image_column(shard, file.schema))
+        rows = self._load(shard, group)
+        if shard in self._mapped:
+            return rows
         with self._lock:
             self._kept[shard, group] = rows
             while len(self._kept) > 2 and sum(kept.nbytes for kept in self._kept.values()) > _CACHE:
                 self._kept.popitem(last=False)
         return rows
+
+    def _load(self, shard: Path, group: int) -> Any:
+        with opened(shard, self._mapped.get(shard)) as file:
+            if file.is_mapped:
+                self._mapped[shard] = file
+            return file.column(group, *image_column(shard, file.schema))
 
 
 def _read_named(shard: Path, path: str, named: str) -> bytes:

@@ -19,6 +19,7 @@ from eval.images.layouts.foreign import refuse_foreign
 from eval.images.layouts.shards import is_shard
 from eval.images.layouts.tar import list_tars
 from eval.images.layouts.zip import list_zip
+from eval.text import printable
 
 _OFFICIAL_TAR = "ILSVRC2012_img_val.tar"
 _KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val")
@@ -70,11 +71,17 @@ def find(root: Path, classes: ClassList) -> Listing:
     if 1 <= len(likely) <= 3:  # more of them are classes, not validation sets
         raise DataError(
             f"--data {root} itself is not a validation set.\n"
-            f"Did you mean --data {' or '.join(shown(str(path)) for path in likely)}?"
+            f"Did you mean --data {' or '.join(printable(str(path)) for path in likely)}?"
         )
     if not any(is_image(path.name) for path in root.iterdir()):
         refuse_foreign(root)
     return list_folder(root, classes)
+
+
+def only_folder(root: Path) -> Path | None:
+    """The only visible folder in a folder; None if it has none, or more."""
+    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return folders[0] if len(folders) == 1 else None
 
 
 def _open_files(root: Path, paths: Sequence[Path], classes: ClassList) -> Listing:
@@ -95,7 +102,7 @@ def _open_files(root: Path, paths: Sequence[Path], classes: ClassList) -> Listin
     if root.suffix.lower() in _TEXTS:
         raise DataError(
             f"--data {root} is a list, not images.\n"
-            f"Did you mean --data {shown(str(root.parent))} --labels {shown(str(root))}?"
+            f"Did you mean --data {printable(str(root.parent))} --labels {printable(str(root))}?"
         )
     return list_tars(root, paths, classes)
 
@@ -144,7 +151,7 @@ def _snapshot(root: Path) -> Path | None:
         )
     raise DataError(
         f"--data {root} is a cache of the Hub with {len(filled)} snapshots.\n"
-        f"Did you mean --data {' or '.join(shown(str(path)) for path in filled[:3])}?"
+        f"Did you mean --data {' or '.join(printable(str(path)) for path in filled[:3])}?"
     )
 
 
@@ -164,6 +171,13 @@ def _only_archive(root: Path) -> Callable[[ClassList], Listing] | None:
 
 def _val_folders_below(root: Path, classes: ClassList) -> Iterator[Path]:
     """Folders that the user may have meant, among the first thousand."""
+    yield from itertools.islice(root.glob("datasets--*"), 1000)
+    yield from {path.parent for path in itertools.islice(root.glob("*/*/*/*/*.arrow"), 1000)}
+    inner = only_folder(root)
+    is_class = inner and (inner.name.isdecimal() or classes.meant_by(inner.name))
+    if inner and not is_class and any(is_image(path.name) for path in inner.iterdir()):
+        yield inner
+        return
     below = (path for pattern in ("*/", "*/*/") for path in root.glob(pattern))
     for folder in itertools.islice(below, 1000):
         with contextlib.suppress(OSError):  # this is only for a hint

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from eval.errors import DataError
 from eval.images.labels import shown
+from eval.text import printable
 
 _LOOKED_AT = 4096  # bytes
 _MOST_FILES = 100  # of a folder
@@ -148,4 +149,4 @@ def _word(path: Path) -> str:
     """A path as a word of a shell; all shards of a set in place of one."""
     name = str(path)
     stem = _SHARD.sub("", name)
-    return shown(shlex.quote(stem) + ("-*" if stem != name else ""))
+    return printable(shlex.quote(stem) + ("-*" if stem != name else ""))

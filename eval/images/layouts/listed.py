@@ -8,11 +8,12 @@ from pathlib import Path, PurePosixPath
 
 from eval.images.labels import LabelList, is_image
 from eval.images.layouts import Listing
+from eval.images.layouts.find import only_folder
 from eval.images.layouts.folders import read_file
 
 
 def list_listed(root: Path, place: Path, labels: LabelList) -> Listing | None:
-    """The images of a list, with paths relative to the validation set or to the list.
+    """The images of a list, with paths relative to the set, its only folder, or the list.
 
     The label of each is what the list says. Files beside them that are not listed are named.
 
@@ -22,13 +23,13 @@ def list_listed(root: Path, place: Path, labels: LabelList) -> Listing | None:
         labels: what it says.
 
     Returns:
-        None if a file is in neither place.
+        None if none of these has all files.
     """
     paths = [PurePosixPath(name.replace("\\", "/")) for name in labels.files]
     if any(path.is_absolute() or ".." in path.parts for path in paths):
         return None
     names = dict.fromkeys(map(str, paths))
-    for folder in (root, place):
+    for folder in filter(None, (root, place, only_folder(root) if root.is_dir() else None)):
         if names and all(is_image(name) and (folder / name).is_file() for name in names):
             others = [
                 path

@@ -41,10 +41,12 @@ class Shard(Protocol):
     Attributes:
         schema: the names and types of its columns, and what else the writer has noted.
         groups: how many parts can be read by themselves.
+        is_mapped: whether its columns lie in the file, which stays open as long as they are used.
     """
 
     schema: pyarrow.Schema
     groups: int
+    is_mapped: bool
 
     def rows(self, group: int) -> int:
         """How many rows a part has."""
@@ -59,13 +61,21 @@ def is_shard(start: bytes) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Shard]:
+def opened(path: Path, mapped: Shard | None = None) -> Iterator[Shard]:
     """A file of either kind, by its content.
+
+    Args:
+        path: of the file.
+        mapped: what this gave for it before, if that is mapped.
 
     Raises:
         DataError: it is damaged, or would take more memory than its bytes show.
         UsageError: pyarrow is not installed.
     """
+    if mapped:
+        with _errors(path, "arrow"):
+            yield mapped
+        return
     with path.open("rb") as file:
         kind = "parquet" if file.read(len(PARQUET)) == PARQUET else "arrow"
     with _errors(path, kind) as parquet, (_parquet if parquet else _arrow)(path) as shard:
@@ -93,6 +103,8 @@ def _check_rows(path: Path, rows: int) -> None:
 
 
 class _Parquet:
+    is_mapped = False
+
     def __init__(self, path: Path, file: Any) -> None:
         self._path, self._file = path, file
         self.schema = file.schema_arrow
@@ -105,6 +117,7 @@ class _Parquet:
         wanted = f"{name}.{field}" if field else name
         table = self._file.read_row_group(group, columns=[wanted], use_threads=False)
         column = table[name].combine_chunks()
+        column.validate(full=True)  # indices and offsets are followed only where they are right
         return column.field(field) if field else column
 
 
@@ -138,6 +151,8 @@ def _is_known(column: str) -> bool:
 
 
 class _Arrow:
+    is_mapped = True
+
     def __init__(self, path: Path, schema: pyarrow.Schema, messages: list[Any]) -> None:
         self._path, self._messages = path, messages
         self.schema = schema
@@ -151,7 +166,7 @@ class _Arrow:
 
         batch = pyarrow.ipc.read_record_batch(self._messages[group], self.schema)
         column = batch.column(self.schema.get_field_index(name))
-        column.validate(full=True)  # offsets are followed only where they are
+        column.validate(full=True)
         return column.field(field) if field else column
 
 
