@@ -28,6 +28,7 @@ class Kind(StrEnum):
     LOG_PROBABILITIES = "log-probabilities"
     PROBABILITIES = "probabilities"
     SCORES = "numbers between 0 and 1"  # as after a sigmoid: no distribution over the classes
+    CLASSES = "predicted classes"  # 1 for the top-1 prediction, 0 for all other classes
 
     @property
     def words(self) -> str:
@@ -38,6 +39,7 @@ class Kind(StrEnum):
             Kind.PROBABILITIES: f"{self.value}, used as they are",
             Kind.SCORES: f"{self.value} that do not add up to 1, as after a sigmoid: they rank the "
             "classes, and there are no probabilities and no NLL",
+            Kind.CLASSES: f"{self.value}: there is a top-1 and nothing else",
         }[self]
 
 
@@ -207,19 +209,21 @@ class Scores:
                 rows = rows / rows.sum(axis=1, keepdims=True)
             part = cls.of(rows, np.searchsorted(among, labels), kind=kind)
             return replace(part, top=np.where(part.top < 0, -1, among[part.top]))
-        top = top_classes(logits)
+        top, rank = top_classes(logits), rank_of_label(logits, labels)
+        if kind is Kind.CLASSES:
+            top[:, 1:], rank = -1, np.minimum(rank, 1)
         if kind is Kind.PROBABILITIES:
             values = logits.astype(np.float64)
             with np.errstate(divide="ignore"):
                 log_prob = np.log(values)
             prob = np.take_along_axis(values, top, axis=1)
-        elif kind is Kind.SCORES:
+        elif kind in (Kind.SCORES, Kind.CLASSES):
             log_prob, prob = np.full(logits.shape, np.nan), np.full(top.shape, np.nan)
         else:
             log_prob = log_softmax(logits)
             prob = np.exp(np.take_along_axis(log_prob, top, axis=1))
         return cls(
-            rank=rank_of_label(logits, labels),
+            rank=rank,
             top=padded(top, -1),
             prob=padded(prob, np.nan),
             nll=-np.take_along_axis(log_prob, labels[:, np.newaxis], axis=1)[:, 0],

@@ -104,6 +104,14 @@ class Recipe:
         plain = NAMED["torchvision"]
         return replace(self, **{name: getattr(plain, name) for name in _AFTER_CROP})
 
+    def at(self, size: int) -> Recipe:
+        """The same for crops of another size: with the same share of the resized image.
+
+        Rounded down as by timm (``timm/data/transforms_factory.py``, ``crop_pct``).
+        """
+        resize = None if self.resize is None else self.resize * size // self.size
+        return replace(self, size=size, resize=resize)
+
     def normalized_as(self, other: Recipe) -> Recipe:
         """The same pixels, but channels, scale, mean and std of another recipe."""
         return replace(self, **{name: getattr(other, name) for name in _AFTER_CROP})

@@ -223,6 +223,21 @@ class Request:
             metavar="NAME",
         ),
     )
+    output_name: str | None = field(
+        default=None,
+        metadata=_subject(
+            "which output of an exported file has the logits (default the only one of the right "
+            "shape)",
+            metavar="NAME",
+        ),
+    )
+    background_first: bool = field(
+        default=False,
+        metadata=_subject(
+            "the first output is of a background class, as in TensorFlow's models: leave it out",
+            flag,
+        ),
+    )
     forms: Sequence[str] | str | None = field(
         default=None,
         metadata=_subject(
@@ -367,6 +382,10 @@ class Request:
         if self.demo and (self.variant or self.config or self.model or self.weights != "auto"):
             raise UsageError(
                 "--demo brings its own model: omit --variant, --config, --model and --weights."
+            )
+        if self.demo and (self.output_name or self.background_first):
+            raise UsageError(
+                "--demo brings its own model: omit --output-name and --background-first."
             )
         if self.demo and (self.classes or self.labels):
             raise UsageError("--demo brings its own labels: omit --classes and --labels.")

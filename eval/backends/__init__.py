@@ -48,8 +48,9 @@ class Predictor(Protocol):
     """A backend: uint8 crops (B, size, size, 3) to logits (B, classes) of each form, float32.
 
     It is called by several threads at once, mostly with batches of the size it was made for. Some
-    have `settings`, a mapping of what was set or chosen in the runtime, for ``run.json``, and
-    `part`, the number of images that they compute at a time, where that is less than a batch.
+    have `settings`, a mapping of what was set or chosen in the runtime, for ``run.json``; `kinds`,
+    what the outputs of a form are, where their values alone do not show it; and `part`, the number
+    of images that they compute at a time, where that is less than a batch.
     """
 
     def __call__(self, crops: Crop) -> Mapping[str, NDArray[Any]]:
@@ -63,6 +64,8 @@ class Task:
     Attributes:
         threads: of each call inside the runtime. Torch has one number for the whole process, which
             `torch.set_num_threads` sets.
+        output: the name of the output of a file that counts; None: the only one that can be it.
+        background_first: whether the first of the classes is left out, as by `eval.measure.engine`.
         converted: the models as files that the runtime loads, if `prepared` made them.
     """
 
@@ -75,6 +78,8 @@ class Task:
     workers: int
     classes: int | None = None
     threads: int = 1
+    output: str | None = None
+    background_first: bool = False
     converted: Mapping[str, Converted] = field(default_factory=dict)
 
 

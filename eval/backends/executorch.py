@@ -104,7 +104,7 @@ class ExecuTorchGraph:
             raise ValueError(f"no method called forward, only {sorted(program.method_names)}")
         return program, method
 
-    def session(self, _feed: Feed, _batch: int) -> Session:
+    def session(self, feed: Feed, _batch: int) -> Session:
         """A method of its own: none may be used by two threads at once."""
         import torch
 
@@ -112,7 +112,7 @@ class ExecuTorchGraph:
 
         def run(images: NDArray[Any]) -> NDArray[Any]:
             assert program is not None  # kept as long as this function is
-            (logits,) = method.execute([torch.from_numpy(images)])
+            logits = method.execute([torch.from_numpy(images)])[feed.output]
             return logits.clone().numpy()  # type: ignore[no-any-return]
 
         return run

@@ -155,6 +155,17 @@ def precision_of(path: Path) -> str:
     return precision
 
 
+def side_of(path: Path) -> int | None:
+    """Height and width of the images that a file takes; None where it does not say.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    module: Any = _row(path).load()
+    side: int | None = _readable(path, getattr(module, "side", lambda _: None))
+    return side
+
+
 def _row(path: Path) -> Backend:
     """The runtime whose own kind of file it is."""
     return BACKENDS[RUNTIMES[path.suffix.lower()][0]]

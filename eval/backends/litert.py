@@ -60,10 +60,11 @@ class LiteRtGraph:
 
         return Interpreter(model_content=self._content, num_threads=self._threads)
 
-    def session(self, _feed: Feed, batch: int) -> Session:
+    def session(self, feed: Feed, batch: int) -> Session:
         """An interpreter of its own: none may be used by two threads at once."""
         interpreter = self._interpreter()
-        (entry,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
+        (entry,) = interpreter.get_input_details()
+        answer = interpreter.get_output_details()[feed.output]
         if entry["shape"][0] != batch:
             interpreter.resize_tensor_input(entry["index"], [batch, *entry["shape"][1:]])
         interpreter.allocate_tensors()
@@ -81,12 +82,12 @@ class LiteRtGraph:
 def _port(entry: dict[str, Any]) -> Port:
     kind = np.dtype(entry["dtype"]).name
     shape = [None if size == -1 else int(size) for size in entry["shape_signature"]]
-    return _TYPES.get(kind, kind), shape
+    return _TYPES.get(kind, kind), shape, str(entry["name"])
 
 
 def _input_port(entry: dict[str, Any]) -> Port:
     """As `_port`; a float where normalized images are quantized by the graph's own scale."""
-    kind, shape = _port(entry)
+    kind, shape, *_ = _port(entry)
     return ("float" if kind == "uint8" and not _takes_pixels(entry) else kind), shape
 
 

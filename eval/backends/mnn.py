@@ -168,7 +168,8 @@ class MnnGraph:
             ) from error
         self._formats = [entry.data_format for entry in entries]
         self.inputs = [_port(entry) for entry in entries]
-        self.outputs = [("float", [None, None]) for _ in self._names[1]]  # it does not say
+        # It does not say the shapes.
+        self.outputs = [("float", [None, None], name) for name in self._names[1]]
 
     def _module(self, inputs: list[str], outputs: list[str]) -> Any:
         from MNN import nn
@@ -176,11 +177,12 @@ class MnnGraph:
         manager = nn.create_runtime_manager(({**_CONFIG, "numThread": self._threads},))
         return nn.load_module_from_file(self._path, inputs, outputs, runtime_manager=manager)
 
-    def session(self, _feed: Feed, _batch: int) -> Session:
+    def session(self, feed: Feed, _batch: int) -> Session:
         """A module of its own: none may be used by two threads at once."""
         from MNN import expr
 
-        module = self._module(*self._names)
+        inputs, outputs = self._names
+        module = self._module(inputs, [outputs[feed.output]])
         (order,) = self._formats
 
         def run(images: NDArray[Any]) -> NDArray[Any]:

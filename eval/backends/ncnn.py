@@ -183,13 +183,13 @@ class NcnnGraph:
                 )
         # It knows no shapes: one image is tried before a file is used.
         self.inputs = [("float", [1, 3, None, None]) for _ in net.input_names()]
-        self.outputs = [("float", [1, None]) for _ in net.output_names()]
+        self.outputs = [("float", [1, None], name) for name in net.output_names()]
 
-    def session(self, _feed: Feed, _batch: int) -> Session:
+    def session(self, feed: Feed, _batch: int) -> Session:
         """An extractor for each image."""
         import ncnn
 
-        (entry,), (answer,) = self._net.input_names(), self._net.output_names()
+        (entry,), answer = self._net.input_names(), self._net.output_names()[feed.output]
 
         def run(images: NDArray[Any]) -> NDArray[Any]:
             (image,) = images

@@ -25,7 +25,7 @@ from eval.backends.child import first_line
 from eval.backends.precision import UNKNOWN, describe
 from eval.backends.quantize import Batch, Work
 from eval.backends.session import Compute, Session
-from eval.backends.signature import Feed, Port
+from eval.backends.signature import Feed, Port, side_of
 from eval.errors import ModelError, UsageError
 from eval.images.preprocess import CROP
 
@@ -132,19 +132,37 @@ class OnnxGraph:
         self.inputs = _ports(self._session.get_inputs())
         self.outputs = _ports(self._session.get_outputs())
 
-    def session(self, _feed: Feed, _batch: int) -> Session:
+    def session(self, feed: Feed, _batch: int) -> Session:
         """One session serves all threads."""
         (entry,) = self._session.get_inputs()
+        answer = self._session.get_outputs()[feed.output]
 
         def run(images: NDArray[Any]) -> NDArray[Any]:
-            return np.asarray(self._session.run(None, {entry.name: images})[0])
+            return np.asarray(self._session.run([answer.name], {entry.name: images})[0])
 
         return run
 
 
 def _ports(values: Any) -> list[Port]:
-    """Type and shape of each input or output."""
-    return [(value.type.removeprefix("tensor(").rstrip(")"), list(value.shape)) for value in values]
+    """Type, shape and name of each input or output."""
+    return [
+        (value.type.removeprefix("tensor(").rstrip(")"), list(value.shape or ()), value.name)
+        for value in values
+    ]
+
+
+def side(path: Path) -> int | None:
+    """Height and width of a graph's image, where they are fixed; see `eval.backends.session`."""
+    model = _read(path.read_bytes())
+    if model is None:
+        return None
+    constants = {tensor.name for tensor in model.graph.initializer}
+    shapes = [
+        [size.dim_value for size in entry.type.tensor_type.shape.dim]
+        for entry in model.graph.input
+        if entry.name not in constants
+    ]
+    return side_of(shapes[0]) if len(shapes) == 1 else None
 
 
 def begins(head: bytes) -> bool:

@@ -15,7 +15,7 @@ from eval.backends.onnx import sources
 from eval.backends.precision import UNKNOWN, describe
 from eval.backends.quantize import Work
 from eval.backends.session import Compute, Session
-from eval.backends.signature import Feed, Port
+from eval.backends.signature import Feed, Port, side_of
 from eval.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ __all__ = [
     "load",
     "precision",
     "quantize",
+    "side",
     "sources",
 ]
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 SETTINGS: dict[str, Any] = {"openvino.streams": "one per worker"}
-_TYPES = {"f32": "float", "f16": "float16", "u8": "uint8", "i8": "int8"}
+_TYPES = {"f32": "float", "f16": "float16", "f64": "double", "u8": "uint8", "i8": "int8",
+          "i64": "int64", "i32": "int32"}  # fmt: skip
 
 
 def export(_model: nn.Module, graph: Path, path: Path, _size: int) -> None:
@@ -93,7 +95,7 @@ class OpenVinoGraph:
                 filled = filler.setdefault(0, _zeros(images, batch))
                 filled[:count] = images
                 images = filled
-            answer: NDArray[Any] = request.infer([images], share_inputs=True)[0]
+            answer: NDArray[Any] = request.infer([images], share_inputs=True)[feed.output]
             return answer[:count] if len(answer) == batch else answer
 
         return run
@@ -143,14 +145,31 @@ def _check_precision(compiled: Any, precision: str) -> None:
 
 
 def _ports(ports: Any) -> list[Port]:
-    """Type and shape of each input or output; None for a dynamic size."""
+    """Type, shape and name of each input or output; None for a dynamic size."""
     return [
         (
             _TYPES.get(port.element_type.get_type_name(), port.element_type.get_type_name()),
-            [None if size.is_dynamic else size.get_length() for size in port.partial_shape],
+            []
+            if port.partial_shape.rank.is_dynamic
+            else [None if size.is_dynamic else size.get_length() for size in port.partial_shape],
+            next(iter(sorted(port.names)), str(number)),
         )
-        for port in ports
+        for number, port in enumerate(ports)
     ]
+
+
+def side(path: Path) -> int | None:
+    """Height and width of a graph's image, where they are fixed; see `eval.backends.session`."""
+    try:
+        net = ElementTree.parse(path).getroot()  # noqa: S314 - as for the precision
+        shapes = [
+            [int(size) if size.isdigit() else None for size in data.get("shape", "").split(",")]
+            for layer in net.iterfind("layers/layer")
+            if layer.get("type") == "Parameter" and (data := layer.find("data")) is not None
+        ]
+    except (ElementTree.ParseError, ValueError):
+        return None
+    return side_of(shapes[0]) if len(shapes) == 1 else None
 
 
 def begins(head: bytes) -> bool:

@@ -11,6 +11,7 @@ A runtime's module has
     companions(path) -> tuple[Path, ...]     the other files of a model, where there are any
     check(path)                              refuses a file, before any runtime is given it
     precision(path) -> str                   of a file, see `eval.backends.precision`
+    side(path) -> int | None                 of the images of a file, where it says so
     SETTINGS                                 what it was told, for ``run.json``
 
 (`convert`, `quantize` and `check` where they are used) and everything else is here: sessions that
@@ -36,13 +37,16 @@ from numpy.typing import NDArray
 from eval.backends import BACKENDS, Task, child
 from eval.backends.child import quiet
 from eval.backends.formats import check_file, name_of, precision_of
-from eval.backends.signature import Feed, Port, check_signature
+from eval.backends.signature import LAYOUTS, Feed, Port, check_signature, rows_of
+from eval.backends.signature import name_of as output_name
 from eval.errors import EvalError, ModelError
+from eval.metrics import Kind
 
 if TYPE_CHECKING:
     from eval.images.preprocess import Crop
 
-DTYPES = {"float": np.float32, "float16": np.float16, "uint8": np.uint8, "int8": np.int8}
+DTYPES = {"float": np.float32, "float16": np.float16, "double": np.float64, "uint8": np.uint8,
+          "int8": np.int8}  # fmt: skip
 PROBE_SECONDS = 600
 _PROBED = 2  # images, which show a graph that answers once for a batch
 _REPEATS = 3
@@ -83,14 +87,14 @@ class Converted(NamedTuple):
     Attributes:
         label: what to call it in messages.
         sources: batch size to what a runtime's ``load`` takes.
-        batch: the only size that was seen to work, where a file itself does not say.
+        feed: what it takes and gives, as was seen when it was tried; None where it was not.
         probed: its logits of `_noise` when it was tried, float32 (2, classes).
         within: how far others may be from them, as a fraction of the largest.
     """
 
     label: str
     sources: Mapping[int, Any]
-    batch: int | None = None
+    feed: Feed | None = None
     probed: NDArray[np.float32] | None = None
     within: float = _ALIKE
 
@@ -162,7 +166,7 @@ def _tried(task: Task, path: Path) -> Converted:
     exact = task.precision == "fp32" and precision_of(path) == "fp32"
     within = _ALIKE if exact else _COARSE
     feed, probed = probe(task, path, within)
-    return Converted(name_of(path), {0: path}, feed.batch, probed, within)
+    return Converted(name_of(path), {0: path}, feed, probed, within)
 
 
 class RuntimePredictor:
@@ -175,6 +179,7 @@ class RuntimePredictor:
 
     Attributes:
         settings: those, and the batch size of each form where one was chosen.
+        kinds: what a form's outputs are, where the graph itself shows it.
 
     Raises:
         ModelError: a graph is not an image classifier of the right shape, or cannot be run.
@@ -190,6 +195,7 @@ class RuntimePredictor:
         self._title = BACKENDS[task.backend].title
         self._preprocess = task.preprocess
         self._classes = task.classes
+        self.kinds: dict[str, Kind] = {}
         self._forms = {form.name: self._prepared(task, form) for form in forms}
         if any(form.batch for form in self._forms.values()):
             self.settings["batch"] = {name: form.batch for name, form in self._forms.items()}
@@ -199,10 +205,9 @@ class RuntimePredictor:
         options: list[tuple[Loaded, Feed, str, int | None]] = []
         label, known = candidates.converted.label, candidates.converted
         for loaded in candidates.graphs:
-            feed = check_signature(
+            feed = known.feed or check_signature(
                 label, loaded.inputs, loaded.outputs, task.preprocess.size, task.classes
             )
-            feed = feed._replace(batch=feed.batch or known.batch)
             layout = loaded.layout or feed.layout
             batches = self._batches(task, feed)
             options.extend((loaded, feed, layout, batch) for batch in batches)
@@ -210,6 +215,10 @@ class RuntimePredictor:
             options.sort(key=lambda option: self._seconds(label, *option))
         loaded, feed, layout, batch = options[0]
         self.settings.update(getattr(loaded, "settings", {}))
+        if len(loaded.outputs) > 1:
+            self.settings["output"] = output_name(loaded.outputs[feed.output], feed.output)
+        if feed.predicts:
+            self.kinds[candidates.name] = Kind.CLASSES
         form = _Form(label, feed, layout, batch, queue.LifoQueue())
         with quiet():
             size = batch or task.batch_size
@@ -308,9 +317,9 @@ class RuntimePredictor:
                 if len(part) < count:
                     filled = np.zeros((count, *part.shape[1:]), part.dtype)
                     filled[: len(part)] = part
-                    answer = np.asarray(session(filled))
+                    answer = rows_of(np.asarray(session(filled)), form.feed)
                 else:
-                    answer = np.asarray(session(part))
+                    answer = rows_of(np.asarray(session(part)), form.feed)
                 self._check(form, answer, count)
                 parts.append(answer[: len(part)])
         except (EvalError, MemoryError):
@@ -320,7 +329,10 @@ class RuntimePredictor:
                 f"{form.name}: {self._title} fails on an image ({child.first_line(error)}).\n"
                 "Export the model again, or try another backend."
             ) from error
-        return np.concatenate(parts).astype(np.float32, copy=len(parts) == 1)
+        outputs = np.concatenate(parts)
+        if outputs.dtype == np.float64:  # rounded to float32, some could be equal
+            return outputs
+        return outputs.astype(np.float32, copy=len(parts) == 1)
 
     def _check(self, form: _Form, answer: NDArray[Any], count: int) -> None:
         """One row for each image, as wide as it should be."""
@@ -364,6 +376,7 @@ def probe(task: Task, path: Path, within: float) -> tuple[Feed, NDArray[np.float
         "workers": task.workers,
         "batch": task.batch_size,
         "within": within,
+        "output": task.output,
     }
     failed: list[ModelError] = []
     for count in (_PROBED, 1) if entry.silent_batch else (_PROBED,):
@@ -399,23 +412,28 @@ def probe_here(backend: str, path: str, name: str, options: Mapping[str, Any]) -
             f"{name}: {entry.title} cannot load it ({child.first_line(error)}).\n"
             "Export the model again, or get an intact copy with all of its files."
         ) from error
-    feed = check_signature(name, loaded.inputs, loaded.outputs, size, classes)
+    feed = check_signature(
+        name, loaded.inputs, loaded.outputs, size, classes, options.get("output")
+    )
     count = feed.batch or options["count"]
-    images = _noise(feed, loaded.layout or feed.layout, size, count)
-    answer = np.asarray(loaded.session(feed, count)(images))
+    feed, images, answer = _first_answer(name, loaded, feed, size, count)
     if answer.ndim != 2 or len(answer) != count or (classes and answer.shape[1] != classes):
         raise ModelError(
             f"{name} gives {answer.shape} for {count} images instead of "
             f"({count}, {classes or 'classes'}).\nExport the classifier with a batch dimension."
         )
-    again = [np.asarray(loaded.session(feed, count)(images)) for _ in range(_REPEATS)]
+
+    def ask(session: Session, images: NDArray[Any] = images) -> NDArray[Any]:
+        return rows_of(np.asarray(session(images)), feed)
+
+    again = [ask(loaded.session(feed, count)) for _ in range(_REPEATS)]
     if not all(_alike(answer, other) for other in again):  # memory that a kernel never wrote
         raise ModelError(
             f"{name} gives the same images different logits each time.\n"
             f"{entry.title} computes this model wrongly here: use another backend or format."
         )
     if entry.silent_batch and count > 1:
-        alone = np.asarray(loaded.session(feed, 1)(images[-1:]))
+        alone = ask(loaded.session(feed, 1), images[-1:])
         if not _alike(answer[-1:], alone):
             raise ModelError(
                 f"{name} gives an image different logits in a batch than alone.\n"
@@ -426,9 +444,31 @@ def probe_here(backend: str, path: str, name: str, options: Mapping[str, Any]) -
     loaded = entry.load().load(Path(path), Compute(options["precision"], workers))
     images = _noise(feed, loaded.layout or feed.layout, size, batch)
     sessions = [loaded.session(feed, batch) for _ in range(workers)]
-    if not _agree(lambda each: np.asarray(each(images)), sessions, answer, options["within"]):
+    if not _agree(lambda each: ask(each, images), sessions, answer, options["within"]):
         raise _unsteady(name, entry.title, workers, batch)
     return {"feed": feed._asdict(), "logits": answer[:_PROBED].astype(float).tolist()}
+
+
+def _first_answer(
+    name: str, loaded: Loaded, feed: Feed, size: int, count: int
+) -> tuple[Feed, NDArray[Any], NDArray[Any]]:
+    """What a graph answers to noise; where it does not say in which layout, that is tried."""
+    failed: list[Exception] = []
+    for layout in (feed.layout,) if feed.layout else LAYOUTS:
+        asked = feed._replace(layout=layout)
+        images = _noise(asked, loaded.layout or layout, size, count)
+        try:
+            answer = rows_of(np.asarray(loaded.session(asked, count)(images)), asked)
+        except EvalError:
+            raise
+        except Exception as error:
+            failed.append(error)
+        else:
+            return asked, images, answer
+    raise ModelError(
+        f"{name}: it fails on an image ({child.first_line(failed[0])}).\n"
+        "Export the model again, or try another backend."
+    ) from failed[0]
 
 
 def _agree(

@@ -120,6 +120,7 @@ class Machine:
         batch_size: images in a batch.
         workers: threads.
         own: the model's own preprocessing.
+        output, background_first: see `eval.backends.Task`.
     """
 
     backend: str
@@ -128,6 +129,8 @@ class Machine:
     batch_size: int
     workers: int
     own: Preprocess
+    output: str | None = None
+    background_first: bool = False
 
 
 class Switched(Preprocess):
@@ -411,6 +414,8 @@ class ModelBench:
                 setup.precision,
                 self._machine.batch_size,
                 self._machine.workers,
+                output=self._machine.output,
+                background_first=self._machine.background_first,
             )
             self._last = _Prepared(key, Engine(task, self._observer), preprocess)
         self._last.preprocess.choose(table)

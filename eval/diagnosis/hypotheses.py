@@ -390,7 +390,7 @@ TABLE: tuple[Hypothesis, ...] = (
     ),
     Hypothesis(
         "labels", "background-first", "one more output than classes, the first for the background",
-        _LABELS + "drop the first output, which is a background class.",
+        _LABELS + "drop the first output, which is a background class (--background-first).",
         _labels("background-first"),
     ),
     Hypothesis(

@@ -35,7 +35,14 @@ from eval.judge.verdict import JUDGED_PRECISION, judge
 from eval.measure.engine import Engine, Measurement
 from eval.measure.given import Answers, read_answers
 from eval.measure.settings import exact_settings
-from eval.measure.setup import Computation, choose_computation, open_data, open_images, task_of
+from eval.measure.setup import (
+    Computation,
+    choose_computation,
+    open_data,
+    open_images,
+    outputs_of,
+    task_of,
+)
 from eval.metrics import Scores
 from eval.models import Subject, identify, open_source
 from eval.models.exported import EXPORTED
@@ -191,6 +198,10 @@ def _completed(request: Request, claims: Claims) -> Request:
             changes[name] = _there(claims, name)
     if request.weights_entry is None and not exported and claims.option("weights_entry"):
         changes["weights_entry"] = claims.option("weights_entry")
+    if exported and request.output_name is None and claims.option("output_name"):
+        changes["output_name"] = claims.option("output_name")
+    if claims.option("background_first") == "True":
+        changes["background_first"] = True
     if request.image_set is None and claims.option("image_set") in STATED:
         changes["image_set"] = claims.option("image_set")
     if request.folders is None and claims.option("folders") in FOLDERS:
@@ -239,7 +250,7 @@ def _again(
         return
     source = open_source(request)
     with exact_settings() as settings:
-        subject = source.load(len(sample.classes), progress)
+        subject = source.load(outputs_of(request, len(sample.classes)), progress)
         computation = choose_computation(source, subject, len(sample.samples), settings)
         engine = Engine(task_of(request, subject, computation, len(sample.classes)), progress)
         measured = engine.measure(sample, record_bad=True, stage="measuring again")

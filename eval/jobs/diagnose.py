@@ -24,7 +24,7 @@ from eval.images.valset import ValSet
 from eval.judge.verdict import Verdict
 from eval.measure.given import match, read_answers
 from eval.measure.settings import exact_settings
-from eval.measure.setup import choose_computation, open_data, open_images
+from eval.measure.setup import choose_computation, open_data, open_images, outputs_of
 from eval.models import Source, Subject, open_source
 from eval.progress import Event, Observer, ignore
 from eval.request import Request
@@ -56,7 +56,7 @@ def diagnose(request: Request, images: int = IMAGES, progress: Observer = ignore
     with TemporaryDirectory(prefix="pplcnet-eval-") as workspace:
         valset = open_images(source, Path(workspace), progress=progress)
         with exact_settings():
-            subject = _load(source, len(valset.classes), progress)
+            subject = _load(source, outputs_of(request, len(valset.classes)), progress)
             return diagnose_subject(subject, valset, source, images, progress)
 
 
@@ -82,6 +82,8 @@ def diagnose_subject(
         batch_size=setup.batch_size,
         workers=setup.workers,
         own=source.own_preprocess(),
+        output=source.request.output_name,
+        background_first=source.request.background_first,
     )
     bench = ModelBench(subject, valset, machine, images, progress)
     findings = search(bench)

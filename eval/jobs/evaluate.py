@@ -34,7 +34,7 @@ from eval.measure.identity import Identity, agree, identity_of
 from eval.measure.journal import Journal
 from eval.measure.latency import LatencyRow, measure_latency
 from eval.measure.settings import check_settings, exact_settings, precision_in_effect
-from eval.measure.setup import Computation, choose_computation, open_images, task_of
+from eval.measure.setup import Computation, choose_computation, open_images, outputs_of, task_of
 from eval.models import Source, Subject, choose_preprocess, open_source
 from eval.processes import Group, process_group
 from eval.progress import Event, Observer, ignore
@@ -252,7 +252,8 @@ def _open_images(run: Run, workspace: Path) -> ValSet:
 
 def _prepare(run: Run, valset: ValSet, settings: Mapping[str, Any]) -> Prepared:
     """The model, in its runtime, and what this run is."""
-    subject = run.source.load(len(valset.classes), run.progress)
+    outputs = outputs_of(run.request, len(valset.classes))
+    subject = run.source.load(outputs, run.progress)
     setup = choose_computation(run.source, subject, len(valset.samples), settings, run.group)
     run.folder.claim()
     run.progress(Event(message=_headline(run.request, subject, setup, valset)))

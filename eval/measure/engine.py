@@ -30,7 +30,7 @@ from eval.images.preprocess import BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, fingerprint
 from eval.measure.journal import REASON_BYTES, Journal, NoJournal, Records, record_dtype
 from eval.measure.settings import enter_worker
-from eval.metrics import Kind, Scores, as_logits, check_logits, kind_of
+from eval.metrics import Kind, Scores, as_logits, check_logits, kind_of, without_background
 from eval.processes import Group, own_place
 from eval.progress import Event, Observer, ignore
 
@@ -157,6 +157,7 @@ class Plan:
         workers: number of threads.
         share: (number, count): this process measures every count-th batch, beginning with number.
         record_bad: whether an image that cannot be decoded is recorded; if not, it ends the run.
+        background_first: whether the first output of a model is left out.
         order: indices of the images in the order of measurement, int64; None for the order of the
             validation set.
     """
@@ -167,6 +168,7 @@ class Plan:
     workers: int
     share: tuple[int, int] = (0, 1)
     record_bad: bool = False
+    background_first: bool = False
     order: NDArray[np.int64] | None = None
 
 
@@ -203,7 +205,10 @@ class Engine:
         count = math.ceil(_SHOWN / self.task.batch_size) * self.task.batch_size
         crops = rng.integers(0, 256, (count, size, size, 3), np.uint8)
         crops[::2] = crops[::2, :1, :1]  # of one color
-        return {form: kind_of(rows) for form, rows in self._outputs(crops).items()}
+        known = self._predictor.kinds
+        return {
+            form: known.get(form) or kind_of(rows) for form, rows in self._outputs(crops).items()
+        }
 
     def measure(
         self,
@@ -239,6 +244,7 @@ class Engine:
             forms,
             task.batch_size,
             task.workers,
+            background_first=task.background_first,
             share=(group.number, group.count),
             record_bad=record_bad,
             order=np.array(valset.shuffled()) if stopper else None,
@@ -267,9 +273,13 @@ class Engine:
 
     def logits(self, crops: Crop) -> Mapping[str, NDArray[np.float32]]:
         """Logits (N, classes) of crops (N, size, size, 3), by form; they may be of no use."""
-        return {
-            form: as_logits(rows, self.kinds[form]) for form, rows in self._outputs(crops).items()
-        }
+        found = {}
+        for form, rows in self._outputs(crops).items():
+            kind = self.kinds[form]
+            if self.task.background_first:
+                rows = without_background(rows, kind)
+            found[form] = as_logits(rows, kind)
+        return found
 
     def _outputs(self, crops: Crop) -> Mapping[str, NDArray[np.float32]]:
         """What the forms give for crops (N, size, size, 3), whatever it means."""
@@ -442,6 +452,8 @@ class _BatchEvaluator:
         names = [self._valset.samples[i].path for i in indices[good]]
         for form, rows in logits.items():
             check_logits(rows, names, self._kinds[form])
+            if self._plan.background_first:
+                rows = logits[form] = without_background(rows, self._kinds[form])
             labels = self._labels[indices[good]]
             scores = Scores.of(rows, labels, self._among, self._kinds[form])
             _store(records, form, good, scores)
@@ -590,6 +602,12 @@ class ShrinkOnOutOfMemory:
     def settings(self) -> Mapping[str, Any]:
         """Those of the predictor."""
         found: Mapping[str, Any] = getattr(self._predictor, "settings", {})
+        return found
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """Those that the predictor knows."""
+        found: Mapping[str, Kind] = getattr(self._predictor, "kinds", {})
         return found
 
     def __call__(self, crops: Crop) -> Mapping[str, NDArray[Any]]:

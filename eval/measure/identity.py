@@ -56,6 +56,8 @@ def identity_of(request: Request, subject: Subject, valset: ValSet, setup: Compu
         "preprocess": subject.preprocess.name,
         "preprocess_description": subject.preprocess.description,
         "preprocess_sha256": _pixels_sha256(subject.preprocess),
+        "output": request.output_name,
+        "background_first": request.background_first,
         "backend": setup.backend,
         "device": setup.device.partition(":")[0],
         "precision": setup.precision,

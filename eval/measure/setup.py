@@ -114,6 +114,11 @@ def choose_computation(
     )
 
 
+def outputs_of(request: Request, classes: int) -> int:
+    """How many outputs a model must have for a number of classes."""
+    return classes + request.background_first
+
+
 def task_of(request: Request, subject: Subject, computation: Computation, classes: int) -> Task:
     """What the engine is made for: all forms of a subject, computed so.
 
@@ -121,7 +126,7 @@ def task_of(request: Request, subject: Subject, computation: Computation, classe
         request: says which precision was asked for; files, and stored weights, have their own.
         subject: the model.
         computation: as `choose_computation` gives it.
-        classes: how many a file must tell apart.
+        classes: of the images.
     """
     assert computation.batch_size is not None
     assert computation.workers is not None
@@ -133,5 +138,7 @@ def task_of(request: Request, subject: Subject, computation: Computation, classe
         request.precision,
         computation.batch_size,
         computation.workers,
-        classes,
+        outputs_of(request, classes),
+        output=request.output_name,
+        background_first=request.background_first,
     )

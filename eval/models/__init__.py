@@ -203,6 +203,10 @@ def open_source(request: Request) -> Source:
             f"--config {request.config} is of {named.model}, not of {request.model}: its figures "
             "are another model's.\nOmit --model, or name the configuration of this model."
         )
+    if request.output_name and not _is_exported(request):
+        raise UsageError(
+            "--output-name is of an exported file: name that with --weights, or omit --output-name."
+        )
     for entry in SOURCES:
         if entry.is_meant(request):
             source: Source = importlib.import_module(entry.module).open_source(request)

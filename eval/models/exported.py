@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.backends import BACKENDS, check_runs
-from eval.backends.formats import RUNTIMES, check_file, precision_of, private_copy
+from eval.backends.formats import RUNTIMES, check_file, precision_of, private_copy, side_of
 from eval.errors import UsageError
 from eval.models import RequestedImages, Subject, choose_preprocess, identify_copy, published_of
 from eval.models import open_source as open_source_of
@@ -43,14 +43,27 @@ class ExportedSource(RequestedImages):
                 f"--precision {request.precision}: {path} has its own precision. Omit --precision."
             )
         # The original model determines the preprocessing and the reported accuracy.
-        self._origin = open_source_of(replace(request, weights="auto", backend=None))
+        plain = replace(request, weights="auto", backend=None, output_name=None)
+        self._origin = open_source_of(plain)
         self.published = self._origin.published
         self.name = self._origin.name
         self.backend = runtimes[0]
 
     def own_preprocess(self) -> Preprocess:
-        """The preprocessing of the model that was exported."""
-        return self._origin.own_preprocess()
+        """That of the model that was exported, at the size of the file's images."""
+        own = self._origin.own_preprocess()
+        path = Path(self.request.weights)
+        from eval.images.preprocess import Preprocess
+
+        side = side_of(path) if path.is_file() else None
+        if side is None or side == own.size:
+            return own
+        if own.recipe is None:
+            raise UsageError(
+                f"{path} takes images of {side}x{side}, {self.name} of {own.size}x{own.size}, by "
+                f"{own.description}.\nName a recipe with --preprocess."
+            )
+        return Preprocess.of(own.recipe.at(side))
 
     def load(self, classes: int, observer: Observer) -> Subject:  # noqa: ARG002
         """See `eval.models.Source.load`; the runtime itself checks the classes."""
