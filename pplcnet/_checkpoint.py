@@ -138,6 +138,8 @@ def kind_of(head: bytes) -> str:
         return "HDF5 file"
     if head[0] == 0x80:  # the PROTO opcode, which begins pickles of protocol 2 and later
         return "old torch file" if _TORCH_MAGIC in head[:32] else "pickle"
+    if not any(head[:16]) and head[20:21] == b"\x08":  # see `pplcnet._paddle_graph`
+        return "Paddle's tensors"
     return "unknown file"
 
 
@@ -181,6 +183,11 @@ def _not_weights(kind: str, path: Path, data: bytes) -> tuple[str, str]:
         return "empty file", FETCH_AGAIN
     if kind == "HDF5 file":
         return "a Keras model (HDF5)", KERAS
+    if kind == "Paddle's tensors":
+        return "tensors without names, as .pdiparams and use_binary_format have them", (
+            "Give the graph that belongs to them, inference.json or inference.pdmodel, or a state "
+            "dict (paddle.save without use_binary_format)."
+        )
     claim = f"not a {path.suffix} file" if path.suffix in SUFFIXES else "not a weights file"
     return f"{claim}: it begins with {quoted(data[:16])}", f"Supported: {', '.join(SUFFIXES)}."
 

@@ -42,7 +42,7 @@ _DTYPES = {0: torch.bool, 1: torch.int16, 2: torch.int32, 3: torch.int64, 4: tor
 _PIR_DTYPES = {"t_bool": 0, "t_i16": 1, "t_i32": 2, "t_i64": 3, "t_f16": 4, "t_f32": 5, "t_f64": 6,
                "t_ui8": 20, "t_i8": 21, "t_bf16": 22}  # fmt: skip
 _DENSE_TENSOR = 7  # VarType.Type, LOD_TENSOR
-_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
            struct.error, UnicodeDecodeError)  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def read_graph(path: Path) -> Graph:
         tensors = _named(declared, _read_tensors(_content(parameters, _MAX_PARAMETERS)))
     except Refused as refusal:
         raise WeightsError(f"{at}: {refusal.found}.\n{refusal.advice}") from refusal
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise WeightsError(
             f"{at} is damaged, or not of a Paddle inference model ({one_line(error)}).\n"
             f"{_EXPORT_AGAIN}"

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from pplcnet._errors import WeightsError
 from pplcnet._model import PPLCNetV2
-from pplcnet._paddle_graph import Graph, Operator, read_graph
+from pplcnet._paddle_graph import DAMAGE, Graph, Operator, read_graph
 from pplcnet._variants import VARIANTS
 from pplcnet._weights import Weights, blank_model, names_in
 
+_MOST = 16  # pixels, of a stride or a padding
 _SIDE = 64  # pixels, of the images that both are run on
 _AGREES = 1e-9  # of the largest logit, in float64; other connections or attributes differ by more
 
@@ -179,7 +180,7 @@ def _check_same(graph: Graph, twin: PPLCNetV2) -> None:
     images = torch.rand(2, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(0)).double()
     try:
         found = run(graph, images)
-    except (_Unsupported, RuntimeError, LookupError, TypeError) as error:
+    except (_Unsupported, RuntimeError, MemoryError, *DAMAGE) as error:
         raise WeightsError(
             f"{graph.path} cannot be run as PP-LCNetV2 ({' '.join(str(error).split())[:120]}).\n"
             "Export it again with PaddleClas's tools/export_model.py."
@@ -243,6 +244,8 @@ def _conv2d(operator: Operator, given: Sequence[Any]) -> Tensor:
     _require(at["padding_algorithm"] == "EXPLICIT" and at["data_format"] in ("NCHW", "AnyLayout"),
              operator)  # fmt: skip
     stride, padding, dilation = (list(at[name]) for name in ("strides", "paddings", "dilations"))
+    # Larger ones would only take memory before they are found to be wrong.
+    _require(all(0 <= n <= _MOST for n in (*stride, *padding, *dilation)), operator)
     return F.conv2d(given[0], given[1], None, stride, padding, dilation, at["groups"])
 
 

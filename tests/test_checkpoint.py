@@ -111,6 +111,26 @@ def test_pdparams_as_paddle_writes_it(read: Callable[..., Any], protocol: int) -
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("wrap", [
+    lambda state: {"state_dict": state},
+    lambda state: {"model": state, "epoch": 3},
+    lambda state: {**state, "global_step": 7},
+])  # fmt: skip
+def test_pdparams_with_more_than_the_weights(
+    read: Callable[..., Any], protocol: int, wrap: Callable[[Any], Any]
+) -> None:
+    arrays = {"fc.weight": np.linspace(-1, 1, 6, dtype="f4").reshape(2, 3)}
+    names = {"StructuredToParameterName@@": {"fc.weight": "linear_0.w_0"}}
+    assert_holds(read(pickle.dumps(wrap({**arrays, **names}), protocol)), arrays)
+
+
+def test_paddles_tensors_without_names_are_named_as_such(refusal: Callable[..., str]) -> None:
+    # paddle.save(paddle.to_tensor([1.5, -2.0]), path, use_binary_format=True), of Paddle 3.3.1
+    data = bytes(16) + b"\4\0\0\0" + b"\x08\x05\x10\x02" + np.float32([1.5, -2]).tobytes()
+    assert "tensors without names, as .pdiparams and use_binary_format have them" in refusal(data)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_pdparams_of_numpy_1(read: Callable[..., Any], protocol: int) -> None:
     array = np.arange(4, dtype="f4")
     data = pickle.dumps({"a": array, "b": np.float32(2)}, protocol)

@@ -20,12 +20,14 @@ from paddle_exports import Export, Step
 from test_backends import CPU, PREPROCESSING, assert_agrees, plain
 
 import pplcnet
-from eval import Request, evaluate
+from eval import Request, evaluate, sweep
 from eval.backends import create_predictor, paddle
 from eval.backends.formats import Copy, private_copy
 from eval.backends.session import Compute
+from eval.diagnosis.bench import _official_runtimes
 from eval.errors import ModelError
 from eval.imagenet import main
+from eval.jobs.sweep import combinations
 from eval.metrics import Kind, as_logits, kind_of
 from pplcnet import PPLCNetV2
 
@@ -278,6 +280,7 @@ from pathlib import Path
 import numpy as np
 from eval.backends import paddle
 from eval.backends.session import Compute
+from eval.diagnosis.bench import _official_runtimes
 
 run = paddle.load(Path(sys.argv[1]), Compute()).session(None, 1)
 for _ in range(3):
@@ -333,6 +336,28 @@ def test_only_what_needs_paddle_imports_it(tmp_path: Path) -> None:
         capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_flips_of_a_sweep_are_counted_against_paddle(network: PPLCNetV2, tmp_path: Path) -> None:
+    folder = Export(network).save(tmp_path / "infer").parent
+    words = ["--data", ".", "--variant", "small", "--preprocess", "paddle,torchvision"]
+    words += ["--weights", str(folder), str(tmp_path / "x.pdparams")]
+    asked = sweep.to_sweep(sweep.parse([*words, "--backend", "torch,paddle,openvino"]))
+    planned, left_out = combinations(asked)
+    rows = [(row.preprocess, row.backend, row.model) for row in planned]
+    first, second = "small-infer", "small-x.pdparams"
+    assert [row[1:] for row in rows[:6]] == [
+        ("paddle", first), ("paddle", second), ("torch", first), ("openvino", first),
+        ("torch", second), ("openvino", second),
+    ]  # fmt: skip
+    assert [row[0] for row in rows] == ["paddle"] * 6 + ["torchvision"] * 6
+    assert not left_out
+
+
+@pytest.mark.usefixtures("started")
+def test_a_diagnosis_tries_the_official_runtime(network: PPLCNetV2) -> None:
+    assert list(_official_runtimes(network)) == ["paddle"]
+    assert list(_official_runtimes(torch.nn.Linear(1, 1))) == []
 
 
 # ---------------------------------------------------------------- Paddle itself

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import importlib
 import itertools
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import randomize_bn
+from conftest import ROOT, randomize_bn
 from paddle_exports import Export, Step
 
 import pplcnet
@@ -207,22 +207,12 @@ def test_another_network_is_named_as_such(name: str, model: PPLCNetV2, tmp_path:
         pplcnet.read_weights(export.save(tmp_path, name))
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_damaged_graphs_end_in_an_error_of_ours(
-    name: str, model: PPLCNetV2, tmp_path: Path
-) -> None:
-    graph = Export(model).save(tmp_path, name)
-    data = graph.read_bytes()
-    random = np.random.default_rng(0)
-    for _ in range(150):
-        changed = bytearray(data)
-        for at in random.integers(0, len(data), random.integers(1, 4)):
-            changed[at] = random.integers(0, 256)
-        if random.random() < 0.3:
-            del changed[random.integers(0, len(data)) :]
-        graph.write_bytes(changed)
-        with contextlib.suppress(WeightsError):  # anything else is a fault
-            read_graph(graph)
+@pytest.mark.parametrize("kind", [*FORMATS, "inference.json, still JSON", "inference.pdiparams"])
+def test_damaged_at_random(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    counts = importlib.import_module("fuzz_paddle").fuzz(kind, 50, tmp_path)
+    assert counts["refused"] > 25
+    assert counts["read"] > 0
 
 
 def test_both_files_are_part_of_the_identity(
