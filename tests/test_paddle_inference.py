@@ -62,8 +62,7 @@ def test_the_network_that_was_exported_comes_back(
         assert all(torch.equal(v, state[k]) for k, v in found.float().state_dict().items())
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("variant", ["base", "large"])
+@pytest.mark.parametrize(("variant", "name"), [("base", FORMATS[0]), ("large", FORMATS[1])])
 def test_other_sizes(variant: str, name: str, tmp_path: Path) -> None:
     big = pplcnet.create_model(variant, num_classes=3).eval()
     weights = pplcnet.read_weights(Export(big, merged=False).save(tmp_path, name))
@@ -281,27 +280,32 @@ def test_the_recipe_beside_the_model_is_its_own(
 ) -> None:
     from eval import Request
     from eval.errors import UsageError
-    from eval.models import open_source
+    from eval.models import choose_preprocess, open_source
 
     graph = Export(pplcnet.create_model("small").eval()).save(tmp_path)
     (tmp_path / name).write_text(DEPLOYED.replace("0.00392157", scale))
 
-    def subject(preprocess: str | None = None, weights: Path = tmp_path):
+    def source(preprocess: str | None = None, weights: Path = tmp_path):
         request = Request(data=tmp_path, variant="small", weights=weights, preprocess=preprocess)
-        return open_source(request).load(1000, lambda _: None)
+        return open_source(request)
 
-    for found in (subject(), subject("own"), subject(weights=graph)):
-        assert found.preprocess.name == text
+    def chosen(preprocess: str | None = None, weights: Path = tmp_path):
+        return choose_preprocess(source(preprocess, weights))
+
+    for found in (chosen(), chosen("own"), chosen(weights=graph)):
+        assert found.name == text
         factor = np.float32(float(scale))  # as PaddleClas computes: everything in float32
         mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
         level = np.arange(256, dtype=np.float32)[:, None]
-        assert np.array_equal(found.preprocess.table, (level * factor - mean) / std)
-        assert f"{tmp_path / name} says: {text}" in found.layout
-        assert ("unlike the training evaluation" in found.layout) == (text != "paddle")
-    assert subject("own,crop=224,resize=235").preprocess.name.startswith("paddle,resize=235")
+        assert np.array_equal(found.table, (level * factor - mean) / std)
+    subject = source().load(1000, lambda _: None)
+    assert subject.preprocess.name == text
+    assert f"{tmp_path / name} says: {text}" in subject.layout
+    assert ("unlike the training evaluation" in subject.layout) == (text != "paddle")
+    assert chosen("own,crop=224,resize=235").name.startswith("paddle,resize=235")
     (tmp_path / name).write_text(DEPLOYED.replace("ToCHWImage", "Normalise"))
     with pytest.raises(UsageError, match=rf"own recipe {tmp_path / name}: it has Normalise"):
-        subject()
-    assert subject("torchvision").preprocess.name == "torchvision"
+        chosen()
+    assert chosen("torchvision").name == "torchvision"
     (tmp_path / name).unlink()
-    assert subject().preprocess.name == "torchvision"
+    assert chosen().name == "torchvision"
