@@ -230,7 +230,8 @@ def test_caches_further_below_are_named(tmp_path: Path) -> None:
 
 def test_snapshots_of_the_hub(tmp_path: Path) -> None:
     root = small.hub_cache(tmp_path)
-    (root / "snapshots" / "0123").mkdir()  # nothing was downloaded of it
+    (root / "snapshots" / "0123").mkdir()  # nothing but its page was downloaded of it
+    (root / "snapshots" / "0123" / "README.md").touch()
     assert len(open_valset(root).samples) == small.IMAGES
     (root / "snapshots" / "0123" / "validation.parquet").symlink_to(root / "blobs" / "0")
     message = refusal(root)

@@ -27,6 +27,7 @@ _VAL_FOLDERS = ("val", "validation")
 _RANGE = re.compile(r"(.*)\{([0-9]{1,6})\.\.([0-9]{1,6})\}(.*)", re.DOTALL)
 _MOST_SHARDS = 10_000
 _TEXTS = (".txt", ".csv", ".tsv", ".json", ".jsonl")
+_DATA = (".parquet", ".arrow", ".tar", ".zip", ".gz")
 _ZIP = b"PK\x03\x04"
 
 
@@ -75,6 +76,8 @@ def find(root: Path, classes: ClassList) -> Listing:
         )
     if not any(is_image(path.name) for path in root.iterdir()):
         refuse_foreign(root)
+        for path in itertools.islice(_tfrecords_below(root), 1):
+            refuse_foreign(path)
     return list_folder(root, classes)
 
 
@@ -141,18 +144,23 @@ def _snapshot(root: Path) -> Path | None:
     if not (root / "snapshots").is_dir() or not (root / "blobs").is_dir():
         return None
     snapshots = [path for path in sorted((root / "snapshots").iterdir()) if path.is_dir()]
-    filled = [path for path in snapshots if any(file.is_file() for file in path.rglob("*.*"))]
+    filled = [path for path in snapshots if any(map(_is_data, path.rglob("*")))]
     if len(filled) == 1:
         return filled[0]
     if not filled:
         raise DataError(
-            f"--data {root} is a cache of the Hub without a snapshot of any file.\n"
+            f"--data {root} is a cache of the Hub without a snapshot that has images.\n"
             "Download the data set first."
         )
     raise DataError(
         f"--data {root} is a cache of the Hub with {len(filled)} snapshots.\n"
         f"Did you mean --data {' or '.join(printable(str(path)) for path in filled[:3])}?"
     )
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a file may hold images, by its suffix."""
+    return (path.suffix.lower() in _DATA or is_image(path.name)) and path.is_file()
 
 
 def _only_archive(root: Path) -> Callable[[ClassList], Listing] | None:
@@ -167,6 +175,12 @@ def _only_archive(root: Path) -> Callable[[ClassList], Listing] | None:
     if len(zips) == 1 and not tars:
         return lambda classes: list_zip(zips[0], classes)
     return None
+
+
+def _tfrecords_below(root: Path) -> Iterator[Path]:
+    """Files of TensorFlow Datasets, which keeps them in folders of names and versions."""
+    for depth in range(1, 4):
+        yield from root.glob("*/" * depth + "*.tfrecord*")
 
 
 def _val_folders_below(root: Path, classes: ClassList) -> Iterator[Path]:
