@@ -179,8 +179,8 @@ class Request:
     data: Path | str | None = field(
         default=None,
         metadata=_subject(
-            "the validation set: class folders, flat files, the official tar, Kaggle's tree or "
-            "parquet shards",
+            "the validation set: class folders, flat files, a tar or zip, Hugging Face's or "
+            "WebDataset's shards, Kaggle's tree (docs/inputs.md)",
             path,
             "PATH",
         ),
@@ -257,7 +257,10 @@ class Request:
         ),
     )
     labels: Path | str | None = field(
-        default=None, metadata=_subject("labels of flat files: lines of `name index`", path, "FILE")
+        default=None,
+        metadata=_subject(
+            "a list of images and their classes: lines of `name index`, CSV or JSON", path, "FILE"
+        ),
     )
     classes: Path | str | None = field(
         default=None,

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import small_valsets as small
 from small_valsets import jpeg, name, synset
 
 from eval.data import main as data_main
@@ -164,6 +165,8 @@ def test_the_option_and_what_it_is_for(tmp_path: Path, capsys: pytest.CaptureFix
     assert data_main(["--data", str(root), "--folders", "ids"]) == 2
     with pytest.raises(DataError, match="has no numbered folders: no index of"):
         open_valset(folders(tmp_path / "x", "n01440764"), folders="index")
+    with pytest.raises(DataError, match="has 2 parquet shards, no numbered folders"):
+        open_valset(small.parquet(tmp_path / "shards"), folders="index")
     for options in ({"demo": True}, {"data": "x", "classes": "x", "folders": "ilsvrc-id"}):
         with pytest.raises(UsageError):
             Request(**{"folders": "index", **options})  # type: ignore[arg-type]

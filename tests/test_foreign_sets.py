@@ -134,6 +134,14 @@ def test_lmdb_itself(tmp_path: Path) -> None:
     assert (tmp_path / "a.jpg").read_bytes() == jpeg(1)
 
 
+def test_the_root_of_tensorflow_datasets(tmp_path: Path) -> None:
+    path = tmp_path / "imagenet2012" / "5.1.0" / "imagenet2012-validation.tfrecord-00000-of-00064"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(tfrecord())
+    with pytest.raises(DataError, match="00000-of-00064 is a TFRecord file"):
+        open_valset(tmp_path)
+
+
 def test_a_file_that_only_begins_like_a_record(tmp_path: Path) -> None:
     data = bytearray(tfrecord())
     data[13] += 1  # the message no longer fills its record

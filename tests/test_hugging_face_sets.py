@@ -219,6 +219,24 @@ def test_what_is_not_taken_is_named(tmp_path: Path) -> None:
     assert open_valset(root).layout.endswith(", without data/train-00000-of-00294.parquet")
 
 
+def test_images_before_tables_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(jpeg(1))
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "metadata.parquet")
+    (tmp_path / "list.txt").write_text("cat.jpg 7\n")
+    valset = open_valset(tmp_path, tmp_path / "list.txt")
+    assert valset.layout.endswith("labels of list.txt, without metadata.parquet")
+
+
+def test_folders_that_lead_to_themselves(tmp_path: Path) -> None:
+    root = small.hub_cache(tmp_path / "hub")
+    (root / "snapshots" / "again").symlink_to(root)
+    assert len(open_valset(root).samples) == small.IMAGES
+    root = small.saved_to_disk(tmp_path / "set")
+    (root / "validation-again").symlink_to(root)
+    (root / "state.json").touch()
+    assert len(open_valset(root).samples) == small.IMAGES
+
+
 def test_caches_further_below_are_named(tmp_path: Path) -> None:
     path = tmp_path / "imagefolder" / f"default-{'0' * 200}" / "0.0.0" / "f0" / "x-train.arrow"
     small.stream(path, rows([1]))
@@ -230,7 +248,8 @@ def test_caches_further_below_are_named(tmp_path: Path) -> None:
 
 def test_snapshots_of_the_hub(tmp_path: Path) -> None:
     root = small.hub_cache(tmp_path)
-    (root / "snapshots" / "0123").mkdir()  # nothing was downloaded of it
+    (root / "snapshots" / "0123").mkdir()  # nothing but its page was downloaded of it
+    (root / "snapshots" / "0123" / "README.md").touch()
     assert len(open_valset(root).samples) == small.IMAGES
     (root / "snapshots" / "0123" / "validation.parquet").symlink_to(root / "blobs" / "0")
     message = refusal(root)

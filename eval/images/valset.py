@@ -191,6 +191,10 @@ def open_valset(
         if found is None:
             raise
         listing = found
+    if folders and listing.labeled_by != "folders":
+        raise DataError(
+            f"--data {root} has {listing.words}, no numbered folders.\nOmit --folders {folders}."
+        )
     if classes == IMAGENET and labels is None and (labels := _kaggle_labels(listing)):
         listed = read_labels(labels, classes)
     given = labels.resolve() if labels else None

@@ -119,7 +119,11 @@ def split_folder(root: Path) -> Path | None:
     """
     if not (root / _SPLITS).is_file():
         return None
-    folders = [path for path in sorted(root.iterdir()) if (path / _STATE).is_file()]
+    folders = [
+        path
+        for path in sorted(root.iterdir())
+        if (path / _STATE).is_file() and not (path / _SPLITS).exists()
+    ]
     chosen = of_validation(folders)
     if len(chosen) != 1:
         listed = " or ".join(printable(str(path)) for path in chosen) or "the folder of one split"

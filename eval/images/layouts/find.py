@@ -27,6 +27,7 @@ _VAL_FOLDERS = ("val", "validation")
 _RANGE = re.compile(r"(.*)\{([0-9]{1,6})\.\.([0-9]{1,6})\}(.*)", re.DOTALL)
 _MOST_SHARDS = 10_000
 _TEXTS = (".txt", ".csv", ".tsv", ".json", ".jsonl")
+_DATA = (".parquet", ".arrow", ".tar", ".zip", ".gz")
 _ZIP = b"PK\x03\x04"
 
 
@@ -61,7 +62,7 @@ def find(root: Path, classes: ClassList) -> Listing:
             if is_val_folder(folder, classes):
                 listing = list_folder(folder, classes)
                 return replace(listing, words=listing.words + where)
-            if shards := find_shards(folder):
+            if not _has_images(folder) and (shards := find_shards(folder)):
                 return list_shards(folder, shards, classes)
     if (root / _OFFICIAL_TAR).is_file():
         return list_tars(root / _OFFICIAL_TAR, [root / _OFFICIAL_TAR], classes)
@@ -73,9 +74,15 @@ def find(root: Path, classes: ClassList) -> Listing:
             f"--data {root} itself is not a validation set.\n"
             f"Did you mean --data {' or '.join(printable(str(path)) for path in likely)}?"
         )
-    if not any(is_image(path.name) for path in root.iterdir()):
+    if not _has_images(root):
         refuse_foreign(root)
+        for path in itertools.islice(_tfrecords_below(root), 1):
+            refuse_foreign(path)
     return list_folder(root, classes)
+
+
+def _has_images(folder: Path) -> bool:
+    return any(is_image(path.name) for path in folder.iterdir())
 
 
 def only_folder(root: Path) -> Path | None:
@@ -140,19 +147,28 @@ def _snapshot(root: Path) -> Path | None:
     """
     if not (root / "snapshots").is_dir() or not (root / "blobs").is_dir():
         return None
-    snapshots = [path for path in sorted((root / "snapshots").iterdir()) if path.is_dir()]
-    filled = [path for path in snapshots if any(file.is_file() for file in path.rglob("*.*"))]
+    snapshots = [
+        path
+        for path in sorted((root / "snapshots").iterdir())
+        if path.is_dir() and not path.is_symlink()
+    ]
+    filled = [path for path in snapshots if any(map(_is_data, path.rglob("*")))]
     if len(filled) == 1:
         return filled[0]
     if not filled:
         raise DataError(
-            f"--data {root} is a cache of the Hub without a snapshot of any file.\n"
+            f"--data {root} is a cache of the Hub without a snapshot that has images.\n"
             "Download the data set first."
         )
     raise DataError(
         f"--data {root} is a cache of the Hub with {len(filled)} snapshots.\n"
         f"Did you mean --data {' or '.join(printable(str(path)) for path in filled[:3])}?"
     )
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a file may hold images, by its suffix."""
+    return (path.suffix.lower() in _DATA or is_image(path.name)) and path.is_file()
 
 
 def _only_archive(root: Path) -> Callable[[ClassList], Listing] | None:
@@ -169,13 +185,19 @@ def _only_archive(root: Path) -> Callable[[ClassList], Listing] | None:
     return None
 
 
+def _tfrecords_below(root: Path) -> Iterator[Path]:
+    """Files of TensorFlow Datasets, which keeps them in folders of names and versions."""
+    for depth in range(1, 4):
+        yield from root.glob("*/" * depth + "*.tfrecord*")
+
+
 def _val_folders_below(root: Path, classes: ClassList) -> Iterator[Path]:
     """Folders that the user may have meant, among the first thousand."""
     yield from itertools.islice(root.glob("datasets--*"), 1000)
     yield from {path.parent for path in itertools.islice(root.glob("*/*/*/*/*.arrow"), 1000)}
     inner = only_folder(root)
     is_class = inner and (inner.name.isdecimal() or classes.meant_by(inner.name))
-    if inner and not is_class and any(is_image(path.name) for path in inner.iterdir()):
+    if inner and not is_class and _has_images(inner):
         yield inner
         return
     below = (path for pattern in ("*/", "*/*/") for path in root.glob(pattern))

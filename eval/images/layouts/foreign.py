@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.errors import DataError
-from eval.images.labels import shown
 from eval.text import printable
 
 _LOOKED_AT = 4096  # bytes
@@ -130,8 +129,8 @@ def refuse_foreign(path: Path) -> None:
                 file = file.parent
             names = {"path": _word(file), "stem": _word(Path(file.name.partition(".")[0] or "val"))}
             raise DataError(
-                f"--data {shown(str(file))} is {found.name}: its images cannot be read in place.\n"
-                f"{found.way.format(**names)}"
+                f"--data {printable(str(file))} is {found.name}: its images cannot be read in "
+                f"place.\n{found.way.format(**names)}"
             )
 
 
