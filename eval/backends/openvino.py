@@ -104,7 +104,7 @@ class OpenVinoGraph:
         import openvino
 
         model = self._model.clone()
-        if feed.batch is None:
+        if feed.batch is None and self._model.inputs[0].partial_shape.rank.is_static:
             shape = self._model.inputs[0].partial_shape
             channels = 1 if feed.layout == "NCHW" else 3
             sizes = [batch, *(d.get_length() if d.is_static else 0 for d in list(shape)[1:])]

@@ -206,7 +206,12 @@ class RuntimePredictor:
         label, known = candidates.converted.label, candidates.converted
         for loaded in candidates.graphs:
             feed = known.feed or check_signature(
-                label, loaded.inputs, loaded.outputs, task.preprocess.size, task.classes
+                label,
+                loaded.inputs,
+                loaded.outputs,
+                task.preprocess.size,
+                task.classes,
+                task.output,
             )
             layout = loaded.layout or feed.layout
             batches = self._batches(task, feed)
