@@ -61,7 +61,12 @@ def check_scans(data: bytes) -> None:
     Raises:
         BadImage: it has more than `MOST_SCANS`.
     """
-    if data.startswith(b"\xff\xd8") and (scans := data.count(b"\xff\xda")) > MOST_SCANS:
+    if not data.startswith(b"\xff\xd8"):
+        return
+    # As numbers of two bytes: `bytes.count` takes ten times as long, with the interpreter's lock.
+    even, odd = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
+    scans = sum(np.count_nonzero(pairs == 0xDAFF) for pairs in (even, odd))
+    if scans > MOST_SCANS:
         raise BadImage(f"a JPEG of {scans:,} scans; the limit is {MOST_SCANS}")
 
 
@@ -165,7 +170,9 @@ def open_rgb(data: bytes) -> Image.Image:
     """
     check_scans(data)
     with bad_image_errors():
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        opened: Image.Image = Image.open(io.BytesIO(data))
+        opened.load()
+        return opened if opened.mode == "RGB" else opened.convert("RGB")  # which would only copy it
 
 
 def _decode_bgr(data: bytes, exif: bool) -> Crop:
