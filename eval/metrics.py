@@ -143,6 +143,8 @@ def top_classes(logits: NDArray[Any], k: int = TOP) -> NDArray[np.int64]:
 def padded(rows: NDArray[Any], filler: float) -> NDArray[Any]:
     """Rows (B, k) as (B, 5), for models of fewer than five classes."""
     missing = max(0, TOP - rows.shape[1])
+    if not missing:
+        return rows
     return np.pad(rows, ((0, 0), (0, missing)), constant_values=filler)
 
 

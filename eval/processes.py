@@ -1,16 +1,20 @@
 """A run over several processes, started by ``torchrun``; a plain run is a group of one process.
 
+And the cores that they may use.
+
 The processes share nothing while they measure. Each measures every n-th batch. At the end, all of
 them receive all records, and the first one writes the reports.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from eval.errors import EvalError, UsageError
@@ -176,3 +180,53 @@ def process_group() -> Iterator[Group]:
         yield place
     finally:
         dist.destroy_process_group()
+
+
+def difference(key: str, first: Any, other: Any) -> str:
+    """One difference in words; of a table, only what differs."""
+    if isinstance(first, dict) and isinstance(other, dict):
+        keys = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        return "; ".join(difference(f"{key} {n}", first.get(n), other.get(n)) for n in keys)
+    return f"{key} is {other}, not {first}"
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use: by its affinity, and by the quota of its control groups.
+
+    A container of two CPUs on a machine of 64 (``docker --cpus 2``) sees 64, and is stopped for the
+    rest of each tenth of a second once all of them have used what two could.
+
+    Args:
+        root: below which ``/proc`` and ``/sys`` are.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min([affinity or 1, *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The CPUs that each control group of this process allows, version 1 or 2, where it is limited.
+
+    A group is limited by those above it as well. In a container, what ``/proc`` names may be out of
+    sight: its own group is then the root of what is mounted.
+    """
+    mounted = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        for place in (mounted / "cpu", mounted / "cpu,cpuacct") if controllers else (mounted,):
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            group = place / path.lstrip("/")
+            for folder in (place, *(f for f in (group, *group.parents) if place in f.parents)):
+                limit = _text(folder / "cpu.max").split() or [
+                    _text(folder / "cpu.cfs_quota_us").strip(),
+                    _text(folder / "cpu.cfs_period_us").strip(),
+                ]
+                if len(limit) == 2 and all(number.isdigit() for number in limit) and int(limit[1]):
+                    yield int(limit[0]) / int(limit[1])
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""

@@ -42,6 +42,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 IMAGE_SETS = ("val",)
 FOLDERS = ("index", "ilsvrc-id")  # what the number of a numbered folder may mean
 ON_BAD_IMAGE = ("fail", "record")
+MOST_PROCESSES = 1024
 LARGEST_BATCH = 4096  # images; of each worker, 600 MB as uint8 crops of 224 pixels
 
 PRECISION = OneOf(
@@ -312,8 +313,17 @@ class Request:
             "N",
         ),
     )
+    processes: int | None = field(
+        default=None,
+        metadata=_compute(
+            "processes, each with --workers threads (default 1; more with many cores and images)",
+            Whole(1, MOST_PROCESSES, "each is a model of its own"),
+            "N",
+        ),
+    )
     workers: int | None = field(
-        default=None, metadata=_compute("threads (default one per core)", positive, "N")
+        default=None,
+        metadata=_compute("threads of each process (default one per core in all)", positive, "N"),
     )
     limit: int | None = field(
         default=None,

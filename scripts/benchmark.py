@@ -8,6 +8,10 @@ batch to warm up, and then times one whole pass over the images, from files to p
 The contenders take turns, so that a slow spell of the machine meets all of them, and every ratio
 is taken within one turn. All contenders of a network must predict the same classes.
 
+The section ``scaling`` is about many cores: how long an image needs the interpreter's lock (by
+py-spy, scripts/locktime.py), processes x threads on the cores at hand, and 2 to 64 cores that are
+simulated (scripts/simulated.py).
+
 The lower bound is the time that an image would take if nothing but the arithmetic, decoding and
 cropping took any: the operations of the network's deploy form, for each form, at the rate of
 oneDNN's best 1x1 convolution on this machine, and the time of decoding and cropping alone. It is
@@ -33,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark_passes import BOTH, Contender
+from locktime import LockTime, lock_time
 
 from eval.cli import run_command
 from eval.errors import DataError, EvalError, UsageError
@@ -40,7 +45,9 @@ from eval.errors import DataError, EvalError, UsageError
 ROOT = Path(__file__).parents[1]
 NETWORKS = ("tf_efficientnet_lite0", "repvgg_a0", "mobilenetv3_large_100")
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-SECTIONS = ("pipelines", "batches", "networks")
+SECTIONS = ("pipelines", "batches", "networks", "scaling")
+CORES = (2, 4, 8, 16, 32, 64)  # simulated
+SIMULATED_SECONDS = 6
 BEST_FLAGS = ("reparam", "channels-last")  # of timm's validate.py, without a compiler
 TIMM = "timm -b 256 -j 4"
 SMALL_BATCHES = "timm -b 64 -j 2"
@@ -327,6 +334,10 @@ def compare(args: argparse.Namespace, data: Path, weights: Path, cache: Path) ->
 
     table = Table(choose_workers())
     places = {"data": str(data), "weights": str(weights), "cache": str(cache)}
+    if "scaling" in args.sections:
+        scaling(places)
+    if args.sections == ["scaling"]:
+        return 0
     for turn, contender, result in in_turns(chosen(args), args.repeats, places):
         table.add(turn, contender, result)
     starts = [start_up(data, weights, args.variant) for _ in range(args.repeats)]
@@ -345,6 +356,86 @@ def compare(args: argparse.Namespace, data: Path, weights: Path, cache: Path) ->
     draw(table, args.output / "benchmark.png")
     print(f"\nWritten: {args.output / 'benchmark.csv'}, {args.output / 'benchmark.png'}")
     return 1 if any(table.differing.values()) else 0
+
+
+def scaling(places: dict[str, str]) -> None:
+    """Print the lock time of an image, the cores at hand, and more of them, simulated."""
+    from eval.backends import BACKENDS
+    from eval.processes import usable_cores
+
+    heading = ("with the lock", "without", "limit, images/s")
+    print(f"{'One thread; ms per image':30}" + "".join(f"{word:>17}" for word in heading))
+    both = Contender("both forms, torch", "ours", BOTH, workers=1)
+    deploy = [
+        Contender(f"deploy form, {name}", "ours", backend=name, workers=1)
+        for name in BACKENDS
+        if name != "compile"
+    ]
+    cached = Contender("deploy form, torch, cached", "cached", workers=1)
+    crop = Contender("decode and crop", "crop", workers=1)
+    measured: dict[str, LockTime] = {}
+    for contender in (both, *deploy, cached, crop):
+        try:
+            found = measured[contender.name] = lock_time(contender, places)
+        except EvalError as error:
+            print(f"{contender.name}: left out: {error}", file=sys.stderr)
+            continue
+        print(
+            f"{contender.name:30}{found.total:17.3f}{found.native:17.3f}"
+            f"{1000 / found.total:17,.0f}",
+            flush=True,
+        )
+    cores = usable_cores()
+    print(f"\n{cores} cores, deploy form, torch: images/s of processes x threads")
+    rows = [(n, cores // n) for n in range(1, cores + 1) if cores % n == 0]
+    contenders = [
+        Contender(f"{n} x {threads}", "ours", workers=threads, processes=n) for n, threads in rows
+    ]
+    for _, contender, result in in_turns(contenders, 1, places):
+        print(f"{contender.name:30}{result['images'] / result['seconds']:13.1f}", flush=True)
+    simulated = {
+        name: measured[name]
+        for name in (both.name, deploy[0].name, cached.name)
+        if name in measured
+    }
+    if crop.name in measured:
+        simulated["a GPU that never keeps one waiting"] = measured[crop.name]
+    for name, found in simulated.items():
+        print(f"\nSimulated cores, {name}: images/s")
+        print(f"{'cores':>6}{'threads alone':>16}{'the default':>14}  as{'of the rate of 2':>26}")
+        first = 0.0
+        for number in CORES:
+            alone, default, how = simulate(found, number)
+            first = first or default
+            part = default / (first * number / CORES[0])
+            print(f"{number:6}{alone:16,.0f}{default:14,.0f}  {how}{part:22.2f} x {number // 2}")
+            sys.stdout.flush()
+
+
+def simulate(image: LockTime, cores: int) -> tuple[float, float, str]:
+    """Images per second on simulated cores: of threads alone, of the default, and what that is."""
+    from eval.measure.engine import MOST_THREADS
+
+    script = str(Path(__file__).with_name("simulated.py"))
+
+    def rate(processes: int) -> float:
+        threads = -(-cores // processes)
+        ideal = cores * 1000 / (image.native + image.total)
+        images = round(ideal * SIMULATED_SECONDS)
+        asked = {"native": image.native / 1000, "locked": image.total / 1000}
+        words = json.dumps({**asked, "run": [images, processes, threads]})
+        done = subprocess.run(
+            [sys.executable, script, words], capture_output=True, text=True, check=False,
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        if done.returncode:
+            raise EvalError(f"The simulation failed:\n{done.stderr[-2000:]}")
+        return float(done.stdout)
+
+    processes = -(-cores // MOST_THREADS)
+    alone = rate(1)
+    default = rate(processes) if processes > 1 else alone
+    return alone, default, f"{processes} x {-(-cores // processes)}"
 
 
 def report(table: Table) -> None:

@@ -42,6 +42,8 @@ class Contender:
         loaders: processes of timm's loader.
         flags: of timm's ``validate.py``.
         network: `OURS`, or a network of timm's with random weights.
+        workers: threads of a process; 0 for our default.
+        processes: of ours.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Contender:
     loaders: int = 0
     flags: tuple[str, ...] = ()
     network: str = OURS
+    workers: int = 0
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,10 @@ def our_pass(contender: Contender, place: Place) -> dict[str, Any]:
     from eval.measure.journal import Journal
 
     preprocess, valset = PREPROCESS["torchvision"], open_valset(place.data)
+    if contender.processes > 1:
+        return our_processes(contender, place)
     predictor, batch = our_predictor(contender, place.weights)
-    workers = engine.choose_workers()
+    workers = contender.workers or engine.choose_workers()
     plan = engine.Plan(preprocess, contender.forms, batch, workers)
     cached = contender.kind == "cached"
     kept = CropCache(place.cache, valset, preprocess) if cached else nullcontext()
@@ -171,6 +177,33 @@ def our_pass(contender: Contender, place: Place) -> dict[str, Any]:
     return {"images": len(valset.samples), "seconds": seconds, "classes": classes}
 
 
+def our_processes(contender: Contender, place: Place) -> dict[str, Any]:
+    """Our engine with several processes, each of which has made its model."""
+    import torch
+
+    from eval.backends import Task
+    from eval.images.preprocess import PREPROCESS
+    from eval.images.valset import open_valset
+    from eval.measure import engine
+    from eval.measure.settings import exact_settings, keep_freed_memory
+
+    keep_freed_memory()
+    valset = open_valset(place.data)
+    cpu = torch.device("cpu")
+    task = Task(
+        contender.backend, our_forms(contender, place.weights), PREPROCESS["torchvision"], cpu,
+        "fp32", contender.batch or engine.choose_batch_size(cpu), contender.workers,
+    )  # fmt: skip
+    with exact_settings():
+        ours = engine.Engine(task, processes=contender.processes)
+        try:
+            measured = ours.measure(valset)
+        finally:
+            ours.close()
+    classes = [scores.top[:, 0].tolist() for scores in measured.scores.values()]
+    return {"images": len(valset.samples), "seconds": measured.seconds, "classes": classes}
+
+
 def our_predictor(contender: Contender, weights: Path) -> tuple[Any, int]:
     """A backend that has answered one batch, and its batch size."""
     import numpy as np
@@ -183,7 +216,7 @@ def our_predictor(contender: Contender, weights: Path) -> tuple[Any, int]:
 
     keep_freed_memory()
     torch.set_num_threads(1)
-    device, workers = torch.device("cpu"), choose_workers()
+    device, workers = torch.device("cpu"), contender.workers or choose_workers()
     batch = contender.batch or choose_batch_size(device)
     predictor = create_predictor(
         contender.backend,
@@ -211,16 +244,22 @@ def our_forms(contender: Contender, weights: Path) -> dict[str, Any]:
     return {form: every[form] for form in contender.forms}
 
 
-def crop_pass(_contender: Contender, place: Place) -> dict[str, Any]:
+def crop_pass(contender: Contender, place: Place) -> dict[str, Any]:
     """Reading, decoding, resizing and cropping alone, in as many workers as a run has."""
     from eval.images.preprocess import PREPROCESS
     from eval.images.valset import open_valset
     from eval.measure.engine import choose_workers
 
     valset, crop = open_valset(place.data), PREPROCESS["torchvision"].crop
-    with ThreadPoolExecutor(choose_workers()) as pool:
+
+    def crop_all(samples: Sequence[Any]) -> None:
+        for sample in samples:
+            crop(valset.read(sample.path))
+
+    parts = [valset.samples[start : start + 8] for start in range(0, len(valset.samples), 8)]
+    with ThreadPoolExecutor(contender.workers or choose_workers()) as pool:
         started = time.perf_counter()
-        for _ in pool.map(lambda sample: crop(valset.read(sample.path)), valset.samples):
+        for _ in pool.map(crop_all, parts):
             pass
         seconds = time.perf_counter() - started
     return {"images": len(valset.samples), "seconds": seconds, "classes": []}

@@ -1,10 +1,13 @@
 """Where the time of a run goes: each step of a worker, timed alone on one core.
 
     profile_run.py --data PHOTOS --weights F --images 400
+    profile_run.py --data PHOTOS --weights F --images 400 --lock
 
 The steps are those of `eval.measure.engine.measure`, called as it calls them. The last tables split
 the time of the models by operator, and show at which rate the convolutions run: oneDNN's best rate
 in the same process is what they can be compared with.
+
+With ``--lock``, instead: how long an image needs the interpreter's lock, and where, by py-spy.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from benchmark_passes import convolution_rate
+from benchmark import link_images
+from benchmark_passes import BOTH, Contender, convolution_rate
+from locktime import lock_time
 from PIL import Image
 from torch import Tensor, fx
 
@@ -63,7 +68,10 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=CPU_BATCH)
+    parser.add_argument("--lock", action="store_true", help="where the interpreter's lock is held")
     args = parser.parse_args()
+    if args.lock:
+        return print_lock(args.data, args.weights, args.images)
     keep_freed_memory()
     torch.set_num_threads(1)
 
@@ -111,6 +119,24 @@ def main() -> int:
         module = getattr(predictor._forward[form], "module", None)
         if isinstance(module, fx.GraphModule):
             print_layers(form, module, predictor._batch(pixels), repeats=40)
+    return 0
+
+
+def print_lock(data: Path, weights: Path, images: int, lines: int = 12) -> int:
+    """The lock time of an image, and the lines that hold the lock longest."""
+    contenders = (
+        Contender("both forms", "ours", BOTH, workers=1),
+        Contender("deploy form", "ours", workers=1),
+        Contender("decode and crop", "crop", workers=1),
+    )
+    with tempfile.TemporaryDirectory() as name:
+        link_images(data, Path(name) / "val", images)
+        places = {"data": f"{name}/val", "weights": str(weights.resolve()), "cache": f"{name}/c"}
+        for contender in contenders:
+            found = lock_time(contender, places)
+            print(f"{contender.name}: {found.total:.3f} ms per image with the interpreter's lock")
+            for place, milliseconds in list(found.places.items())[:lines]:
+                print(f"{milliseconds:10.3f}  {place}")
     return 0
 
 

@@ -16,7 +16,7 @@ import torch
 from conftest import jpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 from torchvision import transforms
 
 from eval.images.decoders import exact_decoders
@@ -225,7 +225,10 @@ def test_a_lack_of_memory_is_a_bad_image(
         raise error
 
     if name == "torchvision":
-        monkeypatch.setattr(Image.Image, "convert" if step == "decode" else "resize", fail)
+        owner, method = (
+            (ImageFile.ImageFile, "load") if step == "decode" else (Image.Image, "resize")
+        )
+        monkeypatch.setattr(owner, method, fail)
     else:
         monkeypatch.setattr(cv2, "imdecode" if step == "decode" else "resize", fail)
     with pytest.raises(BadImage, match=r"too much memory|OpenCV"):

@@ -57,6 +57,10 @@ class CropCache:
         valset: the images.
         preprocess: how they are cropped.
 
+    Attributes:
+        root: the folder of all caches.
+        folder: of this one.
+
     Raises:
         UsageError: the folder cannot be written to, or has no room for the crops.
     """
@@ -74,6 +78,7 @@ class CropCache:
         }
         text = json.dumps(identity, indent=2) + "\n"
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.root = folder
         self.folder = folder / f"{preprocess.name.partition(',')[0]}-{key}"
         self._valset = valset
         self._preprocess = preprocess
@@ -195,7 +200,8 @@ def _code_of(preprocess: Preprocess) -> set[str]:
     """The files of this project that make the crops."""
     if preprocess.recipe is not None:
         return {*CODE}
-    return {*CODE, f"{preprocess.crop.__module__.replace('.', '/')}.py"}
+    made = getattr(preprocess.crop, "func", preprocess.crop)
+    return {*CODE, f"{made.__module__.replace('.', '/')}.py"}
 
 
 def _libraries_of(preprocess: Preprocess) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -252,10 +252,11 @@ def _again(
     with exact_settings() as settings:
         subject = source.load(outputs_of(request, len(sample.classes)), progress)
         computation = choose_computation(source, subject, len(sample.samples), settings)
-        engine = Engine(task_of(request, subject, computation, len(sample.classes)), progress)
-        measured = engine.measure(sample, record_bad=True, stage="measuring again")
-        subject.check_unchanged()
-        yield Again(subject, computation, measured, computation.precision, engine.logits_of)
+        task = task_of(request, subject, computation, len(sample.classes))
+        with closing(Engine(task, progress, computation.processes_here)) as engine:
+            measured = engine.measure(sample, record_bad=True, stage="measuring again")
+            subject.check_unchanged()
+            yield Again(subject, computation, measured, computation.precision, engine.logits_of)
 
 
 def _answers(given: Given, valset: ValSet) -> Answers:

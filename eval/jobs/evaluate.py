@@ -13,7 +13,7 @@ follow up the history, and the gate against a baseline  eval/history.py, eval/re
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +80,7 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
         if folder.note:
             progress(Event(message=folder.note))
         source = together(lambda: _open_source(request))
-        run = Run(request, source, group, folder, progress)
+        run = Run(request, source, group, folder, progress, stack)
         valset = together(lambda: _open_images(run, workspace))
 
         with exact_settings() as settings:
@@ -116,6 +116,7 @@ class Run:
     group: Group
     folder: OutputFolder
     progress: Observer
+    held: ExitStack  # what ends with the run
 
 
 def check_folders(request: Request) -> None:
@@ -257,7 +258,8 @@ def _prepare(run: Run, valset: ValSet, settings: Mapping[str, Any]) -> Prepared:
     setup = choose_computation(run.source, subject, len(valset.samples), settings, run.group)
     run.folder.claim()
     run.progress(Event(message=_headline(run.request, subject, setup, valset)))
-    engine = Engine(task_of(run.request, subject, setup, len(valset.classes)), run.progress)
+    task = task_of(run.request, subject, setup, len(valset.classes))
+    engine = run.held.enter_context(closing(Engine(task, run.progress, setup.processes_here)))
     precision, reason = precision_in_effect(setup.precision)
     if reason:
         run.progress(Event(message=f"{reason}: fp32 may be computed as {precision}"))
@@ -314,11 +316,12 @@ def _stopper(
 
 def _headline(request: Request, subject: Subject, setup: Computation, valset: ValSet) -> str:
     """What is about to be measured."""
+    processes = f"{setup.processes} processes of " if setup.processes != 1 else ""
     return (
         f"{request.data or valset.root}: {valset.layout}, {len(valset.samples):,} images\n"
         f"{subject.weights}: {subject.layout}\n"
         f"{setup.backend} on {setup.device}, {subject.preprocess.name} preprocessing; "
-        f"{setup.workers} workers, batches of {setup.batch_size}"
+        f"{processes}{setup.workers} workers, batches of {setup.batch_size}"
     )
 
 

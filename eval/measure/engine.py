@@ -2,7 +2,8 @@
 
 One single-threaded worker per core decodes, crops and runs its own small batches, so that no pixels
 are passed between processes and no thread waits for another. The workers can be threads because
-decoding, resizing and convolution release the interpreter's lock.
+decoding, resizing and convolution release the interpreter's lock; for many cores there are several
+processes of a few threads each (`eval.measure.crew`).
 """
 
 from __future__ import annotations
@@ -23,19 +24,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.backends import Predictor, Task, predictor_for
+from eval.backends import Predictor, Task, predictor_for, prepared
 from eval.errors import DataError, UnreadableImage, UsageError
 from eval.images.cache import CropCache
 from eval.images.preprocess import BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, fingerprint
+from eval.measure.crew import Crew, Evaluator, Job, closed_on_error
 from eval.measure.journal import REASON_BYTES, Journal, NoJournal, Records, record_dtype
 from eval.measure.settings import enter_worker
 from eval.metrics import Kind, Scores, as_logits, check_logits, kind_of, without_background
-from eval.processes import Group, own_place
+from eval.processes import Group, own_place, usable_cores
 from eval.progress import Event, Observer, ignore
 
 CPU_BATCH = 8  # one part (eval/backends/pytorch.py): more would only use more memory
 GPU_BATCH = 64
+# A thread holds the interpreter's lock for 3 to 12 % of its time, by form, backend and cache
+# (docs/performance.md): of so many, each waits for it hardly at all.
+MOST_THREADS = 4
+# Another process takes some seconds of a core until it measures; these are as much.
+LEAST_IMAGES = 1000
 _ALONE = Group()
 _SHOWN = 8  # images, by which is seen what the outputs are
 _INTACT = "Get an intact copy: python -m eval.data lists all that are damaged."
@@ -179,6 +186,8 @@ class Engine:
         task: the model, and how it is computed.
         progress: called with every `eval.progress.Event`.
 
+        processes: that measure, each with the threads of the task.
+
     Attributes:
         task: as given.
 
@@ -186,11 +195,22 @@ class Engine:
         UsageError, ModelError: see `eval.backends.create_predictor`.
     """
 
-    def __init__(self, task: Task, progress: Observer = ignore) -> None:
+    def __init__(self, task: Task, progress: Observer = ignore, processes: int = 1) -> None:
         self.task, self._progress = task, progress
-        self._predictor = ShrinkOnOutOfMemory(
-            predictor_for(task), lambda message: progress(Event(message=message))
-        )
+        self._crew = Crew(processes, task.workers, progress) if processes > 1 else None
+        with prepared(task) as ready, closed_on_error(self._crew):
+            if self._crew:
+                self._crew.take(ready)
+            self._predictor = ShrinkOnOutOfMemory(
+                predictor_for(ready), lambda message: progress(Event(message=message))
+            )
+            if self._crew:
+                self._crew.ready(task, self._predictor.settings)
+
+    def close(self) -> None:
+        """End the other processes, if there are any; nothing can be measured afterwards."""
+        if self._crew:
+            self._crew.close()
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -266,8 +286,15 @@ class Engine:
             cache=cache,
             progress=count,
             stopper=stopper,
+            crew=self._crew,
         )
-        group.together(check)
+
+        def check_all() -> None:
+            check()
+            if self._crew:
+                self._crew.check()
+
+        group.together(check_all)
         stopped, bound = (stopper.reason, stopper.bound) if stopper else ("", {})
         return assemble(valset, group.gather(part), forms, stopped, bound)
 
@@ -353,6 +380,7 @@ def measure(
     cache: CropCache | None = None,
     progress: Callable[[int, int], None] | None = None,
     stopper: Stopper | None = None,
+    crew: Crew | None = None,
 ) -> Part:
     """Measure the images that are not in the journal yet, in batches.
 
@@ -366,22 +394,29 @@ def measure(
         progress: called with the number of new images and how many of them the last form predicts
             correctly.
         stopper: asked after each batch whether the outcome is certain.
+        crew: other processes that evaluate batches as well.
 
     Raises:
+        EvalError: another process has ended.
         DataError: an image cannot be read or decoded, and bad images are not recorded.
         UsageError: an image has changed since it was measured.
         LogitsError: logits are not finite, or the same for every class.
     """
-    evaluate = _BatchEvaluator(valset, predictor, plan, cache, kinds or {})
+    evaluate: Evaluator = BatchEvaluator(valset, predictor, plan, cache, kinds or {})
     old, todo = _remaining(plan, journal.read(len(valset.samples)), len(valset.samples))
     results = [old]
     measured_now = 0
     last = plan.forms[-1]
-    with worker_threads(plan.workers) as pool:
+    threads = plan.workers * (crew.processes if crew else 1)
+    with worker_threads(threads) as pool, closed_on_error(crew):
         for _ in pool.map(lambda record: _check_unchanged(valset, record), old):
             pass
         if progress and len(old):
             progress(len(old), _correct(old, last))
+        if crew:
+            evaluate = crew.sharing(
+                evaluate, Job(valset, plan, cache.root if cache else None, kinds or {})
+            )
         started = time.perf_counter()
         certain = stopper.begin(old, len(todo)) if stopper else False
         for records in pool.map(evaluate, [] if certain else todo):
@@ -396,7 +431,8 @@ def measure(
             if stopper and not certain:
                 stopper.finish()
     seconds = time.perf_counter() - started
-    return Part(np.concatenate(results), measured_now, seconds, cache.used if cache else 0)
+    from_cache = (cache.used if cache else 0) + (crew.from_cache if crew else 0)
+    return Part(np.concatenate(results), measured_now, seconds, from_cache)
 
 
 def _remaining(plan: Plan, kept: Records, images: int) -> tuple[Records, list[NDArray[np.int64]]]:
@@ -416,7 +452,7 @@ def _remaining(plan: Plan, kept: Records, images: int) -> tuple[Records, list[ND
     return kept[np.isin(kept["index"], old)], [b for b in batches if not done[b].all()]
 
 
-class _BatchEvaluator:
+class BatchEvaluator:
     """Evaluates a batch: read, decode and crop its images, run every form, score the logits.
 
     Several threads call it at once.
@@ -636,10 +672,20 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def choose_workers() -> int:
-    """One worker per core that this process may use; processes on one machine share its cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // own_place().local_count)
+def choose_workers(processes: int = 1) -> int:
+    """Threads of each process: one per core that may be used, in all that share a machine."""
+    return -(-_cores() // processes)
+
+
+def choose_processes(images: int) -> int:
+    """Processes for so many images: few enough threads in each, and enough images for each."""
+    if os.name != "posix":
+        return 1
+    return max(1, min(-(-_cores() // MOST_THREADS), images // LEAST_IMAGES))
+
+
+def _cores() -> int:
+    return max(1, usable_cores() // own_place().local_count)
 
 
 def choose_batch_size(device: torch.device) -> int:

@@ -19,7 +19,7 @@ from eval.images.valset import ValSet, image_list_sha256
 from eval.measure.settings import freed_memory_kept
 from eval.measure.setup import Computation
 from eval.models import Subject
-from eval.processes import Group
+from eval.processes import Group, difference
 from eval.provenance import code_sha256, versions
 from eval.request import Request
 
@@ -104,19 +104,11 @@ def agree(group: Group, identity: Identity, subject: Subject, setup: Computation
         if different:
             # The cause is named before its consequences.
             kind = next((_ERRORS[key] for key in _ERRORS if key in different), UsageError)
-            listed = "; ".join(_difference(key, first[key], other[key]) for key in different)
+            listed = "; ".join(difference(key, first[key], other[key]) for key in different)
             raise kind(
                 f"Process {number} does not evaluate the same as process 0: {listed}.\n"
                 "Start all processes with the same command, files and installation."
             )
-
-
-def _difference(key: str, first: Any, other: Any) -> str:
-    """One difference in words; of a table, only what differs."""
-    if isinstance(first, dict) and isinstance(other, dict):
-        keys = [name for name in {**first, **other} if first.get(name) != other.get(name)]
-        return "; ".join(_difference(f"{key} {n}", first.get(n), other.get(n)) for n in keys)
-    return f"{key} is {other}, not {first}"
 
 
 def _pixels_sha256(preprocess: Preprocess) -> str:

@@ -197,14 +197,19 @@ def exact_settings() -> Iterator[dict[str, Any]]:
         The settings, by name, for the reports.
     """
     with held(SETTINGS), _plain_thread():
-        yield {
-            "cuda.matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
-            "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
-            "cudnn.benchmark": torch.backends.cudnn.benchmark,
-            **({"fp32_precision": _get(_WHOLE)} if _new_switches() else {}),
-            **_math_modes(),
-            **freed_memory_kept(),
-        }
+        yield in_effect()
+
+
+def in_effect() -> dict[str, Any]:
+    """The settings of this process that the reports show, by name."""
+    return {
+        "cuda.matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
+        "cudnn.benchmark": torch.backends.cudnn.benchmark,
+        **({"fp32_precision": _get(_WHOLE)} if _new_switches() else {}),
+        **_math_modes(),
+        **freed_memory_kept(),
+    }
 
 
 def check_settings() -> None:

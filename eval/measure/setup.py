@@ -14,7 +14,7 @@ from eval.backends.device import choose_device, int8_note
 from eval.images.classes import read_classes
 from eval.images.sets import STATED, ImageSet
 from eval.images.valset import ValSet, open_valset
-from eval.measure.engine import choose_batch_size, choose_workers
+from eval.measure.engine import choose_batch_size, choose_processes, choose_workers
 from eval.models import Source, Subject
 from eval.processes import Group
 from eval.progress import Observer, ignore
@@ -33,7 +33,8 @@ class Computation:
         precision: in what.
         batch_size: images in a batch.
         workers: threads of a process.
-        processes: of the run.
+        processes: of the run, on this machine and others.
+        processes_here: those that this one has started, and itself.
         settings: switches that results may depend on.
     """
 
@@ -43,6 +44,7 @@ class Computation:
     batch_size: int | None = None
     workers: int | None = None
     processes: int | None = None
+    processes_here: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -103,13 +105,15 @@ def choose_computation(
     device = choose_device(request.device, group.local_number)
     if subject.precision == "int8":
         settings = {**settings, "int8": int8_note()}
+    processes = request.processes or (1 if request.workers else choose_processes(images))
     return Computation(
         backend=request.backend or source.backend,
         device=str(device),
         precision=subject.precision or request.precision,
         batch_size=min(request.batch_size or choose_batch_size(device), images),
-        workers=request.workers or choose_workers(),
-        processes=group.count,
+        workers=request.workers or choose_workers(processes),
+        processes=sum(group.gather(processes)),
+        processes_here=processes,
         settings=settings,
     )
 

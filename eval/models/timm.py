@@ -12,6 +12,7 @@ import csv
 import difflib
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -296,7 +297,7 @@ def preprocess_of(model: nn.Module | str) -> Preprocess:
         OWN,
         f"a transform of timm {timm.__version__} that no recipe can say: "
         f"{' '.join(repr(transform).split())}; mean {config['mean']}, std {config['std']}",
-        _crop_with(transform),
+        partial(_crop_with, transform),
         table_of(normalized),
         size=width,
     )
@@ -322,10 +323,7 @@ def recipe_of(config: Mapping[str, Any]) -> Recipe | None:
     )
 
 
-def _crop_with(transform: Callable[[Any], Tensor]) -> Callable[[bytes], Crop]:
-    def crop(data: bytes) -> Crop:
-        with bad_image_errors():
-            pixels: Crop = transform(open_rgb(data)).permute(1, 2, 0).numpy()
-        return pixels
-
-    return crop
+def _crop_with(transform: Callable[[Any], Tensor], data: bytes) -> Crop:
+    with bad_image_errors():
+        pixels: Crop = transform(open_rgb(data)).permute(1, 2, 0).numpy()
+    return pixels

@@ -11,6 +11,7 @@ Names, lists and the official labels are compared in eval/images/valset.py.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -397,7 +398,7 @@ def unreadable(path: Path, error: OSError) -> UnreadableImage:
     )
 
 
-def check_regular(path: Path, mode: int) -> None:
+def check_regular(path: Path | str, mode: int) -> None:
     """Refuse what would hang or never end when it is read as a file.
 
     Args:
@@ -407,6 +408,8 @@ def check_regular(path: Path, mode: int) -> None:
     Raises:
         UnreadableImage: it is a FIFO, a socket or a device.
     """
+    if stat.S_ISREG(mode):
+        return
     for is_kind, kind in _KINDS:
         if is_kind(mode):
             raise UnreadableImage(
@@ -415,14 +418,26 @@ def check_regular(path: Path, mode: int) -> None:
             )
 
 
-def read_regular(path: Path, size: int = -1) -> bytes:
+def read_regular(path: Path | str, size: int = -1) -> bytes:
     """The bytes of a file, which must be a regular one; the first `size` if that is not negative.
 
     Raises:
         OSError: it cannot be read.
         UnreadableImage: it is a FIFO, a socket or a device.
     """
-    # Without O_NONBLOCK, opening a FIFO waits for a writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
-        check_regular(path, os.fstat(file.fileno()).st_mode)
-        return file.read(size)
+    # Without O_NONBLOCK, opening a FIFO waits for a writer. A file object would ask the system
+    # twice as often.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(handle)
+        check_regular(path, status.st_mode)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        left = status.st_size + 1 if size < 0 else size
+        parts = []
+        while left and (part := os.read(handle, left)):
+            parts.append(part)
+            left -= len(part) if size >= 0 else 0
+        return b"".join(parts)
+    finally:
+        os.close(handle)

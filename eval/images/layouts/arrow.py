@@ -404,6 +404,9 @@ class _RowGroups:
         self._loading: dict[tuple[Path, int], threading.Lock] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._place_of,)  # another process reads for itself
+
     def __call__(self, path: str) -> bytes:
         """Bytes of one image."""
         shard, group, row, named = self._place_of[path]

@@ -122,7 +122,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 def read_file(folder: Path, path: str) -> bytes:
     """Bytes of a file; raises `UnreadableImage`."""
     try:
-        return read_regular(folder / path)
+        return read_regular(f"{folder}/{path}")
     except OSError as error:
         raise unreadable(folder / path, error) from error
 

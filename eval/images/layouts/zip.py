@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from eval.errors import DataError, UnreadableImage
 from eval.images.classes import ClassList
@@ -25,7 +26,7 @@ def list_zip(path: Path, classes: ClassList) -> Listing:
         DataError: it is damaged or encrypted, or holds no validation set.
     """
     try:
-        archive = zipfile.ZipFile(path)
+        archive = _Archive(path)
         members = archive.infolist()
     except _ERRORS as error:
         raise _damaged(path, error) from error
@@ -39,6 +40,13 @@ def list_zip(path: Path, classes: ClassList) -> Listing:
         else:
             found.add(name, member)
     return arrange(found.tree("zip of", classes, partial(partial, _read, archive), START), classes)
+
+
+class _Archive(zipfile.ZipFile):
+    """A zip that another process opens for itself."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.filename,)
 
 
 def _read(
