@@ -169,6 +169,8 @@ class Scores:
         nll: float64 (N,), negative log-likelihood of the label, in nats; infinite where its
             probability was rounded to 0, NaN as `prob`.
         tied: bool (N,), whether several classes have the largest output.
+        known: the largest k of which the top-k is known; 5 but for predictions of fewer classes
+            that were made elsewhere.
     """
 
     rank: NDArray[np.int64]
@@ -176,6 +178,7 @@ class Scores:
     prob: NDArray[np.float64]
     nll: NDArray[np.float64]
     tied: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    known: int = field(default=TOP, kw_only=True)
 
     def __post_init__(self) -> None:
         if len(self.tied) != len(self.rank):
@@ -265,6 +268,56 @@ class Scores:
         """
         hit = (self.rank >= 0) & (self.rank < k)
         return np.bincount(labels[hit], minlength=classes)
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """How well each class is told from the others, by the top-1 predictions; in percent.
+
+    Attributes:
+        precision: float64 (C,), correct of the images that are predicted as the class; NaN if none
+            are.
+        recall: float64 (C,), correct of the images of the class; NaN if it has none.
+        f1: float64 (C,), the harmonic mean of the two, which is 0 without a correct prediction; NaN
+            if the class has no images and no predictions.
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, scores: Scores, labels: NDArray[np.int64], classes: int) -> ClassFigures:
+        """Those of all classes; an image without a prediction counts as wrong.
+
+        Args:
+            scores: of all images.
+            labels: int64 (N,).
+            classes: C.
+        """
+        predicted = scores.top[:, 0]
+        correct = np.bincount(labels[predicted == labels], minlength=classes)
+        images = np.bincount(labels, minlength=classes)
+        named = np.bincount(predicted[predicted >= 0], minlength=classes)
+        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+            return cls(
+                100 * correct / named, 100 * correct / images, 200 * correct / (images + named)
+            )
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the classes that have images (Brodersen et al., ICPR 2010)."""
+        return float(np.nanmean(self.recall))
+
+    @property
+    def macro_precision(self) -> float:
+        """Mean precision of the classes that have images; 0 of one that is never predicted."""
+        return float(np.nan_to_num(self.precision[np.isfinite(self.recall)]).mean())
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that have images."""
+        return float(self.f1[np.isfinite(self.recall)].mean())
 
 
 def percent(correct: int, total: int) -> float:

@@ -135,20 +135,23 @@ def read_text(path: Path, what: str, rows: str) -> str:
     return text
 
 
-def table(name: object, text: str, error: type[EvalError]) -> tuple[list[str], list[list[str]]]:
+def table(
+    name: object, text: str, error: type[EvalError], delimiter: str = ","
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV file; blank lines are left out, and all rows have all columns.
 
     Args:
         name: of the file, for messages.
         text: its content.
         error: what to raise.
+        delimiter: what separates the columns.
 
     Raises:
         EvalError: of the given type: it is not CSV, has no header, a column twice, a row of another
             length, or more columns or rows than any real one.
     """
     again = "The file is damaged or was edited: write it again."
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     rows: list[list[str]] = []
     try:
         header = next((row for row in reader if row), [])

@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -118,6 +119,45 @@ def _read(path: Path, entry: str, *, whole: bool = False) -> Checkpoint:
         raise WeightsError(
             f"{path}: truncated or damaged {kind} ({one_line(error)}; {len(data):,} bytes, "
             f"sha256 {digest[:16]}...).\n{FETCH_AGAIN}"
+        ) from error
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """What torch.save wrote, be it weights or not: tensors, and lists of text.
+
+    Args:
+        path: of a file with a tensor, a list of tensors (batches), or a dict of tensors and lists.
+
+    Returns:
+        Tensors and lists of `str` by name; a tensor that is alone has the name "". Other entries
+        are left out.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or would need to run code.
+    """
+    data = _read_bytes(path)
+    kind = kind_of(data[:512])
+    try:
+        if "torch" not in kind:
+            raise Refused(f"not a file of torch.save ({kind})", "Save it as .npz.")
+        content = _read_torch(data)
+        entries = content if isinstance(content, dict) else {"": content}
+        tensors, texts = {}, {}
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[str(name)] = value
+            elif isinstance(value, list) and value and all(isinstance(v, Tensor) for v in value):
+                batches = {str(number): batch for number, batch in enumerate(value)}
+                parts = _plain_tensors(batches, budget=4 * len(data)).values()
+                tensors[str(name)] = torch.cat(list(parts))
+            elif isinstance(value, list) and all(isinstance(v, str) for v in value):
+                texts[str(name)] = value
+        return {**_plain_tensors(tensors, budget=4 * len(data)), **texts}
+    except Refused as refusal:
+        raise WeightsError(f"{path}: {refusal.found}.\n{refusal.advice}") from None
+    except _DAMAGE as error:
+        raise WeightsError(
+            f"{path}: truncated or damaged {kind} ({one_line(error)}).\n{FETCH_AGAIN}"
         ) from error
 
 

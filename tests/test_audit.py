@@ -209,6 +209,21 @@ def test_a_scored_result(images: Path, tmp_path: Path) -> None:
     assert (code, found["different"]) == (1, 1)
 
 
+def test_a_scored_result_of_top_1_predictions(images: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in images.rglob("*.JPEG"))
+    lines = [f"{name},{place % 7}" for place, name in enumerate(names)]
+    (tmp_path / "p.csv").write_text("path,top1\n" + "\n".join(lines))
+    words = [str(tmp_path / "p.csv"), "--data", str(images), "--variant", "small", "--quiet"]
+    folder = tmp_path / "scored"
+    assert eval.score.main([*words, "--output", str(folder)]) == 0
+    given = ["--predictions", str(tmp_path / "p.csv")]
+    assert audited(folder, images, *given)[0] == 0
+    rewrite(folder / "confusions.csv", lambda rows: rows[1:])
+    code, found = audited(folder, images, *given)
+    (told,) = found["contradictions"]  # type: ignore[misc]
+    assert (code, "confusions.csv is not that of the rows: scored, " in told) == (1, True)
+
+
 # What an audit of a result that was edited says: each was confirmed once, all rows but a few being
 # as they were.
 

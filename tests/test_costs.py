@@ -175,9 +175,9 @@ def test_rows_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_blanks_in_a_list_of_names(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text(f"a{' ' * MANY}b\nc.jpg 7\nd{' ' * MANY}12\n7\n")
-    from eval.measure.given import _read_names
+    from eval.measure.given.arrays import read_names
 
-    names = _read_names(tmp_path / "names.txt")
+    names = read_names(tmp_path / "names.txt")
     assert names == [f"a{' ' * MANY}b", "c.jpg", "d", "7"]
 
 

@@ -177,8 +177,11 @@ def test_saving_later_gives_the_files_of_a_run_with_an_output(
                      output=tmp_path / "at once"))  # fmt: skip
     names = {path.name for path in (tmp_path / "at once").iterdir()}
     assert {path.name for path in (tmp_path / "later").iterdir()} == names
-    assert names == {"summary.csv", "predictions.csv", "per_class.csv", "run.json", "report.html"}
-    for name in ("predictions.csv", "per_class.csv"):
+    assert names == {
+        "summary.csv", "predictions.csv", "per_class.csv", "confusions.csv", "run.json",
+        "report.html",
+    }  # fmt: skip
+    for name in ("predictions.csv", "per_class.csv", "confusions.csv"):
         one, other = (tmp_path / folder / name for folder in ("later", "at once"))
         assert one.read_bytes() == other.read_bytes()
     rows = [rows_of(tmp_path / folder / "summary.csv") for folder in ("later", "at once")]

@@ -24,9 +24,9 @@ from eval.results.schema import RESULT_FILES
 
 # What a result may consist of; the contract's names.
 NAMES = [
-    "summary.csv", "run.json", "report.html", "predictions.csv", "per_class.csv", "bad_images.csv",
-    "latency.csv", "console.txt", "diagnosis.html", "regression.md", "regression.csv",
-    "regression_flips.csv", "regression_classes.csv", "junit.xml",
+    "summary.csv", "run.json", "report.html", "predictions.csv", "per_class.csv", "confusions.csv",
+    "bad_images.csv", "latency.csv", "console.txt", "diagnosis.html", "regression.md",
+    "regression.csv", "regression_flips.csv", "regression_classes.csv", "junit.xml",
 ]  # fmt: skip
 
 
@@ -272,7 +272,8 @@ def test_a_result_in_full(
     write_reports(tmp_path / "new" / "out", evaluation)
     out = tmp_path / "new" / "out"
     assert names_in(out) == [
-        "per_class.csv", "predictions.csv", "report.html", "run.json", "summary.csv",
+        "confusions.csv", "per_class.csv", "predictions.csv", "report.html", "run.json",
+        "summary.csv",
     ]  # fmt: skip
     assert (out / "report.html").read_text() == "page of /data/val\n"
     for name, table in (("summary", evaluation.summary), ("per_class", evaluation.per_class)):
@@ -318,7 +319,8 @@ def test_an_earlier_result_is_not_mixed_with_the_new_one(
     full(tmp_path, "old")
     write_reports(tmp_path, evaluation)
     assert names_in(tmp_path) == [
-        "per_class.csv", "predictions.csv", "previous", "report.html", "run.json", "summary.csv",
+        "confusions.csv", "per_class.csv", "predictions.csv", "previous", "report.html",
+        "run.json", "summary.csv",
     ]  # fmt: skip
     assert names_in(tmp_path / "previous") == sorted(NAMES)
     assert not (tmp_path / "summary.csv").read_text().startswith("old")
@@ -348,13 +350,13 @@ def test_the_summary_appears_last(
     monkeypatch.setattr(os, "fsync", lambda _: steps.append("sync"))
     write_reports(tmp_path, evaluation)
     assert steps == [
-        *["sync"] * 6,
-        "bad_images.csv", "predictions.csv", "per_class.csv", "report.html", "run.json",
-        "summary.csv",
+        *["sync"] * 7,
+        "bad_images.csv", "predictions.csv", "per_class.csv", "confusions.csv", "report.html",
+        "run.json", "summary.csv",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("call", range(1, 6))
+@pytest.mark.parametrize("call", range(1, 7))
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_whatever_fails_leaves_no_part_of_a_result(

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from conftest import HANG
+from small_evaluations import evaluation_of, random_measurement
 from small_results import HEADER, ranks, sha256, summary_row, write_rows
 
 from eval import files, history
 from eval.errors import UsageError
+from eval.results.folder import OutputFolder, csv_text
 from eval.results.history import append_history, check_history, read_history, trend
 from eval.results.read import read_rows
 
@@ -33,10 +35,11 @@ def test_rows_are_kept_word_for_word(tmp_path: Path) -> None:
     rows = [summary_row(ranks(60), form) for form in ("unfused", "reparameterized")]
     source = write_rows(tmp_path / "summary.csv", rows)
     append_history(path, source)
-    assert path.read_text() == source.read_text()
+    added = ["balanced_accuracy,macro_precision,macro_f1", ",,", ",,"]  # the source has none
+    lines = [",".join(line) for line in zip(source.read_text().splitlines(), added, strict=True)]
+    assert path.read_text().splitlines() == lines
     append_history(path, summary(tmp_path, "second"))
-    lines = path.read_text().splitlines()
-    assert lines[:3] == source.read_text().splitlines()
+    assert path.read_text().splitlines()[:3] == lines
     assert run_ids(path) == ["base-1", "base-1", "second"]
     assert sum(line.startswith("run_id") for line in lines) == 1
 
@@ -123,6 +126,22 @@ def test_a_history_that_is_empty_or_a_link_is_continued(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert run_ids(link) == ["first", "second"]
     assert path.stat().st_mode & 0o777 == 0o664
+
+
+def test_a_history_of_an_earlier_version_gets_the_new_columns(tmp_path: Path) -> None:
+    """Its rows stay, with nothing in them; a quoted cell may hold a comma."""
+    path = write_rows(tmp_path / "history.csv", [summary_row(ranks(60), run_id="old")])
+    before = read_rows(path)[0].cells
+    made = evaluation_of(random_measurement(30))
+    with OutputFolder(tmp_path / "out") as folder:
+        folder.write("summary.csv", csv_text(made.summary))
+    append_history(path, tmp_path / "out")
+    old, *new = read_rows(path)
+    assert old.cells == before
+    assert old.cells["command"] == 'python -m eval.imagenet --data "a, b"'
+    assert [row.cells["balanced_accuracy"] for row in new] == [
+        str(value) for value in made.summary["balanced_accuracy"]
+    ]
 
 
 @pytest.mark.parametrize(

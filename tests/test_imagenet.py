@@ -42,7 +42,8 @@ def test_reports(
     output = tmp_path / "out"
     assert main(arguments(val_folder(FILES), weights, output)) == 0
     assert sorted(path.name for path in output.iterdir()) == [
-        "per_class.csv", "predictions.csv", "report.html", "run.json", "summary.csv",
+        "confusions.csv", "per_class.csv", "predictions.csv", "report.html", "run.json",
+        "summary.csv",
     ]  # fmt: skip
     assert not (output / "journal").exists()
 

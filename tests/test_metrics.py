@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from eval.errors import LogitsError
 from eval.metrics import (
+    ClassFigures,
     Kind,
     Scores,
     check_logits,
@@ -315,3 +316,42 @@ def test_what_is_no_probability_although_others_are() -> None:
     check_logits(rows[:1], ["a"], Kind.PROBABILITIES)
     with pytest.raises(LogitsError, match="The outputs of b are no probabilities"):
         check_logits(rows, ["a", "b"], Kind.PROBABILITIES)
+
+
+def predicted(top1: list[int], labels: list[int]) -> tuple[Scores, np.ndarray]:
+    """Scores of images whose top-1 prediction is known; -1 for one that was not read."""
+    scores = Scores.empty(len(top1))
+    scores.top[:, 0] = top1
+    scores.rank[:] = [
+        -1 if p < 0 else int(p != label) for p, label in zip(top1, labels, strict=True)
+    ]
+    return scores, np.array(labels)
+
+
+def test_figures_of_classes_by_hand() -> None:
+    """Five classes: two of three right; one of two, of which one cannot be read; never predicted;
+    predicted without images; neither."""
+    scores, labels = predicted([0, 0, 3, 1, -1, 0], [0, 0, 0, 1, 1, 2])
+    found = ClassFigures.of(scores, labels, 5)
+    nan = math.nan
+    np.testing.assert_allclose(found.precision, [200 / 3, 100, nan, 0, nan])
+    np.testing.assert_allclose(found.recall, [200 / 3, 50, 0, nan, nan])
+    np.testing.assert_allclose(found.f1, [200 / 3, 200 / 3, 0, 0, nan])
+    assert found.balanced_accuracy == pytest.approx((200 / 3 + 50 + 0) / 3)
+    assert found.macro_precision == pytest.approx((200 / 3 + 100 + 0) / 3)
+    assert found.macro_f1 == pytest.approx((200 / 3 + 200 / 3 + 0) / 3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=30))
+def test_means_over_classes_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    metrics = pytest.importorskip("sklearn.metrics", reason="it comes with NNCF")
+    top1, labels = [p for p, _ in pairs], [label for _, label in pairs]
+    found = ClassFigures.of(*predicted(top1, labels), 6)
+    options = {"labels": sorted(set(labels)), "average": "macro", "zero_division": 0}
+    assert found.macro_precision / 100 == pytest.approx(
+        metrics.precision_score(labels, top1, **options)
+    )
+    assert found.balanced_accuracy / 100 == pytest.approx(
+        metrics.recall_score(labels, top1, **options)
+    )
+    assert found.macro_f1 / 100 == pytest.approx(metrics.f1_score(labels, top1, **options))

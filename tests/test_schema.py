@@ -21,7 +21,7 @@ CONTRACT = (  # the order and the names that scripts rely on
     "top1_ci_high, reference_top1, reference_top5, reference_source, delta_top1, delta_top5, "
     "tolerance, verdict, nll, max_abs_logit_diff, prediction_flips, images_per_second, seconds, "
     "params, macs, weights, weights_sha256, dataset_sha256, torch, torchvision, timm, git_commit, "
-    "command"
+    "command, balanced_accuracy, macro_precision, macro_f1"
 )
 
 
@@ -66,7 +66,7 @@ def test_summary_has_the_contracts_columns_in_its_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["summary.csv", "predictions.csv", "per_class.csv", "bad_images.csv"]
+    "file", ["summary.csv", "predictions.csv", "per_class.csv", "confusions.csv", "bad_images.csv"]
 )
 def test_a_file_has_exactly_the_documented_columns(file: str, written: Path) -> None:
     assert header(written / file) == with_forms(documented(file))

@@ -268,8 +268,8 @@ def _pickled(save: Callable[..., None]) -> bytes:
         (_written("x.csv", b""), DataError, "x.csv is empty: a header"),
         (_written("x.csv", b"path,top1,top2,top3,top4,top5\n"), DataError, "no predictions"),
         (_written("x.csv", b"\xff\xfe"), DataError, "is not a UTF-8 text file"),
-        (_written("x.csv", b"path,top1\na,1\n"), DataError, "1 ranked classes for a"),
-        (_written("x.csv", b"image,top1\na,1\n"), DataError, "columns image, top1"),
+        (_written("x.csv", b"path,classes\na,1 2\nb,1\n"), DataError, "1 ranked classes for b, 2"),
+        (_written("x.csv", b"photo,top1\na,1\n"), DataError, "columns photo, top1"),
         (_written("x.csv", b"path,label\na,1\n"), DataError, "Needed: path or name, and top1"),
         (_edited(as_csv, (",200,", ",200,1,")), DataError, "row 1 has 7 of 6 columns"),
         (_edited(as_csv, (",200,", ",1000,")), DataError, "class 1000; classes are 0 to 999"),
@@ -282,7 +282,7 @@ def _pickled(save: Callable[..., None]) -> bytes:
         (_edited(as_relay, ("0.25", "high")), DataError, "could not convert"),
         (_edited(as_relay, ("\n", "\nDone in 3 s\n")), DataError, "line 2 is not a prediction"),
         (_relay("a.JPEG: Relay top-1 id: 1, prob: 1, class name: x\n"), DataError, "out of order"),
-        (_relay("a.JPEG: Relay top-0 id: 1, prob: 1, class name: x\n"), DataError, "1 ranked"),
+        (lambda folder: _npz(folder, logits=logits().reshape(8, 50, 20)), DataError, "8 x 50 x 20"),
         (lambda folder: _npz(folder, logits=logits()[:7]), DataError, "7 x 1000 for 8 names"),
         (lambda folder: _npz(folder, logits=np.zeros((8, 1001))), UsageError, "the arrays"),
         (lambda folder: _npz(folder, logits=np.zeros((8, 1000))), LogitsError, "same value"),
@@ -315,8 +315,8 @@ def test_arrays_need_names_once(tmp_path: Path) -> None:
         read_answers(_npz(tmp_path), names)
     with pytest.raises(UsageError, match=r"--names .* no such file"):
         read_answers(path, tmp_path / "nothing.txt")
-    for options in ({"names": names}, {"array": "logits"}):
-        with pytest.raises(UsageError, match=r"are for \.npy and \.npz"):
+    for options in ({"names": names}, {"array": "unfused"}):
+        with pytest.raises(UsageError, match=r"needs no --names: omit it|omit --array unfused"):
             read_answers(as_csv(tmp_path), **options)  # type: ignore[arg-type]
     names.write_text("".join(f"{image_name(i)}\n" for i in range(7)))
     with pytest.raises(DataError, match=r"an array of 8 x 1000 for 7 names; 7 x 1000 are needed"):
@@ -511,7 +511,7 @@ def test_a_crash_does_not_look_like_a_difference(
     def crash(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("eval.jobs.score.open_valset", crash)
+    monkeypatch.setattr("eval.jobs.score.open_data", crash)
     code, out, err = run(as_csv(tmp_path))
     assert (code, out) == (70, "")
     assert "ZeroDivisionError: a bug" in err

@@ -32,7 +32,7 @@ from eval.judge.audit import (
 )
 from eval.judge.result import SCORED
 from eval.judge.verdict import JUDGED_PRECISION, judge
-from eval.measure.engine import Engine, Measurement
+from eval.measure.engine import Engine, Measurement, hash_images
 from eval.measure.given import Answers, read_answers
 from eval.measure.settings import exact_settings
 from eval.measure.setup import (
@@ -260,7 +260,8 @@ def _again(
 
 
 def _answers(given: Given, valset: ValSet) -> Answers:
-    return read_answers(given.predictions, len(valset.classes), given.names, given.array)
+    file = score.predictions_file(given.predictions)
+    return read_answers(file, len(valset.classes), given.names, given.array)
 
 
 def _scored(
@@ -293,7 +294,7 @@ def _scored(
         scores={SCORED: answers.scores(rows, labels)},
         logit_diff=np.full(len(rows), np.nan),
         largest_logit=None,
-        digests=score.digests(sample, progress),
+        digests=hash_images(sample, progress),
         seconds=0.0,
     )
     precision = stated.cells["precision"]
@@ -307,7 +308,14 @@ def _scored(
 
 def _rows_of(scores: Scores, rows: Sequence[int]) -> Scores:
     where = np.array(rows, np.int64)
-    return Scores(scores.rank[where], scores.top[where], scores.prob[where], scores.nll[where])
+    return Scores(
+        scores.rank[where],
+        scores.top[where],
+        scores.prob[where],
+        scores.nll[where],
+        scores.tied[where],
+        known=scores.known,
+    )
 
 
 def _judged(claims: Claims, again: Again, rows: ValSet, scores: dict[str, Scores]) -> Record:

@@ -21,6 +21,7 @@ from eval.diagnosis.search import search
 from eval.errors import EvalError, ModelError, UsageError
 from eval.files import write_atomically
 from eval.images.valset import ValSet
+from eval.jobs.score import predictions_file
 from eval.judge.verdict import Verdict
 from eval.measure.given import match, read_answers
 from eval.measure.settings import exact_settings
@@ -122,6 +123,7 @@ def diagnose_predictions(
         raise UsageError("--predictions needs the validation set: name it with --data.")
     valset = open_data(request, Path(request.data))
     outputs = len(valset.classes)
+    predictions = predictions_file(predictions)
     try:
         answers = read_answers(predictions, outputs, names, array)
     except EvalError:  # with one class more, the first may be the background

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,19 +21,20 @@ from eval.config import (
 from eval.errors import DataError, UsageError
 from eval.images.labels import examples
 from eval.images.preprocess import BadImage, Crop, Preprocess, table_of
-from eval.images.sets import STATED, VAL
-from eval.images.valset import ValSet, open_valset
+from eval.images.sets import VAL
+from eval.images.valset import ValSet
 from eval.judge.result import SCORED
 from eval.judge.verdict import JUDGED_PRECISION, Judgment, judge
-from eval.measure.engine import Measurement
+from eval.measure.engine import Measurement, hash_images
 from eval.measure.given import Answers, match, read_answers
-from eval.measure.setup import Computation
+from eval.measure.setup import Computation, open_data
 from eval.models import ModelFile, Subject, identify
-from eval.progress import Event, Observer, ignore
+from eval.progress import Observer, ignore
 from eval.provenance import Provenance
 from eval.recipe import Recipe, parse
-from eval.request import DEFAULT_VARIANT
+from eval.request import DEFAULT_VARIANT, Request
 from eval.results.evaluation import Evaluation
+from eval.results.schema import PREDICTIONS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +83,24 @@ def score(asked: Scoring, command: str, progress: Observer = ignore) -> Evaluati
     """
     config = config_of(asked)
     files = _identify("--weights", asked.weights) if asked.weights else ()
-    predictions = _identify("PREDICTIONS", asked.predictions)
+    file = predictions_file(asked.predictions)
+    predictions = _identify("PREDICTIONS", file)
 
     started = datetime.now(UTC)
-    stated = STATED[asked.image_set] if asked.image_set else None
-    valset = open_valset(asked.data, asked.labels, stated=stated, folders=asked.folders)
+    images = Request(
+        data=asked.data,
+        labels=asked.labels,
+        image_set=asked.image_set,
+        folders=asked.folders,
+    )
+    valset = open_data(images, asked.data)
     if valset.image_set.classes is not None:
         raise UsageError(
             f"--data {asked.data} is {valset.image_set.name}, where only the classes of the set "
             "are ranked; predictions made elsewhere rank all 1000.\n"
             "Evaluate it with python -m eval.imagenet."
         )
-    answers = read_answers(asked.predictions, len(valset.classes), asked.names, asked.array)
+    answers = read_answers(file, len(valset.classes), asked.names, asked.array)
     measured = _measure(asked, valset, answers, progress)
     # A tolerance asks for the comparison, whatever the precision.
     precision = JUDGED_PRECISION if asked.tolerance is not None else asked.precision
@@ -120,13 +125,18 @@ def score(asked: Scoring, command: str, progress: Observer = ignore) -> Evaluati
     )
 
 
+def predictions_file(path: Path) -> Path:
+    """The file of predictions; of a result folder of ours, the one in it."""
+    return path / PREDICTIONS_FILE if path.is_dir() else path
+
+
 def _measure(asked: Scoring, valset: ValSet, answers: Answers, progress: Observer) -> Measurement:
     """The scores of the predictions, in the order of the images."""
     row_of = match(answers.names, valset.samples)
     valset = _answered(valset, row_of, asked.allow_missing)
     rows = np.array([row_of[i] for i in sorted(row_of)])
     labels = np.array([sample.label for sample in valset.samples])
-    hashes = digests(valset, progress)
+    hashes = hash_images(valset, progress)
     return Measurement(
         valset=valset.doubted(hashes),
         scores={SCORED: answers.scores(rows, labels)},
@@ -219,24 +229,6 @@ def _answered(valset: ValSet, row_of: Mapping[int, int], allow_missing: bool) ->
         return valset
     layout = f"{valset.layout}, without {len(missing):,} images that have no prediction"
     return replace(valset.part(sorted(row_of)), layout=layout)
-
-
-def digests(valset: ValSet, progress: Observer) -> list[str]:
-    """SHA-256 of each image file: the images that the predictions are said to belong to."""
-
-    def digest(path: str) -> str:
-        try:
-            return hashlib.sha256(valset.read(path)).hexdigest()
-        except OSError as error:
-            raise DataError(f"{valset.root / path} cannot be read: {error.strerror}.") from error
-
-    paths = [sample.path for sample in valset.samples]
-    found = []
-    with ThreadPoolExecutor(4) as pool:
-        for each in pool.map(digest, paths):
-            found.append(each)
-            progress(Event("hashing images", len(found), len(paths)))
-    return found
 
 
 def _explain(asked: Scoring, judgment: Judgment) -> Judgment:

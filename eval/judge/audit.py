@@ -125,7 +125,7 @@ def contradictions_of_rows(
     """
     rank, top, prob = scores.rank, scores.top, scores.prob
     read = rank >= 0
-    ranked = read & (rank < top.shape[1])
+    ranked = read & (rank < min(scores.known, top.shape[1]))
     place = np.where(ranked, rank, 0)[:, np.newaxis]
     at_place = np.take_along_axis(top, place, axis=1)[:, 0]
     ordered = np.sort(top, axis=1)

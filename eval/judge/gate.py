@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -228,6 +228,11 @@ class Comparison:
         return f"{self.candidate.variant}, {' to '.join(forms)}"
 
     @property
+    def known(self) -> tuple[int, ...]:
+        """The k of which both know how many images have their label among the k best."""
+        return tuple(k for k in KS if k in self.baseline.counts and k in self.candidate.counts)
+
+    @property
     def regressed(self) -> bool:
         """Whether any gate failed."""
         return self.exit_code != 0
@@ -251,7 +256,13 @@ def compare(baseline: Result, candidate: Result, asked: Asked = DEFAULTS) -> lis
         _check_comparable(baseline, candidate, before, after, asked.allow_other_weights)
         paired = None
         if baseline.predictions and candidate.predictions:
-            paired = pair(baseline.predictions, before.form, candidate.predictions, after.form)
+            paired = pair(
+                baseline.predictions,
+                before.form,
+                candidate.predictions,
+                after.form,
+                [k for k in KS if k in before.counts and k in after.counts],
+            )
         elif asked.flips is not None:
             lacking = candidate if baseline.predictions else baseline
             raise UsageError(
@@ -432,12 +443,28 @@ def _image_differences(before: Predictions, after: Predictions) -> list[str]:
     return problems
 
 
-def pair(before: Predictions, form_before: str, after: Predictions, form_after: str) -> Paired:
-    """Compare two runs of the same images, image by image; their order may differ."""
+def pair(
+    before: Predictions,
+    form_before: str,
+    after: Predictions,
+    form_after: str,
+    known: Iterable[int] = KS,
+) -> Paired:
+    """Compare two runs of the same images, image by image; their order may differ.
+
+    Args:
+        before: the baseline.
+        form_before: which form of it.
+        after: the candidate.
+        form_after: which form of it.
+        known: the k of which both know the k best.
+    """
     place = {key: i for i, key in enumerate(after.keys())}
     order = np.array([place[key] for key in before.keys()])  # noqa: SIM118 - a method
     labels = before.labels
-    right = {k: (before.correct(form_before, k), after.correct(form_after, k)[order]) for k in KS}
+    right = {
+        k: (before.correct(form_before, k), after.correct(form_after, k)[order]) for k in known
+    }
     top1 = before.top1[form_before], after.top1[form_after][order]
     rank = before.rank[form_before], after.rank[form_after][order]
     flips = [
@@ -470,7 +497,10 @@ def _class_changes(
 def _checks(before: Row, after: Row, paired: Paired | None, limits: Limits) -> tuple[Check, ...]:
     checks = []
     for k, limit in ((1, limits.top1), (5, limits.top5)):
-        change = after.correct(k) - before.correct(k)
+        if k not in before.counts or k not in after.counts:
+            checks.append(Check(f"top-{k}", None, "not checked: unknown on one side"))
+            continue
+        change = after.counts[k] - before.counts[k]
         checks.append(
             Check(
                 f"top-{k}",

@@ -22,7 +22,8 @@ class Row:
 
     Attributes:
         started_at: with a time zone; 1970 or later.
-        images, images_expected, bad_images, top1_correct, top5_correct: counts of images.
+        images, images_expected, bad_images, top1_correct: counts of images.
+        top5_correct: the same; None where only top-1 predictions are known.
         verdict: supported by the figures of the row.
         weights_sha256: empty where the weights are unknown.
         cells: every column as it is written. A column of numbers holds a finite number or nothing.
@@ -37,15 +38,17 @@ class Row:
     images_expected: int
     bad_images: int
     top1_correct: int
-    top5_correct: int
+    top5_correct: int | None
     verdict: Verdict
     weights_sha256: str
     dataset_sha256: str
     cells: Mapping[str, str]
 
-    def correct(self, k: int) -> int:
-        """Images whose label is among the k best, for k = 1 or 5."""
-        return {1: self.top1_correct, 5: self.top5_correct}[k]
+    @property
+    def counts(self) -> Mapping[int, int]:
+        """K to the images whose label is among the k best, for k = 1, and 5 where it is known."""
+        found = {1: self.top1_correct, 5: self.top5_correct}
+        return {k: count for k, count in found.items() if count is not None}
 
 
 @dataclass(frozen=True)

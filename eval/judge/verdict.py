@@ -58,7 +58,8 @@ class FormResult:
         form: ``unfused``, ``reparameterized``, ``exported`` or ``scored``.
         images: how many were measured.
         images_expected: how many the whole set has; the same as `images` if that is unknown.
-        correct: k to the number of images whose label is among the k best, for k = 1 and 5.
+        correct: k to the number of images whose label is among the k best, for k = 1 and 5; the
+            latter is missing where only the top-1 predictions are known.
         reference: k to the reported accuracy in percent, or None.
         reference_source: where it is reported.
         tolerance: images by which a count may differ, or None if nothing is compared.
@@ -93,11 +94,18 @@ class FormResult:
     def delta(self, k: int) -> float | None:
         """Measured minus reported, in percentage points."""
         reported = self.reference[k]
-        return None if reported is None else self.accuracy(k) - reported
+        return None if reported is None or k not in self.correct else self.accuracy(k) - reported
 
     def gap(self, k: int) -> int | None:
         """Correct predictions minus those reported; None if they are not comparable."""
-        return self.correct[k] - self.expected[k] if k in self.expected else None
+        known = k in self.expected and k in self.correct
+        return self.correct[k] - self.expected[k] if known else None
+
+    def figures(self, k: int) -> tuple[float | None, int | None, int | None]:
+        """Accuracy in percent, count and `gap`; None where they are unknown."""
+        if k not in self.correct:
+            return None, None, None
+        return self.accuracy(k), self.correct[k], self.gap(k)
 
 
 @dataclass(frozen=True)
@@ -269,14 +277,15 @@ class _Case:
 def _judge_form(case: _Case, form: str) -> FormResult:
     measured, reference, whole = case.measured, case.reference, case.images_expected
     images = len(measured.valset.samples)
-    correct = {k: measured.scores[form].correct(k) for k in (1, TOP)}
+    scores = measured.scores[form]
+    correct = {k: scores.correct(k) for k in (1, TOP) if k <= scores.known}
     expected = expected_counts(reference, whole) if reference else {}
     tolerance = compared_with(case.published, case.preprocess)[1] if case.is_val else None
     facts = RunFacts(
         images=images,
         whole=whole,
         bad=len(measured.bad),
-        gaps={k: correct[k] - count for k, count in expected.items()},
+        gaps={k: correct[k] - count for k, count in expected.items() if k in correct},
         tolerance=tolerance.images if tolerance else None,
         precision=case.precision,
         disagree=bool(case.disagreement),
@@ -285,6 +294,8 @@ def _judge_form(case: _Case, form: str) -> FormResult:
     verdict, reason = decide(facts)
     if verdict is Verdict.NO_REFERENCE:
         reason = _why_not_compared(case) or reason
+    if TOP not in correct:
+        reason += "; top-5 is unknown"
     figures = _figures(reference) if reference else {}
     return FormResult(
         form=form,

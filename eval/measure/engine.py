@@ -328,6 +328,27 @@ class Engine:
         return self.logits(read_crops(valset, self.task.preprocess, self.task.workers))
 
 
+def read_hashed(valset: ValSet, path: str) -> tuple[bytes, bytes]:
+    """The bytes of an image file, and their SHA-256."""
+    data = valset.read(path)
+    return data, hashlib.sha256(data).digest()
+
+
+def hash_images(valset: ValSet, progress: Observer = ignore) -> list[str]:
+    """SHA-256 of each image file, hexadecimal: what predictions made elsewhere are said to be of.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    found: list[str] = []
+    paths = [sample.path for sample in valset.samples]
+    with worker_threads(choose_workers()) as pool:
+        for _, digest in pool.map(lambda path: read_hashed(valset, path), paths):
+            found.append(digest.hex())
+            progress(Event("hashing images", len(found), len(paths)))
+    return found
+
+
 def read_crops(valset: ValSet, preprocess: Preprocess, threads: int) -> Crop:
     """The crops of all images, uint8 (N, size, size, 3).
 
@@ -506,8 +527,7 @@ class BatchEvaluator:
         index, cache = record["index"], self._cache
         path = self._valset.samples[index].path
         try:
-            data = self._valset.read(path)
-            digest = hashlib.sha256(data).digest()
+            data, digest = read_hashed(self._valset, path)
             record["sha256"] = np.frombuffer(digest, np.uint8)
             cached = cache.get(index, digest) if cache else None
             crop[:] = self._plan.preprocess.crop(data) if cached is None else cached
@@ -575,7 +595,7 @@ def assemble(
 def _check_unchanged(valset: ValSet, record: np.void) -> None:
     path = valset.samples[record["index"]].path
     could_be_read = record["sha256"].any()
-    if could_be_read and hashlib.sha256(valset.read(path)).digest() != record["sha256"].tobytes():
+    if could_be_read and read_hashed(valset, path)[1] != record["sha256"].tobytes():
         raise UsageError(
             f"{valset.root / path} has changed since it was measured.\n"
             "Use another --output to start over."

@@ -30,7 +30,10 @@ from eval.metrics import TOP, Scores
 from eval.results.read import read_predictions, read_rows, read_table
 from eval.results.record import Record
 from eval.results.schema import (
+    ADDED_COLUMNS,
     BAD_IMAGES_FILE,
+    CONFUSIONS,
+    CONFUSIONS_FILE,
     PAGE_FILE,
     PER_CLASS_FILE,
     PREDICTIONS_FILE,
@@ -38,6 +41,7 @@ from eval.results.schema import (
     RUN_FILE,
     SUMMARY,
     SUMMARY_FILE,
+    confusions_table,
     per_class_table,
 )
 from eval.text import examples, printable
@@ -49,6 +53,7 @@ _FOLLOW = (
     *("top1_correct", "top5_correct", "top1", "top5", "top1_ci_low", "top1_ci_high"),
     *("reference_top1", "reference_top5", "reference_source", "delta_top1", "delta_top5"),
     *("tolerance", "verdict", "max_abs_logit_diff", "prediction_flips", "params", "macs"),
+    *ADDED_COLUMNS,
 )
 # Keys of a result in run.json that do; the others are words.
 _RESULT = (
@@ -91,6 +96,10 @@ class Claims:
         rows, predictions = read_rows(folder / SUMMARY_FILE), read_predictions(path)
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
         scores = {form: _scores(path, table, form) for form in predictions.rank}
+        for row in rows:
+            if TOP not in row.counts and row.form in scores:
+                filled = (scores[row.form].top >= 0).any(axis=0)
+                scores[row.form].known = max(1, int(filled.sum()))
         return cls(folder, rows, predictions, scores, _read_run(folder / RUN_FILE))
 
     def option(self, name: str) -> str:
@@ -108,7 +117,7 @@ class Claims:
     @property
     def missing(self) -> list[str]:
         """Files that every result has and this one has not."""
-        names = (RUN_FILE, PER_CLASS_FILE, PAGE_FILE)
+        names = (RUN_FILE, PER_CLASS_FILE, CONFUSIONS_FILE, PAGE_FILE)
         return [name for name in names if not (self.folder / name).is_file()]
 
 
@@ -243,6 +252,7 @@ def of_files(claims: Claims, record: Record) -> Iterator[str]:
     if claims.run:
         yield from _of_run(claims, record)
     yield from _of_classes(claims.folder / PER_CLASS_FILE, record)
+    yield from _of_confusions(claims.folder / CONFUSIONS_FILE, record)
     yield from _of_bad_images(claims, record)
     yield from _of_page(claims)
 
@@ -258,7 +268,12 @@ def _of_summary(claims: Claims, record: Record) -> Iterator[str]:
         if row.form not in results:
             continue
         given = {name: columns[name].value(record, results[row.form]) for name in _FOLLOW}
-        other = [name for name in _FOLLOW if not same(row.cells[name], given[name])]
+        other = [
+            name
+            for name in _FOLLOW
+            if not same(row.cells[name], given[name])
+            and (row.cells[name] or name not in ADDED_COLUMNS)  # of an earlier version
+        ]
         if other:
             words = [f"{n} {_shown(given[n])} (not {_shown(row.cells[n])})" for n in other]
             yield (
@@ -361,6 +376,17 @@ def _of_classes(path: Path, record: Record) -> Iterator[str]:
     ]
     if other:
         yield f"{path.name} is not that of the rows: {examples(other)}"
+
+
+def _of_confusions(path: Path, record: Record) -> Iterator[str]:
+    if not path.is_file():
+        return
+    columns = [name for name, _ in CONFUSIONS]
+    expected = {tuple(map(str, row)) for row in confusions_table(record).itertuples(index=False)}
+    written = [tuple(row.get(name, "") for name in columns) for row in _table(path)]
+    if len(written) != len(expected) or set(written) != expected:
+        other = sorted(expected ^ set(written))
+        yield f"{path.name} is not that of the rows: {examples(', '.join(row) for row in other)}"
 
 
 def _table(path: Path) -> list[dict[str, str]]:

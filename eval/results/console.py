@@ -53,16 +53,18 @@ def _measured(evaluation: Record) -> Iterator[Cells]:
         nll = evaluation.measured.scores[result.form].mean_nll
         yield (
             result.form,
-            f"{result.accuracy(1):.3f}",
-            f"{result.correct[1]:,}",
-            f"{result.accuracy(TOP):.3f}",
-            f"{result.correct[TOP]:,}",
+            *(cell for k in (1, TOP) for cell in _counted(result, k)),
             "" if nll is None else f"{nll:.4f}",
         )
     for form, score in evaluation.by_other_labels:
         counts = (score.top1, score.top1_correct, score.top5, score.top5_correct)
         cells = (f"{n:,}" if isinstance(n, int) else f"{n:.3f}" for n in counts)
         yield (f"{form}, {score.name}", *cells, "")
+
+
+def _counted(result: FormResult, k: int) -> tuple[str, str]:
+    accuracy, count, _ = result.figures(k)
+    return ("", "") if count is None else (f"{accuracy:.3f}", f"{count:,}")
 
 
 def _published(evaluation: Record, first: FormResult) -> Iterator[Cells]:

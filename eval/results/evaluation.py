@@ -9,7 +9,12 @@ import pandas as pd
 
 from eval.results.folder import OutputFolder
 from eval.results.record import Record
-from eval.results.schema import per_class_table, predictions_table, summary_table
+from eval.results.schema import (
+    confusions_table,
+    per_class_table,
+    predictions_table,
+    summary_table,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,11 @@ class Evaluation(Record):
     def per_class(self) -> pd.DataFrame:
         """The rows of ``per_class.csv``: one per class."""
         return per_class_table(self)
+
+    @property
+    def confusions(self) -> pd.DataFrame:
+        """The rows of ``confusions.csv``: one per form and pair of classes."""
+        return confusions_table(self)
 
     def save(self, folder: Path | str) -> None:
         """Write all reports into a folder, ``summary.csv`` last.

@@ -19,6 +19,7 @@ from eval.provenance import check_code
 from eval.results.record import Record
 from eval.results.schema import (
     BAD_IMAGES_FILE,
+    CONFUSIONS_FILE,
     LATENCY_FILE,
     PAGE_FILE,
     PER_CLASS_FILE,
@@ -27,6 +28,7 @@ from eval.results.schema import (
     RUN_FILE,
     SUMMARY_FILE,
     bad_images_table,
+    confusions_table,
     latency_table,
     per_class_table,
     predictions_table,
@@ -161,6 +163,7 @@ def write_reports(folder: Path, evaluation: Record) -> None:
     files = {
         PREDICTIONS_FILE: csv_text(predictions_table(evaluation), float_format="%.6g"),
         PER_CLASS_FILE: csv_text(per_class_table(evaluation)),
+        CONFUSIONS_FILE: csv_text(confusions_table(evaluation)),
         PAGE_FILE: html_report(evaluation),
         RUN_FILE: run_json(evaluation),
         SUMMARY_FILE: csv_text(summary_table(evaluation)),

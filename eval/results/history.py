@@ -21,7 +21,7 @@ from eval.files import locked, write_atomically
 from eval.judge.result import Row
 from eval.metrics import percent
 from eval.results.read import read_rows, read_table
-from eval.results.schema import SUMMARY_COLUMNS, SUMMARY_FILE
+from eval.results.schema import ADDED_COLUMNS, SUMMARY_COLUMNS, SUMMARY_FILE
 from eval.text import csv_cell, printable
 
 if TYPE_CHECKING:  # takes a second, and only drawing needs it
@@ -100,11 +100,23 @@ def _content(path: Path) -> str:
         return ""
     with path.open("r+", encoding="utf-8", errors="surrogateescape", newline="") as file:
         text = file.read()
-    if text and read_table(path)[0] != list(SUMMARY_COLUMNS):
-        raise UsageError(
-            f"{path} has other columns than a history of eval.imagenet. Name another file."
-        )
-    return text
+    if not text:
+        return ""
+    header = read_table(path)[0]
+    if header == list(SUMMARY_COLUMNS):
+        return text
+    if header == list(SUMMARY_COLUMNS[: -len(ADDED_COLUMNS)]):
+        return _widened(text)
+    raise UsageError(
+        f"{path} has other columns than a history of eval.imagenet. Name another file."
+    )
+
+
+def _widened(text: str) -> str:
+    """A history of an earlier version, with the columns that it does not have, empty."""
+    header, *rows = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""))
+    empty = [""] * len(ADDED_COLUMNS)
+    return _csv([[*header, *ADDED_COLUMNS], *([*row, *empty] for row in rows if row)])
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> str:
@@ -183,11 +195,13 @@ def _names(variant: str, rows: Sequence[Row]) -> list[str]:
 def _figures(row: Row, before: Row | None) -> str:
     figures = f"{row.images:>7,}"
     for k in (1, 5):
+        count, earlier = row.counts.get(k), before.counts.get(k) if before else None
         change = ""
-        if before:
+        if before and count is not None and earlier is not None:
             star = " " if row.weights_sha256 == before.weights_sha256 else "*"
-            change = f"{row.correct(k) - before.correct(k):+,}{star}"
-        figures += f"{percent(row.correct(k), row.images):>8.3f}{change:>8}"
+            change = f"{count - earlier:+,}{star}"
+        share = "" if count is None else f"{percent(count, row.images):.3f}"
+        figures += f"{share:>8}{change:>8}"
     rate = row.cells["images_per_second"]
     return f"{figures}{f'{float(rate):.1f}' if rate else '':>8}"
 

@@ -26,7 +26,7 @@ from eval.images.preprocess import BadImage
 from eval.images.sets import VAL
 from eval.judge.verdict import FormResult, Verdict
 from eval.measure.engine import Measurement
-from eval.metrics import TOP
+from eval.metrics import TOP, ClassFigures
 from eval.results.calibration import confusions, coverage_curve, place_counts, reliability
 from eval.results.plots import (
     Accuracy,
@@ -105,6 +105,10 @@ def html_report(evaluation: Record) -> str:
         mistakes=_mistakes(measured, shown),
         pairs=_pairs(measured, shown),
         classes=_classes(measured, shown),
+        averages={
+            form: ClassFigures.of(scores, measured.labels, len(measured.valset.classes))
+            for form, scores in measured.scores.items()
+        },
         empty_classes=len(measured.valset.classes) - len(np.unique(measured.labels)),
         confidence=_confidence(measured, shown),
         facts_groups=_facts_groups(evaluation),
@@ -177,7 +181,8 @@ def _groups(
     groups: dict[tuple[tuple[str, float, str], ...], list[str]] = {}
     for result in results:
         lines = tuple(
-            (f"Top-{k}", result.accuracy(k), count_in_words(result, k, reference)) for k in (1, TOP)
+            (f"Top-{k}", result.accuracy(k), count_in_words(result, k, reference))
+            for k in result.correct
         )
         groups.setdefault(lines, []).append(result.form)
     return groups
@@ -278,6 +283,8 @@ def _classes(measured: Measurement, form: str) -> list[dict[str, Any]]:
         for k in (1, TOP)
     }
     shown = list(measured.scores).index(form)
+    is_known = measured.scores[form].known >= TOP
+    figures = ClassFigures.of(measured.scores[form], labels, len(classes))
     pairs = confusions(*_answered_classes(measured, form)).drop_duplicates("label")
     taken_for = {
         int(label): (int(predicted), int(count))
@@ -293,12 +300,18 @@ def _classes(measured: Measurement, form: str) -> list[dict[str, Any]]:
             "images": int(images[label]),
             "correct": [int(counts[label]) for counts in correct[1]],
             "top1": 100 * float(correct[1][shown][label] / images[label]),
-            "top5": 100 * float(correct[TOP][shown][label] / images[label]),
+            "top5": 100 * float(correct[TOP][shown][label] / images[label]) if is_known else None,
+            "precision": _number(figures.precision[label]),
+            "f1": _number(figures.f1[label]),
             "taken_for": taken_for.get(int(label)),
         }
         for label in np.flatnonzero(images)
     ]
-    return sorted(rows, key=lambda row: (row["top1"], row["top5"], row["label"]))
+    return sorted(rows, key=lambda row: (row["top1"], row["top5"] or 0.0, row["label"]))
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _answered_classes(
@@ -345,7 +358,9 @@ def _confidence(measured: Measurement, form: str) -> dict[str, Any] | None:
         ],
         "reliability_plot": reliability_plot(bins[form]),
         "coverage_plot": coverage_plot(curve),
-        "places_plot": places_plot(place_counts(scores.rank[answered])),
+        "places_plot": (
+            places_plot(place_counts(scores.rank[answered])) if scores.known >= TOP else None
+        ),
     }
 
 

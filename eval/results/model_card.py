@@ -130,6 +130,8 @@ def _check(row: Mapping[str, Any]) -> None:
             f"No model card: {form} was measured on {images - bad:,} of {expected:,} images.\n"
             f"A card states the accuracy on all {IMAGENET_VAL_IMAGES:,} of the validation set."
         )
+    if row["top5_correct"] in (None, ""):
+        raise UsageError(f"No model card: the top-5 accuracy of {form} is unknown.")
     top1, top5 = int(row["top1_correct"]), int(row["top5_correct"])
     if not 0 <= top1 <= top5 <= images:
         raise UsageError(f"No model card: {form} has {top1} and {top5} of {images} correct.")

@@ -34,6 +34,7 @@ from eval.judge.verdict import (
 )
 from eval.metrics import TOP, percent, wilson_interval
 from eval.results.schema import (
+    ADDED_COLUMNS,
     PER_CLASS_FILE,
     PREDICTIONS_FILE,
     RUN_FILE,
@@ -54,6 +55,7 @@ _OPTIONAL_NUMBERS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("top1_ci_low", "top1_ci_high"), (0.0, 100.0)),
     **dict.fromkeys(("reference_top1", "reference_top5"), (0.0, 100.0)),
     **dict.fromkeys(("delta_top1", "delta_top5"), (-100.0, 100.0)),
+    **dict.fromkeys(ADDED_COLUMNS, (0.0, 100.0)),
     **dict.fromkeys(("nll", "max_abs_logit_diff", "images_per_second", "seconds"), (0, math.inf)),
 }
 
@@ -139,14 +141,14 @@ def _check_counts(path: Path, row: Row, predictions: Predictions) -> None:
             f"{path} has no columns for the form {row.form!r}, which {SUMMARY_FILE} lists."
         )
     counted = [len(predictions.paths)]
-    counted += [int(predictions.correct(row.form, k).sum()) for k in (1, 5)]
-    written = [row.images, row.top1_correct, row.top5_correct]
+    counted += [int(predictions.correct(row.form, k).sum()) for k in row.counts]
+    written = [row.images, *row.counts.values()]
     unread = int((predictions.rank[row.form] < 0).sum())
     if counted != written or unread != row.bad_images:
         raise UsageError(
-            f"{path} has {counted[1]}/{counted[2]} of {counted[0]} images correct and {unread} "
-            f"unreadable ({printable(row.form)}), its {SUMMARY_FILE} says {written[1]}/"
-            f"{written[2]} of {written[0]} and {row.bad_images}.\n"
+            f"{path} has {'/'.join(map(str, counted[1:]))} of {counted[0]} images correct and "
+            f"{unread} unreadable ({printable(row.form)}), its {SUMMARY_FILE} says "
+            f"{'/'.join(map(str, written[1:]))} of {written[0]} and {row.bad_images}.\n"
             "They belong to different runs, or one of them is damaged."
         )
     flips = row.cells["prediction_flips"]
@@ -176,7 +178,7 @@ def _check_document(path: Path, rows: Sequence[Row]) -> dict[str, str]:
         raise UsageError(f"{path} cannot be read: {error!r}. The file is damaged.") from error
     whole = rows[0].run_id, gravest([row.verdict for row in rows])
     written = {
-        row.form: (row.verdict, row.images, float(row.cells["top1"]), float(row.cells["top5"]))
+        row.form: (row.verdict, row.images, *(_known(row.cells[f"top{k}"]) for k in (1, TOP)))
         for row in rows
     }
     if stated != whole or said != written:
@@ -185,6 +187,10 @@ def _check_document(path: Path, rows: Sequence[Row]) -> dict[str, str]:
             f"{_brief(whole, written)}.\nThey belong to different runs, or one was edited."
         )
     return {printable(name): printable(str(value)) for name, value in environment.items()}
+
+
+def _known(cell: str) -> float | None:
+    return float(cell) if cell else None
 
 
 def _brief(run: tuple[Any, ...], forms: Mapping[str, tuple[Any, ...]]) -> str:
@@ -214,7 +220,7 @@ def read_rows(path: Path) -> list[Row]:
         UsageError: it cannot be read, or is no such file, or is damaged.
     """
     header, rows = read_table(path)
-    missing = [name for name in SUMMARY_COLUMNS if name not in header]
+    missing = [name for name in SUMMARY_COLUMNS if name not in (*header, *ADDED_COLUMNS)]
     if missing:
         raise UsageError(
             f"{path} is not a summary or history of eval.imagenet: it has no column "
@@ -229,6 +235,8 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(cells: dict[str, str], where: str) -> Row:
+    cells = dict.fromkeys(ADDED_COLUMNS, "") | cells
+
     def count(name: str) -> int:
         return _integers([cells[name]], f"{where}, {name}", 0)[0]
 
@@ -255,7 +263,7 @@ def _row(cells: dict[str, str], where: str) -> Row:
         images_expected=count("images_expected"),
         bad_images=count("bad_images"),
         top1_correct=count("top1_correct"),
-        top5_correct=count("top5_correct"),
+        top5_correct=count("top5_correct") if cells["top5_correct"] else None,
         verdict=_verdict(cells["verdict"], f"{where}, verdict"),
         weights_sha256=cells["weights_sha256"],
         dataset_sha256=cells["dataset_sha256"],
@@ -302,14 +310,18 @@ def _number(cell: str, where: str, low: float, high: float) -> float:
 def _check_accuracy(row: Row, where: str) -> None:
     """The counts must be possible, and what follows from them must be what they say."""
     read = row.images - row.bad_images
-    if not 0 <= row.top1_correct <= row.top5_correct <= read or row.images == 0:
+    counts = list(row.counts.values())
+    if not (counts[0] >= 0 and counts == sorted(counts) and counts[-1] <= read and row.images):
         raise _damaged(
             where,
-            f"{row.top1_correct} and {row.top5_correct} of {row.images}",
+            f"{' and '.join(map(str, counts))} of {row.images}",
             "impossible as counts of top-1, top-5 and images"
             + (f" with {row.bad_images} unreadable" if row.bad_images else ""),
         )
-    accuracy = {k: percent(row.correct(k), row.images) for k in (1, TOP)}
+    accuracy = {k: percent(count, row.images) for k, count in row.counts.items()}
+    for name in ("top5", "delta_top5") if TOP not in accuracy else ():
+        if row.cells[name]:
+            raise _damaged(f"{where}, {name}", row.cells[name], "there without top5_correct")
     low, high = wilson_interval(row.top1_correct, row.images)
     derived = {"top1_ci_low": low, "top1_ci_high": high}
     derived |= {f"top{k}": share for k, share in accuracy.items()}
@@ -368,8 +380,9 @@ def _possible_verdicts(row: Row) -> dict[Verdict, str]:
             whole=row.images_expected,
             bad=row.bad_images,
             gaps={
-                k: row.correct(k) - expected_correct(figure, row.images_expected)
-                for k, figure in reported.items()
+                k: count - expected_correct(reported[k], row.images_expected)
+                for k, count in row.counts.items()
+                if k in reported
             },
             tolerance=int(cells["tolerance"]) if cells["tolerance"] else None,
             precision=precision,

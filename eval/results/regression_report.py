@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 
 from eval.images.classes import IMAGENET, ImageClass
-from eval.judge.gate import Check, ClassChange, Comparison, Flip, Paired
+from eval.judge.gate import KS, Check, ClassChange, Comparison, Flip, Paired
 from eval.judge.result import Row
 from eval.metrics import percent, wilson_interval
 from eval.results.schema import CLASSES_TABLE, COMPARISON_TABLE, FLIPS_TABLE
@@ -63,9 +63,14 @@ def _figures(name: str, row: Row) -> str:
     low, high = wilson_interval(row.top1_correct, row.images)
     return (
         f"{name:<11}{percent(row.top1_correct, row.images):9.3f} {row.top1_correct:8,}  "
-        f"{f'{low:.3f} to {high:.3f}':<18}{percent(row.top5_correct, row.images):9.3f} "
-        f"{row.top5_correct:8,}"
+        f"{f'{low:.3f} to {high:.3f}':<18}{_top5(row)}".rstrip()
     )
+
+
+def _top5(row: Row) -> str:
+    if row.top5_correct is None:
+        return ""
+    return f"{percent(row.top5_correct, row.images):9.3f} {row.top5_correct:8,}"
 
 
 def _exchanges(paired: Paired) -> list[str]:
@@ -144,8 +149,8 @@ def markdown(comparisons: Sequence[Comparison], sources: tuple[str, str]) -> str
 
 
 def _count_rows(row: Comparison) -> Iterable[list[str]]:
-    for k in (1, 5):
-        counts = row.baseline.correct(k), row.candidate.correct(k)
+    for k in row.known:
+        counts = row.baseline.counts[k], row.candidate.counts[k]
         figures = [f"{percent(count, row.candidate.images):.3f} % ({count:,})" for count in counts]
         intervals = [wilson_interval(count, row.candidate.images) for count in counts]
         yield [f"top-{k}", *figures, f"{counts[1] - counts[0]:+,}"]
@@ -206,11 +211,11 @@ def csv_files(comparisons: Sequence[Comparison]) -> dict[str, str]:
             | {"baseline_run": before.run_id, "candidate_run": after.run_id}
             | {"baseline_verdict": before.verdict, "candidate_verdict": after.verdict}
             | {"images": after.images}
-            | {f"baseline_top{k}_correct": before.correct(k) for k in (1, 5)}
-            | {f"candidate_top{k}_correct": after.correct(k) for k in (1, 5)}
-            | {f"lost_top{k}": paired.lost[k] if paired else None for k in (1, 5)}
-            | {f"gained_top{k}": paired.gained[k] if paired else None for k in (1, 5)}
-            | {f"p_top{k}": paired.p_value(k) if paired else None for k in (1, 5)}
+            | {f"baseline_top{k}_correct": before.counts.get(k) for k in KS}
+            | {f"candidate_top{k}_correct": after.counts.get(k) for k in KS}
+            | {f"lost_top{k}": paired.lost.get(k) if paired else None for k in KS}
+            | {f"gained_top{k}": paired.gained.get(k) if paired else None for k in KS}
+            | {f"p_top{k}": paired.p_value(k) if paired and k in paired.lost else None for k in KS}
             | {"flips": len(paired.flips) if paired else None}
             | {"verdict": "regressed" if failed else "ok", "failed": "; ".join(failed)}
         )

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from eval.metrics import TOP
+from eval.metrics import TOP, ClassFigures
+from eval.results.calibration import confusions
 
 if TYPE_CHECKING:  # takes torch, which nobody needs to read a result
     from eval.judge.verdict import FormResult
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # takes torch, which nobody needs to read a result
 SUMMARY_FILE = "summary.csv"
 PREDICTIONS_FILE = "predictions.csv"
 PER_CLASS_FILE = "per_class.csv"
+CONFUSIONS_FILE = "confusions.csv"
 BAD_IMAGES_FILE = "bad_images.csv"
 LATENCY_FILE = "latency.csv"
 RUN_FILE = "run.json"
@@ -46,6 +48,7 @@ RESULT_FILES = (
     PAGE_FILE,
     PREDICTIONS_FILE,
     PER_CLASS_FILE,
+    CONFUSIONS_FILE,
     BAD_IMAGES_FILE,
     LATENCY_FILE,
     CONSOLE_FILE,
@@ -112,10 +115,12 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
         "top1_correct", "images whose label is the top-1 prediction", lambda _, f: f.correct[1]
     ),
     _number(
-        "top5_correct", "images whose label is among the five best", lambda _, f: f.correct[TOP]
+        "top5_correct",
+        "images whose label is among the five best; empty if only top-1 predictions are known",
+        lambda _, f: f.correct.get(TOP),
     ),
     _number("top1", "accuracy in percent: top1_correct / images", lambda _, f: f.accuracy(1)),
-    _number("top5", "accuracy in percent: top5_correct / images", lambda _, f: f.accuracy(TOP)),
+    _number("top5", "accuracy in percent: top5_correct / images", lambda _, f: f.figures(TOP)[0]),
     _number(
         "top1_ci_low", "95 % Wilson interval of top1, in percent", lambda _, f: f.interval()[0]
     ),
@@ -186,8 +191,31 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
         lambda e, _: e.provenance.git_commit,
     ),
     Column("command", "how the run was started", lambda e, _: e.provenance.command),
+    _number(
+        "balanced_accuracy",
+        "mean recall of the classes that have images, in percent",
+        lambda e, f: _class_figures(e, f.form).balanced_accuracy,
+    ),
+    _number(
+        "macro_precision",
+        "mean precision of these classes, in percent; 0 of one that is never predicted",
+        lambda e, f: _class_figures(e, f.form).macro_precision,
+    ),
+    _number(
+        "macro_f1",
+        "mean F1 of these classes, in percent",
+        lambda e, f: _class_figures(e, f.form).macro_f1,
+    ),
 )
 SUMMARY_COLUMNS: tuple[str, ...] = tuple(column.name for column in SUMMARY)
+# Columns that results of earlier versions do not have.
+ADDED_COLUMNS = ("balanced_accuracy", "macro_precision", "macro_f1")
+
+
+def _class_figures(evaluation: Record, form: str) -> ClassFigures:
+    measured = evaluation.measured
+    return ClassFigures.of(measured.scores[form], measured.labels, len(measured.valset.classes))
+
 
 # Name and meaning; `{form}` stands for each form of the run.
 PREDICTIONS: tuple[tuple[str, str], ...] = (
@@ -209,7 +237,25 @@ PER_CLASS: tuple[tuple[str, str], ...] = (
     ("name", "its name in plain words"),
     ("images", "images of the class"),
     ("{form}_correct@1", "of those, images whose label is the top-1 prediction"),
-    ("{form}_correct@5", "of those, images whose label is among the five best"),
+    (
+        "{form}_correct@5",
+        "of those, images whose label is among the five best; empty if that is unknown",
+    ),
+    (
+        "{form}_precision",
+        "correct@1 of the images that are predicted as the class, in percent; empty if none are",
+    ),
+    ("{form}_recall", "correct@1 of the images of the class, in percent; empty if it has none"),
+    (
+        "{form}_f1",
+        "harmonic mean of precision and recall, in percent; empty without images and predictions",
+    ),
+)
+CONFUSIONS: tuple[tuple[str, str], ...] = (
+    ("form", "as in summary.csv"),
+    ("label", "index of the class of the images"),
+    ("prediction", "index of the class that they are predicted as (top-1), another one"),
+    ("count", "number of such images"),
 )
 BAD_IMAGES: tuple[tuple[str, str], ...] = (
     ("index", "as in predictions.csv"),
@@ -333,7 +379,7 @@ RUN: tuple[Key, ...] = (
 
 
 def _result(result: FormResult) -> dict[str, Any]:
-    return {**asdict(result), "top1": result.accuracy(1), "top5": result.accuracy(TOP)}
+    return {**asdict(result), "top1": result.accuracy(1), "top5": result.figures(TOP)[0]}
 
 
 def _flips(evaluation: Record) -> list[dict[str, Any]]:
@@ -388,10 +434,28 @@ def per_class_table(evaluation: Record) -> pd.DataFrame:
     }
     for form, scores in measured.scores.items():
         for k in (1, TOP):
-            columns[f"{form}_correct@{k}"] = scores.correct_per_class(
-                measured.labels, k, len(classes)
+            columns[f"{form}_correct@{k}"] = (
+                scores.correct_per_class(measured.labels, k, len(classes))
+                if k <= scores.known
+                else np.full(len(classes), np.nan)
             )
+        figures = _class_figures(evaluation, form)
+        columns[f"{form}_precision"] = figures.precision
+        columns[f"{form}_recall"] = figures.recall
+        columns[f"{form}_f1"] = figures.f1
     return pd.DataFrame(columns)
+
+
+def confusions_table(evaluation: Record) -> pd.DataFrame:
+    """One row per form and pair of classes that were confused, most frequent first."""
+    measured = evaluation.measured
+    tables = []
+    for form, scores in measured.scores.items():
+        best = scores.top[:, 0]
+        pairs = confusions(measured.labels[best >= 0], best[best >= 0])
+        pairs = pairs.rename(columns={"predicted": "prediction", "images": "count"})
+        tables.append(pairs.assign(form=form))
+    return pd.concat(tables)[[name for name, _ in CONFUSIONS]]
 
 
 def bad_images_table(evaluation: Record) -> pd.DataFrame:
@@ -451,6 +515,11 @@ def document() -> str:
         (SUMMARY_FILE, "One row per form.", [(c.name, c.meaning) for c in SUMMARY]),
         (PREDICTIONS_FILE, f"One row per image. {per_form}", PREDICTIONS),
         (PER_CLASS_FILE, f"One row per class. {per_form}", PER_CLASS),
+        (
+            CONFUSIONS_FILE,
+            "One row per form and pair of classes that were confused, most frequent first.",
+            CONFUSIONS,
+        ),
         (BAD_IMAGES_FILE, "One row per bad image; only where there are any.", BAD_IMAGES),
         (
             LATENCY_FILE,
