@@ -59,7 +59,7 @@ def call(what: str, function: str, *, seconds: int = SECONDS, **arguments: Any) 
         except subprocess.TimeoutExpired:
             raise ModelError(f"{what} gave no answer within {seconds} seconds.") from None
         if not result.exists():
-            raise ModelError(f"{what} crashed ({_end(done)}).")
+            raise ModelError(f"{what} crashed ({ending(done.returncode, done.stderr)}).")
         answer = json.loads(result.read_bytes())
     if "error" in answer:
         kind = getattr(errors, answer["error"], None)
@@ -78,12 +78,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, **found}
 
 
-def _end(done: subprocess.CompletedProcess[bytes]) -> str:
-    """How a process ended without an answer."""
-    if done.returncode < 0:
-        return signal.Signals(-done.returncode).name
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1][:200] if lines else f"exit code {done.returncode}"
+def ending(code: int, printed: bytes) -> str:
+    """How a process ended without an answer; `printed` is what it wrote to stderr."""
+    if code < 0:
+        return signal.Signals(-code).name
+    lines = printed.decode(errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else f"exit code {code}"
 
 
 def main() -> None:

@@ -144,7 +144,7 @@ class _Process:
             [sys.executable, "-m", "eval.backends.paddle", str(source), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,  # never read: see `_end_with_parent`
+            stderr=subprocess.PIPE,  # nothing but why it ended: see `_end_with_parent`
             env=child.environment(),
         )
         self._settings: dict[str, Any] = {}
@@ -170,8 +170,8 @@ class _Process:
         assert self._process.stdout is not None
         answer = _receive(self._process.stdout)
         if answer is None:
-            code = self._process.wait()
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            assert self._process.stderr is not None
+            how = child.ending(self._process.wait(), self._process.stderr.read())
             late = how == "SIGALRM"
             reason = f"no answer within {SECONDS} seconds" if late else f"it ended with {how}"
             raise ModelError(
@@ -251,10 +251,11 @@ def _end_with_parent(pipe: int) -> None:
     try:
         import fcntl
         import select
-    except ImportError:  # not on this system
+
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_ASYNC)  # SIGIO, which ends a process
+    except (ImportError, OSError):  # not on this system
         return
-    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_ASYNC)  # SIGIO, which ends a process
     poll = select.poll()
     poll.register(pipe, select.POLLERR)
     if any(event & select.POLLERR for _, event in poll.poll(0)):  # it is closed already
