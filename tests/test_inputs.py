@@ -21,6 +21,7 @@ from eval import Evaluation, Request, evaluate
 from eval.data import main as data_main
 from eval.images.classes import IMAGENET
 from eval.images.labels import official_labels
+from eval.images.valset import open_valset
 
 NUMBERS = range(1, IMAGES + 1)
 
@@ -147,3 +148,21 @@ def test_what_numbers_mean_is_part_of_a_run(weights: Path, tmp_path: Path) -> No
     document = json.loads((tmp_path / "out" / "run.json").read_text())
     assert document["request"]["folders"] == "index"
     assert "--folders index" not in document["image_set"]
+
+
+@pytest.mark.slow
+def test_webdataset_writes_what_is_read(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    pattern = str(tmp_path / "imagenet1k-validation-%02d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=4, verbose=0) as writer:
+        for n in NUMBERS:
+            label = official_labels()[n - 1]
+            about = json.dumps({"label": label, "filename": name(n)}).encode()
+            key = name(n).removesuffix(".JPEG")
+            writer.write({"__key__": key, "jpg": jpeg(n), "cls": f"{label}", "json": about})
+    for root in (tmp_path, tmp_path / "imagenet1k-validation-{00..01}.tar"):
+        valset = open_valset(root)
+        assert valset.image_set.is_val
+        assert {s.name: (s.label, valset.read(s.path)) for s in valset.samples} == {
+            name(n): (official_labels()[n - 1], jpeg(n)) for n in NUMBERS
+        }

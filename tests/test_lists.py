@@ -53,6 +53,8 @@ LISTS = {
     "comment": lines("{name} {code}", header="# name index\n"),
     "header with blanks": lines("{name} {code}", header="name index\n"),
     "two labels": "file,label,synset\na.jpg,0,n01440764\nb c.jpg,50,n01698640\nd.jpg,8,n01514859\n",
+    "two labels without header": "a.jpg,n01440764,tench\nb c.jpg,n01698640,American alligator\n"
+    "d.jpg,n01514859,hen\n",
     "boxes": lines("{name}\t{code}\t3\t4\t62\t63", SYNSETS),  # as Tiny ImageNet has them
     "Kaggle": lines("{name},{code} 1 2 3 4", SYNSETS, "ImageId,PredictionString\n"),
     "Kaggle, semicolon": lines("{name};{code} 1 2 3 4", SYNSETS, "ImageId;PredictionString\n"),
@@ -84,6 +86,7 @@ def test_utf_16(tmp_path: Path, order: str) -> None:
     ("text", "message"),
     [
         ("a.jpg,1,2\nb.jpg,7,8\n", "columns 2 and 3 could both be the label"),
+        ("a.jpg,tench,n01440764\nb.jpg,hen,n01440764\n", "columns 2 and 3 could both be the label"),
         ("a.jpg,c.png,2\nb.jpg,d.png,8\n", "columns 1 and 2 could both be the name"),
         ("file,label,class\na.jpg,1,1\nb.jpg,1,2\n", ("line 3: label (1) and class (2) could both "
          "be the label of b.jpg")),

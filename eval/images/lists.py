@@ -201,6 +201,11 @@ class _Reader:
         labels = titles or numbers  # names of classes say what they are, numbers may be anything
         if not names or not labels:
             return None
+        if all(
+            len(set(map(self._meaning, row))) == 1
+            for row in zip(*(columns[n] for n in labels), strict=False)
+        ):
+            labels = labels[:1]  # they agree
         if len(names) > 1 or len(labels) > 1:
             what, several = ("name", names) if len(names) > 1 else ("label", labels)
             raise DataError(
@@ -233,6 +238,7 @@ class _Reader:
         return Row(number, _text(name), next(iter(codes.values()), ""))
 
     def _meaning(self, code: str) -> object:
+        code = plain_code(code)
         if code.isdecimal():
             return int(code)
         meant = self._classes.meant_by(code)

@@ -72,7 +72,7 @@ def find_shards(folder: Path) -> list[Path]:
         if others and of_validation(shards) == shards:
             raise DataError(
                 f"--data {folder} has the parquet shards {examples(p.name for p in others)}, but "
-                "none of the validation split.\nDownload data/validation-*.parquet."
+                "none of the validation split.\nDownload data/validation-*.parquet, or give a file."
             )
         if shards:
             return of_validation(shards)
