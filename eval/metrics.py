@@ -170,7 +170,7 @@ class Scores:
             probability was rounded to 0, NaN as `prob`.
         tied: bool (N,), whether several classes have the largest output.
         known: the largest k of which the top-k is known; 5 but for predictions of fewer classes
-            that were made elsewhere.
+            that were made elsewhere, and graphs that give nothing but the top-1 prediction.
     """
 
     rank: NDArray[np.int64]
@@ -215,8 +215,11 @@ class Scores:
             part = cls.of(rows, np.searchsorted(among, labels), kind=kind)
             return replace(part, top=np.where(part.top < 0, -1, among[part.top]))
         top, rank = top_classes(logits), rank_of_label(logits, labels)
+        tied = (logits == logits.max(axis=1, keepdims=True)).sum(axis=1) > 1
         if kind is Kind.CLASSES:
-            top[:, 1:], rank = -1, np.minimum(rank, 1)
+            none = logits.max(axis=1) <= 0  # it was the background
+            top[:, 1:], rank = -1, np.where(none, 1, np.minimum(rank, 1))
+            top[none], tied = -1, np.zeros(len(top), bool)
         if kind is Kind.PROBABILITIES:
             values = logits.astype(np.float64)
             with np.errstate(divide="ignore"):
@@ -232,7 +235,8 @@ class Scores:
             top=padded(top, -1),
             prob=padded(prob, np.nan),
             nll=-np.take_along_axis(log_prob, labels[:, np.newaxis], axis=1)[:, 0],
-            tied=(logits == logits.max(axis=1, keepdims=True)).sum(axis=1) > 1,
+            tied=tied,
+            known=1 if kind is Kind.CLASSES else TOP,
         )
 
     def put(self, where: NDArray[np.int64], batch: Scores) -> None:

@@ -44,6 +44,7 @@ _OTHER_NAMES = {
     "--backend compile": "--torchcompile --torch-compile --compile",
     "--forms reparameterized": "--reparam --fuse --deploy",
     "--weights auto": "--pretrained",
+    "--weights-entry state_dict_ema": "--use-ema --ema",
     "--calibrate": "--calibration-data --calib --calib-data",
     "--max-drop-top1": "--tolerance --threshold",
 }
@@ -62,7 +63,7 @@ _PADDLE = {
 _PADDLE_DEVICES = {"gpu": "cuda"}
 
 _WEIGHTS = {
-    *(".pdparams", ".safetensors", ".pth", ".pt", ".bin"),
+    *(".pdparams", ".safetensors", ".pth", ".pt", ".ckpt", ".bin"),
     *(".onnx", ".xml", ".tflite", ".param", ".mnn", ".pte"),
 }
 

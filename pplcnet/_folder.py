@@ -41,6 +41,17 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return (path,)
 
 
+def hashed_files_of(path: Path) -> tuple[Path, ...]:
+    """All files that the tensors depend on: those of `files_of`, and the index that names them.
+
+    Raises:
+        WeightsError: as `files_of`.
+    """
+    if path.is_dir():
+        return hashed_files_of(_only(path))
+    return (*files_of(path), *([path] if path.name.endswith(_INDEX) else []))
+
+
 def _only(folder: Path) -> Path:
     """The checkpoint in a folder, or its index."""
     entries = sorted(entry for entry in folder.iterdir() if entry.is_file())

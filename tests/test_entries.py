@@ -27,6 +27,7 @@ from pplcnet import WeightsError
 from pplcnet._checkpoint import read_checkpoint
 from pplcnet._entries import Checkpoint, choose
 from pplcnet._errors import Refused
+from pplcnet._folder import hashed_files_of
 from pplcnet._inert import INERT
 
 STATE = {
@@ -317,6 +318,7 @@ def test_shards(tmp_path: Path) -> None:
     assert set(found.tensors) == set(STATE)
     assert all(torch.equal(found.tensors[name], STATE[name]) for name in STATE)
     index = tmp_path / "model.safetensors.index.json"
+    assert hashed_files_of(tmp_path) == (*shards, index)
     assert set(read_checkpoint(index).tensors) == set(STATE)
     with pytest.raises(WeightsError, match=f"shard 1 of {len(shards)}.*\nGive the folder"):
         read_checkpoint(shards[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -141,6 +141,30 @@ def test_a_shape_that_is_not_known_is_tried(
     made = engine(path)
     np.testing.assert_allclose(made.logits(crops)["f"], expected(crops), rtol=1e-4, atol=1e-4)
     assert made._predictor._predictor._forms["f"].layout == layout  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_predicted_class_alone(keep: int, val_folder: MakeVal, tmp_path: Path) -> None:
+    """ArgMax at the end: top-1 is counted, and nothing is made up for the rest."""
+    index = node("ArgMax", "l", "y", axis=1, keepdims=keep)
+    give: Any = {"y": (INT64, ["n", 1] if keep else ["n"])}
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
+    val = val_folder({"red": ["a.JPEG", "b.JPEG"], "green": ["c.JPEG"], "blue": ["d.JPEG"]})
+    plain = graph(tmp_path / "plain.onnx", give=LOGITS)
+    request = Request(data=val, variant="base", classes=tmp_path / "classes.txt", weights=plain)
+    all_of_it = evaluate(request)
+    path = graph(tmp_path / "x.onnx", index, give=give)
+    found = evaluate(replace(request, weights=path, output=tmp_path / "out"))
+    (a,), (b,) = all_of_it.measured.scores.values(), found.measured.scores.values()
+    assert b.top[:, 0].tolist() == a.top[:, 0].tolist()
+    assert (b.rank == 0).tolist() == (a.rank == 0).tolist()
+    row = found.summary.iloc[0]
+    assert row["top1_correct"] == a.correct(1)
+    assert row[["top5_correct", "top5", "nll"]].isna().all()
+    assert found.setup.settings["outputs"]["exported"].startswith("predicted classes: there is a")
+    assert (tmp_path / "out" / "summary.csv").is_file()
+    with pytest.raises(UsageError, match="--stop-early: the file gives the predicted class alone"):
+        engine(path).measure(found.measured.valset, stopper=cast("Any", object()))
 
 
 def background(path: Path, end: str = "") -> Path:

@@ -303,6 +303,16 @@ def test_scores_only_rank() -> None:
     assert scores.tied.tolist() == [True]
 
 
+def test_a_predicted_class_alone() -> None:
+    """One prediction for each image; none where it is the background, which was left out."""
+    rows = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    scores = Scores.of(rows, np.array([1, 0, 0]), kind=Kind.CLASSES)
+    assert scores.rank.tolist() == [0, 1, 1]
+    assert scores.top.tolist() == [[1] + 4 * [-1], [2] + 4 * [-1], 5 * [-1]]
+    assert np.isnan(scores.prob).all()
+    assert (scores.known, scores.mean_nll, scores.tied.any()) == (1, None, False)
+
+
 def test_without_a_background_class() -> None:
     logits = np.array([[7.0, 1.0, 2.0]])
     assert without_background(logits, Kind.LOGITS).tolist() == [[1.0, 2.0]]

@@ -80,11 +80,6 @@ def check_signature(
     if given_type in (*FLOATS, *WHOLE) and _fits(given, (classes,)):
         width = given[1] if given else None
         predicts = False
-    elif given_type in INDICES and _is_index(outputs[number]):
-        raise ModelError(
-            f"{name} gives the index of the predicted class alone, {_shown(outputs[number][:2])}.\n"
-            "Export the classifier with its logits, without the ArgMax behind them."
-        )
     elif given_type in INDICES and _is_index(outputs[number]) and classes is not None:
         width, predicts = classes, True
     else:

@@ -269,6 +269,11 @@ class Engine:
             record_bad=record_bad,
             order=np.array(valset.shuffled()) if stopper else None,
         )
+        if stopper and Kind.CLASSES in self.kinds.values():
+            raise UsageError(
+                "--stop-early: the file gives the predicted class alone, and nothing is known of "
+                "its top-5.\nOmit --stop-early."
+            )
         total = len(valset.samples) // group.count
         done = correct = 0
 
@@ -296,7 +301,11 @@ class Engine:
 
         group.together(check_all)
         stopped, bound = (stopper.reason, stopper.bound) if stopper else ("", {})
-        return assemble(valset, group.gather(part), forms, stopped, bound)
+        measured = assemble(valset, group.gather(part), forms, stopped, bound)
+        for form in forms:
+            if self.kinds[form] is Kind.CLASSES:
+                measured.scores[form].known = 1
+        return measured
 
     def logits(self, crops: Crop) -> Mapping[str, NDArray[np.float32]]:
         """Logits (N, classes) of crops (N, size, size, 3), by form; they may be of no use."""

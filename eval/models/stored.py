@@ -16,7 +16,7 @@ from pplcnet import WeightsError
 from pplcnet._checkpoint import read_checkpoint
 from pplcnet._entries import Checkpoint
 from pplcnet._errors import name_classes
-from pplcnet._folder import files_of as checkpoint_files
+from pplcnet._folder import hashed_files_of as checkpoint_files
 from pplcnet._paddle_graph import files_of as graph_files
 from pplcnet._paddle_graph import find_graph
 
@@ -26,7 +26,7 @@ _LEARNED = ("weight", "bias", "running_mean", "running_var")
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The files that the tensors of a checkpoint or of an inference model are in.
+    """The files that the tensors of a checkpoint or of an inference model depend on.
 
     Raises:
         ModelError: a folder has none, or several checkpoints; or a shard is missing.
