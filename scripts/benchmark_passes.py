@@ -169,12 +169,12 @@ def our_pass(contender: Contender, place: Place) -> dict[str, Any]:
         if crops:
             crops.fill(workers)
         with Journal(Path(folder), {}, contender.forms) as journal:
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             part = engine.measure(valset, predictor, plan, journal=journal, cache=crops)
-            seconds = time.perf_counter() - started
+            seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     measured = engine.assemble(valset, [part], contender.forms)
     classes = [scores.top[:, 0].tolist() for scores in measured.scores.values()]
-    return {"images": len(valset.samples), "seconds": seconds, "classes": classes}
+    return {"images": len(valset.samples), "seconds": seconds, "cpu": cpu, "classes": classes}
 
 
 def our_processes(contender: Contender, place: Place) -> dict[str, Any]:
@@ -258,11 +258,11 @@ def crop_pass(contender: Contender, place: Place) -> dict[str, Any]:
 
     parts = [valset.samples[start : start + 8] for start in range(0, len(valset.samples), 8)]
     with ThreadPoolExecutor(contender.workers or choose_workers()) as pool:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         for _ in pool.map(crop_all, parts):
             pass
-        seconds = time.perf_counter() - started
-    return {"images": len(valset.samples), "seconds": seconds, "classes": []}
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return {"images": len(valset.samples), "seconds": seconds, "cpu": cpu, "classes": []}
 
 
 def model_pass(contender: Contender, place: Place) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """How long an image needs the interpreter's lock, which one thread of a process has at a time.
 
 It is sampled by py-spy, which looks 500 times a second at which thread holds it, and where. On a
-machine that does other work as well, the figures come out too large: a thread that holds the lock
-keeps it while it waits for a core.
+machine that does other work as well, a thread waits for a core with the lock and without it: samples
+are taken for the time that the thread had a core. What is left of the disturbance makes the figures
+too large.
 """
 
 from __future__ import annotations
@@ -83,23 +84,24 @@ def lock_time(contender: Contender, places: Mapping[str, str]) -> LockTime:
     result = json.loads(lines[-1])
     if "unavailable" in result:
         raise EvalError(result["unavailable"])
-    return of_samples(samples, result["images"], result["seconds"])
+    return of_samples(samples, result["images"], result["seconds"], result["cpu"])
 
 
-def of_samples(samples: str, images: int, seconds: float) -> LockTime:
+def of_samples(samples: str, images: int, seconds: float, cpu: float) -> LockTime:
     """Lock time from py-spy's samples of one worker.
 
     Args:
         samples: lines of a stack, its frames separated by semicolons, and how often it was seen.
         images: how many were measured.
         seconds: in which.
+        cpu: seconds that the process had a core for.
     """
     counts: Counter[str] = Counter()
     for line in samples.splitlines():
         stack, _, count = line.rpartition(" ")
         if _WORKER in stack:
             counts[stack.rpartition(";")[2]] += int(count)
-    each = 1000 / RATE / images
+    each = 1000 / RATE / images * min(1.0, cpu / seconds)
     total = each * counts.total()
     places = {place: each * count for place, count in counts.most_common()}
-    return LockTime(total, 1000 * seconds / images - total, places)
+    return LockTime(total, 1000 * cpu / images - total, places)

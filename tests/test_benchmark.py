@@ -16,7 +16,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     import benchmark
 
     yield benchmark
-    for name in ("benchmark", "benchmark_passes"):
+    for name in ("benchmark", "benchmark_passes", "locktime"):
         sys.modules.pop(name)
 
 
@@ -68,3 +68,13 @@ def test_batch_sizes_and_networks_are_compared(benchmark: Any) -> None:
     name = benchmark.NETWORKS[0]
     assert found[f"{name}: ours, torch / ours, onnxruntime"] == [90 / 150]
     assert found[f"{name}: ours, torch / {benchmark.EAGER}"] == [3.0]
+
+
+def test_lock_time_of_samples(benchmark: Any) -> None:
+    """Of 100 images in 4 s, of which the worker had a core for 3: 30 of 50 samples are workers'."""
+    worker = "thread (1);_worker (concurrent/futures/thread.py:83);read (a.py:1)"
+    samples = f"{worker} 20\n{worker};call (b.py:2) 10\nthread (2);main (c.py:3) 20\n"
+    found = sys.modules["locktime"].of_samples(samples, 100, 4.0, 3.0)
+    assert found.total == pytest.approx(30 * 2 * 0.75 / 100)  # 2 ms for a sample
+    assert found.native == pytest.approx(30 - 0.45)
+    assert found.places == pytest.approx({"read (a.py:1)": 0.3, "call (b.py:2)": 0.15})

@@ -258,7 +258,7 @@ def test_how_many_processes(
     cores: int, images: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "usable_cores", lambda: cores)
-    assert engine.choose_processes(images) == processes
+    assert engine.choose_processes(images, torch.device("cpu")) == processes
     assert engine.choose_workers(processes) == workers
 
 

@@ -31,7 +31,7 @@ from eval.images.preprocess import BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, fingerprint
 from eval.measure.crew import Crew, Evaluator, Job, closed_on_error
 from eval.measure.journal import REASON_BYTES, Journal, NoJournal, Records, record_dtype
-from eval.measure.settings import enter_worker
+from eval.measure.settings import enter_worker, give_back_freed_memory
 from eval.metrics import Kind, Scores, as_logits, check_logits, kind_of, without_background
 from eval.processes import Group, own_place, usable_cores
 from eval.progress import Event, Observer, ignore
@@ -43,6 +43,7 @@ GPU_BATCH = 64
 MOST_THREADS = 4
 # Another process takes some seconds of a core until it measures; these are as much.
 LEAST_IMAGES = 1000
+GPU_BYTES = 2 << 30  # of a GPU for each process: torch's own, the model and its batches
 _ALONE = Group()
 _SHOWN = 8  # images, by which is seen what the outputs are
 _INTACT = "Get an intact copy: python -m eval.data lists all that are damaged."
@@ -198,12 +199,13 @@ class Engine:
     def __init__(self, task: Task, progress: Observer = ignore, processes: int = 1) -> None:
         self.task, self._progress = task, progress
         self._crew = Crew(processes, task.workers, progress) if processes > 1 else None
-        with prepared(task) as ready, closed_on_error(self._crew):
+        with closed_on_error(self._crew), prepared(task) as ready:
             if self._crew:
                 self._crew.take(ready)
             self._predictor = ShrinkOnOutOfMemory(
                 predictor_for(ready), lambda message: progress(Event(message=message))
             )
+            give_back_freed_memory()
             if self._crew:
                 self._crew.ready(task, self._predictor.settings)
 
@@ -706,11 +708,19 @@ def choose_workers(processes: int = 1) -> int:
     return -(-_cores() // processes)
 
 
-def choose_processes(images: int) -> int:
-    """Processes for so many images: few enough threads in each, and enough images for each."""
+def choose_processes(images: int, device: torch.device) -> int:
+    """Processes for so many images: few enough threads in each, enough images and memory for each.
+
+    Args:
+        images: how many there are.
+        device: that all of them share.
+    """
     if os.name != "posix":
         return 1
-    return max(1, min(-(-_cores() // MOST_THREADS), images // LEAST_IMAGES))
+    most = min(-(-_cores() // MOST_THREADS), images // LEAST_IMAGES)
+    if device.type == "cuda":
+        most = min(most, torch.cuda.mem_get_info(device)[0] // GPU_BYTES)
+    return max(1, most)
 
 
 def _cores() -> int:

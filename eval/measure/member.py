@@ -20,7 +20,13 @@ from eval.backends import predictor_for
 from eval.images.cache import CropCache
 from eval.measure.crew import Answer, Evaluator, Failure, Job, facts, read_task
 from eval.measure.engine import BatchEvaluator, ShrinkOnOutOfMemory
-from eval.measure.settings import check_settings, enter_worker, exact_settings, keep_freed_memory
+from eval.measure.settings import (
+    check_settings,
+    enter_worker,
+    exact_settings,
+    give_back_freed_memory,
+    keep_freed_memory,
+)
 from eval.progress import Event
 from eval.provenance import check_code
 
@@ -92,6 +98,7 @@ class _Member:
                 self._settings.enter_context(exact_settings())
                 task = read_task(self._store, length)
                 self._predictor = ShrinkOnOutOfMemory(predictor_for(task), self._note)
+                give_back_freed_memory()
                 return facts(task, self._predictor.settings)
             case ("check",):
                 check_settings()

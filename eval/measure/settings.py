@@ -309,6 +309,12 @@ def keep_freed_memory() -> dict[str, int]:
     return freed_memory_kept()
 
 
+def give_back_freed_memory() -> None:
+    """Return what `keep_freed_memory` has kept so far: making a model frees more than it keeps."""
+    if _in_effect:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def freed_memory_kept() -> dict[str, int]:
     """What `keep_freed_memory` has set in this process."""
     return dict(_in_effect)

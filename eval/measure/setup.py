@@ -105,7 +105,7 @@ def choose_computation(
     device = choose_device(request.device, group.local_number)
     if subject.precision == "int8":
         settings = {**settings, "int8": int8_note()}
-    processes = request.processes or (1 if request.workers else choose_processes(images))
+    processes = request.processes or (1 if request.workers else choose_processes(images, device))
     return Computation(
         backend=request.backend or source.backend,
         device=str(device),
