@@ -1,9 +1,9 @@
 """How long an image needs the interpreter's lock, which one thread of a process has at a time.
 
 It is sampled by py-spy, which looks 500 times a second at which thread holds it, and where. On a
-machine that does other work as well, a thread waits for a core with the lock and without it:
-samples are taken for the time that the thread had a core. What is left of the disturbance makes
-the figures too large.
+machine that does other work as well, a thread waits for a core with the lock and without it: only
+the share of time with a core is counted. What is left of the disturbance makes the figures too
+large, several times where many processes want a core.
 """
 
 from __future__ import annotations

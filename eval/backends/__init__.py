@@ -3,6 +3,7 @@
     pytorch.py     torch eager mode and torch.compile
     lowering.py    a network made faster for torch on a CPU
     tracing.py     a network as a graph of torch's basic operations
+    onecall.py     such a graph as one call, without the lock of the interpreter
     onnx.py        ONNX Runtime, and the ONNX export
     openvino.py    OpenVINO
     litert.py      LiteRT
