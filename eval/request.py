@@ -329,6 +329,15 @@ class Request:
         default=None,
         metadata=_run("only the first N images of a fixed shuffled order", read_limit, "N"),
     )
+    tolerance: int | None = field(
+        default=None,
+        metadata=_run(
+            "judge a timm or torchvision model by its published figures (of timm: --timm-results); "
+            "the counts may differ by N images",
+            Whole(0),
+            "N",
+        ),
+    )
     on_bad_image: str = field(
         default="fail",
         metadata=_run(
@@ -419,6 +428,11 @@ class Request:
             raise UsageError("--weights-entry is of a checkpoint: name that with --weights FILE.")
         if self.timm_results and not (self.model or "").startswith("timm:"):
             raise UsageError("--timm-results only applies to timm models: add --model timm:NAME.")
+        if self.tolerance is not None and (not self.model or self.config):
+            raise UsageError(
+                "--tolerance is for --model timm:NAME or torchvision:NAME; a configuration has its "
+                "own.\nOmit it, or write it under [tolerance] in a file for --config."
+            )
         if self.classes and self.real_labels:
             raise UsageError(
                 "--real-labels only applies to ImageNet's own classes: omit it, or omit --classes."

@@ -16,13 +16,17 @@ import torch
 from conftest import ROOT, rows_of
 from PIL import Image
 from safetensors.torch import save_file
+from small_evaluations import counted
 from timm.utils.model import reparameterize_model
 from torch import nn
 
 from eval.errors import ModelError, UsageError
 from eval.imagenet import main
 from eval.images.classes import imagenet_classes
+from eval.judge.verdict import judge
+from eval.models import open_source, published_of
 from eval.models.timm import forms_of, load_model, preprocess_of, published, timm_variant
+from eval.request import Request
 
 SMALL = "test_efficientnet"  # 160 pixels, crop_pct 0.95
 REP = "lcnetv2_small"  # 224 pixels, and a deploy form
@@ -314,6 +318,58 @@ def test_timms_result_is_shown_and_not_compared(
     assert "46.4" in page
     assert "timm&#39;s test_efficientnet.r160_in1k on ILSVRC2012 validation as stated by" in page
     assert rows_of(output / "summary.csv")[0]["reference_top1"] == ""
+
+
+def table_of(folder: Path, row: str) -> Path:
+    (folder / "results-imagenet.csv").write_text(f"{HEADER}{row}\n")
+    return folder / "results-imagenet.csv"
+
+
+def test_a_tolerance_judges_by_timms_result(tmp_path: Path) -> None:
+    """46.426 and 71.128 % are 23,213 and 35,564 of 50,000."""
+    row = "test_efficientnet.r160_in1k,160,46.426,53.574,71.128,28.872,0.36,0.95,bicubic"
+    found = {}
+    for tolerance in (10, 9, None):
+        request = Request(
+            data="x",
+            model=f"timm:{SMALL}",
+            timm_results=table_of(tmp_path, row),
+            tolerance=tolerance,
+        )
+        source = open_source(request)
+        own = published_of(source)
+        assert (own.others == ()) == (tolerance is not None)
+        recipe = source.own_preprocess().name
+        (result,) = judge(counted(23_203, 35_564), own, recipe, "fp32").forms
+        found[tolerance] = str(result.verdict)
+    assert found == {10: "PASS", 9: "FAIL", None: "NO_REFERENCE"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("test_efficientnet.r160_in1k,192,46,54,71,29,0.36,0.95,bicubic", "192 pixels, crop_pct"),
+        ("test_efficientnet.r160_in1k,160,46,54,71,29,0.36,1.0,bicubic", "evaluated at 160 pixels"),
+        ("test_efficientnet.r160_in1k,160,46,54,71,29,0.36,0.95,nearest", "0.95, nearest, but"),
+    ],
+)
+def test_a_result_of_another_pipeline_judges_nothing(
+    row: str, message: str, tmp_path: Path
+) -> None:
+    table = table_of(tmp_path, row)
+    with pytest.raises(UsageError, match=message):
+        open_source(Request(data="x", model=f"timm:{SMALL}", timm_results=table, tolerance=1))
+    open_source(Request(data="x", model=f"timm:{SMALL}", timm_results=table))
+
+
+def test_a_tolerance_needs_a_figure(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"no published accuracy of test_eff.*\nOmit it; for a tim"
+    ):
+        open_source(Request(data="x", model=f"timm:{SMALL}", tolerance=1))
+    for options in ({"variant": "base"}, {}, {"model": f"timm:{SMALL}", "config": "x.toml"}):
+        with pytest.raises(UsageError, match="--tolerance is for --model timm:NAME"):
+            Request(data="x", tolerance=1, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from torchvision import models
 
 from eval.errors import ModelError, UsageError
 from eval.imagenet import main
+from eval.models import open_source, published_of
 from eval.models.torchvision import find_weights, load_model, preprocess_of, published
+from eval.request import Request
 
 ENTRIES = [
     models.ResNet18_Weights.IMAGENET1K_V1,  # 256, 224, bilinear
@@ -218,6 +220,23 @@ def test_a_whole_set_has_no_verdict() -> None:
     assert result.verdict == Verdict.NO_REFERENCE
     assert "for information only" in result.reason
     assert own.images == 50_000
+
+
+@pytest.mark.parametrize(("asked", "verdict"), [(4, "PASS"), (3, "FAIL"), (None, "NO_REFERENCE")])
+def test_a_tolerance_judges_by_the_published_figures(asked: int | None, verdict: str) -> None:
+    """69.758 and 89.078 % are 34,879 and 44,539 of 50,000; four more are found."""
+    from small_evaluations import counted
+
+    from eval.judge.verdict import judge
+
+    request = Request(data="x", model="torchvision:resnet18", tolerance=asked)
+    own = published_of(open_source(request))
+    measured = counted(34_883, 44_539)
+    (result,) = judge(measured, own, "torchvision", "fp32").forms
+    assert (result.verdict, result.tolerance) == (verdict, asked)
+    # The figures are of the model's own recipe.
+    (result,) = judge(measured, own, "squash", "fp32").forms
+    assert result.verdict == "NO_REFERENCE"
 
 
 def test_torchvision_has_no_other_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

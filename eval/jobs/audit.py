@@ -204,6 +204,11 @@ def _completed(request: Request, claims: Claims) -> Request:
         changes["background_first"] = True
     if request.image_set is None and claims.option("image_set") in STATED:
         changes["image_set"] = claims.option("image_set")
+    tolerance = claims.option("tolerance")
+    if request.tolerance is None and tolerance.isdecimal() and changes.get("model", request.model):
+        changes["tolerance"] = int(tolerance)
+        if request.timm_results is None and claims.option("timm_results"):
+            changes["timm_results"] = _there(claims, "timm_results")
     if request.folders is None and claims.option("folders") in FOLDERS:
         changes["folders"] = claims.option("folders")
     return replace(request, **changes)

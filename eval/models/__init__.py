@@ -25,8 +25,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import msgspec
+
 from eval.backends import backend_name
-from eval.config import VariantConfig, meant_variant
+from eval.config import Reference, Tolerance, VariantConfig, meant_variant
 from eval.errors import ModelError, UsageError
 from eval.progress import Observer
 from eval.recipe import OWN
@@ -237,6 +239,31 @@ class RequestedImages:
 def published_of(source: Source) -> VariantConfig:
     """What is reported, with the model's own recipe under the name that it has in the reports."""
     return source.published.with_own(source.own_preprocess().name)
+
+
+def judged_by(
+    published: VariantConfig, reference: Reference | None, request: Request
+) -> VariantConfig:
+    """A library's model, judged by its published figures where the request asks for that.
+
+    Args:
+        published: the configuration, which judges nothing.
+        reference: the figures of the model with its own recipe; None if there are none.
+        request: its tolerance, in images.
+
+    Raises:
+        UsageError: there are no figures.
+    """
+    if request.tolerance is None:
+        return published
+    if reference is None:
+        raise UsageError(
+            f"--tolerance: no published accuracy of {published.name} is known.\nOmit it; for a "
+            "timm model, give timm's table with --timm-results."
+        )
+    tolerance = Tolerance(request.tolerance, "given with --tolerance")
+    gated = msgspec.structs.replace(reference, gated=True)
+    return replace(published, reference={OWN: gated}, tolerance={OWN: tolerance}, others=())
 
 
 def choose_preprocess(source: Source) -> Preprocess:

@@ -22,11 +22,19 @@ from huggingface_hub import hf_hub_download
 from timm.models import get_pretrained_cfg
 from timm.utils.model import reparameterize_model
 
-from eval.config import IMAGENET_VAL_IMAGES, OtherResult, VariantConfig
+from eval.config import IMAGENET_VAL_IMAGES, OtherResult, Reference, VariantConfig
 from eval.errors import ModelError, UsageError
 from eval.images.labels import examples, shown
 from eval.images.preprocess import Crop, Preprocess, bad_image_errors, open_rgb, table_of
-from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify, published_of
+from eval.models import (
+    RequestedImages,
+    Subject,
+    choose_preprocess,
+    counts,
+    identify,
+    judged_by,
+    published_of,
+)
 from eval.models.stored import (
     check_types,
     files_of,
@@ -62,7 +70,7 @@ class TimmSource(RequestedImages):
         results = request.timm_results
         found = timm_variant(request.library_model, Path(results) if results else None)
         self.name = self.model = found.name
-        self.published = request.published or found
+        self.published = request.published or judged_by(found, _reference(found, request), request)
 
     def own_preprocess(self) -> Preprocess:
         """See `eval.models.Source.own_preprocess`."""
@@ -157,15 +165,37 @@ def published(results: Path, name: str) -> OtherResult:
     if len(found) != 1:
         raise UsageError(f"--timm-results {results} has {len(found)} rows for {name}, not one.")
     row = found[0]
-    source = (
-        f"{results.name}: {row['img_size']} pixels, crop_pct {row['crop_pct']}, "
-        f"{row['interpolation']}"
-    )
     try:
+        source = f"{results.name}: {_settings({**row, 'input_size': (int(row['img_size']),)})}"
         return OtherResult("timm", source, float(row["top1"]), float(row["top5"]))
     except (TypeError, ValueError):
-        figures = f"{row['top1']!r} and {row['top5']!r}"
-        raise UsageError(f"--timm-results {results}, {name}: {figures} are not numbers.") from None
+        cells = ", ".join(repr(row[column]) for column in _COLUMNS[1:5])
+        raise UsageError(f"--timm-results {results}, {name}: {cells} are not numbers.") from None
+
+
+def _reference(found: VariantConfig, request: Request) -> Reference | None:
+    """The row of timm's table, as what a run of the model's own recipe is compared with.
+
+    Raises:
+        UsageError: the row is of another size or crop than ours.
+    """
+    if request.tolerance is None or not found.others:
+        return None
+    row = found.others[0]
+    cfg = get_pretrained_cfg(found.model)
+    stated = cfg.to_dict() if cfg else {}
+    ours = _settings(timm.data.resolve_data_config({}, pretrained_cfg=stated, use_test_size=True))
+    if not row.source.endswith(ours):
+        raise UsageError(
+            f"--tolerance: {row.source}, but {found.name} is evaluated at {ours}.\n"
+            "Give the table that has the model's own test size."
+        )
+    return Reference(row.source, row.top1, row.top5)
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    size, crop = config["input_size"][-1], float(config["crop_pct"])
+    return f"{size} pixels, crop_pct {crop}, {config['interpolation']}"
 
 
 def weights_path(name: str, weights: str) -> Path:

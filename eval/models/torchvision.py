@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from eval.config import IMAGENET_VAL_IMAGES, Reference, VariantConfig
 from eval.errors import ModelError, UsageError
-from eval.models import RequestedImages, Subject, choose_preprocess, counts, identify, published_of
+from eval.models import (
+    RequestedImages,
+    Subject,
+    choose_preprocess,
+    counts,
+    identify,
+    judged_by,
+    published_of,
+)
 from eval.progress import Event, Observer
 from eval.recipe import OWN, Recipe
 from eval.request import Request
@@ -42,7 +50,8 @@ class TorchvisionSource(RequestedImages):
             )
         self.model, self.entry = find_weights(request.library_model.removeprefix(PREFIX))
         self.name = f"{self.model}.{self.entry.name}"
-        self.published = request.published or published(self.name, self.model, self.entry)
+        found = published(self.name, self.model, self.entry)
+        self.published = request.published or judged_by(found, found.reference.get(OWN), request)
 
     def own_preprocess(self) -> Preprocess:
         """See `eval.models.Source.own_preprocess`."""
