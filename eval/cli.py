@@ -266,7 +266,7 @@ def _sigterm_interrupts() -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: signals are not ours to handle
+    except (ValueError, OSError):  # not the main thread, or none on this system
         yield
         return
     try:

@@ -11,6 +11,8 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -120,15 +122,20 @@ class VariantConfig:
         return [other for other in self.others if other.set == image_set]
 
 
-def config_dir() -> Path:
-    """Where the built-in configurations are: inside an installed package, or in the checkout."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+def config_dir() -> Traversable:
+    """Where the built-in configurations are: in the package, or beside it in a checkout.
+
+    Either may be inside a zip, from which Python runs packages, too.
+    """
+    package: Any = resources.files("eval")
+    installed: Traversable = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def builtin_variants() -> list[str]:
     """The names of the built-in configurations, for ``--variant``."""
-    return sorted(path.stem for path in config_dir().glob("*.toml"))
+    names = (each.name for each in config_dir().iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def load_variant(name: str) -> VariantConfig:
@@ -150,7 +157,7 @@ def meant_variant(name: str) -> str | None:
     return short if short in builtin_variants() else None
 
 
-def load_config(path: Path) -> VariantConfig:
+def load_config(path: Path | Traversable) -> VariantConfig:
     """Load a configuration file.
 
     Raises:
@@ -209,7 +216,7 @@ class _File(_Table, frozen=True):
             _check_known(f"others[{place}]: set", other.set, IMAGE_SETS)
 
 
-def _tolerances(path: Path, file: _File) -> dict[str, Tolerance]:
+def _tolerances(path: Path | Traversable, file: _File) -> dict[str, Tolerance]:
     """By the text of a recipe, which a table's name may write otherwise, or `OWN`.
 
     Raises:

@@ -9,6 +9,7 @@ import secrets
 import socket
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from eval.errors import UsageError
 
+_SEEKING = threading.Lock()  # the place in a file is one for all threads
 PATIENCE = 60.0  # seconds to wait for a lock
 NOTICE = 2.0  # seconds until a wait is mentioned
 
@@ -209,12 +211,35 @@ def open_own(path: Path) -> int:
     Raises:
         OSError: it cannot be opened, or it is a link or not a regular file.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    there = ("O_NOFOLLOW", "O_BINARY")  # neither is there on every system
+    flags = os.O_RDWR | os.O_CREAT | sum(getattr(os, name, 0) for name in there)
+    handle = os.open(path, flags, 0o644)
     found = os.fstat(handle)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(handle)
         raise OSError(errno.EMLINK, "it is a link or not a regular file", str(path))
     return handle
+
+
+def read_at(handle: int, size: int, offset: int) -> bytes:
+    """`size` bytes from `offset` of a file of `open_own`, or what there is; in any thread."""
+    if hasattr(os, "pread"):
+        return os.pread(handle, size, offset)
+    with _SEEKING:
+        os.lseek(handle, offset, os.SEEK_SET)
+        return os.read(handle, size)
+
+
+def write_at(handle: int, data: bytes, offset: int) -> None:
+    """All of `data` at `offset`: a single call may write less, on a disk that is nearly full."""
+    while data:
+        if hasattr(os, "pwrite"):
+            written = os.pwrite(handle, data, offset)
+        else:
+            with _SEEKING:
+                os.lseek(handle, offset, os.SEEK_SET)
+                written = os.write(handle, data)
+        data, offset = data[written:], offset + written
 
 
 def own_folder(path: Path) -> Path:

@@ -77,9 +77,16 @@ def to_request(values: argparse.Namespace, command: str) -> Request:
 def add_array_options(parser: Parser) -> None:
     """How a file of predictions is to be read; see `eval.measure.given.read_answers`."""
     parser.add(
-        "--names", path, metavar="FILE", help="for arrays: a file with one image name per line"
+        "--names",
+        path,
+        metavar="FILE",
+        help="for arrays and MLPerf's log: a file with one image name per line",
     )
-    parser.add("--array", metavar="NAME", help="for .npz: the array to use, if there are several")
+    parser.add(
+        "--array",
+        metavar="NAME",
+        help="the array to use, if a file has several; the form, of a result",
+    )
 
 
 def add_message_options(parser: Parser, verbose: str = "print tracebacks of errors") -> None:

@@ -22,15 +22,16 @@ from eval.recipe_files import recipe_of
 from eval.values import Whole, file_or_word, path
 
 EPILOG = """
-PREDICTIONS is one of:
-  .csv         with a header: path or name; top1 to top5 or more (class indices
-               0 to 999 in the order of the sorted synsets, best first), or
-               classes (the same in one column, separated by spaces); and
+PREDICTIONS is one of (docs/inputs.md has examples of all):
+  a table      CSV, JSON, JSON lines or parquet: path or filename; top1 to top5
+               or more (class indices 0 to 999 in the order of the sorted
+               synsets, best first), or index, or classes (in one column); and
                prob1, prob2, ... if they are known
-  .npy, .npz   logits or probabilities (N x 1000), with --names FILE (one name
-               per line), or with an array "names" or "path" in the .npz
-  text         as VastModelZOO's tools print it:
-               NAME: Relay top-0 id: 65, prob: 0.9, class name: ...
+  arrays       .npy, .npz, .pt: logits or probabilities (N x 1000), with --names
+               FILE (one name per line), or with names in the file
+  text         as PaddleClas's and VastModelZOO's tools print it, and MLPerf's
+               mlperf_log_accuracy.json, with --names FILE
+  a result     a folder or predictions.csv of eval.imagenet; --array FORM
 
 Images are matched by name; folder and suffix do not matter. It is an error if
 an image is predicted twice or is not in --data, or if one has no prediction

@@ -50,6 +50,23 @@ def _sha256(path: str) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
+def _hashes() -> dict[str, str]:
+    """SHA-256 of every file by its name, also where Python runs this from a zip."""
+    if not _ARCHIVE:
+        return {name: _sha256(path) for path, name in _NAMES.items()}
+    from zipfile import ZipFile
+
+    found = {}
+    with ZipFile(_ARCHIVE) as archive:
+        for name in archive.namelist():
+            folders = name.split("/")[:-1]
+            if folders and folders[0] in (*_PACKAGES, "configs") and not {*folders} & {*_NOT_OURS}:
+                key = name.removeprefix("eval/") if name.startswith("eval/configs/") else name
+                if not key.endswith("/"):
+                    found[key] = hashlib.sha256(archive.read(name)).hexdigest()
+    return found
+
+
 class _Loader(SourceFileLoader):
     """Notes a module whose source is not the one that was hashed."""
 
@@ -89,7 +106,8 @@ class _Finder:
 
 _FOLDERS = _folders()
 _NAMES = {path: name for name, path in _files().items()}
-_HASHES = {name: _sha256(path) for path, name in _NAMES.items()}
+_ARCHIVE: str = getattr(__spec__.loader, "archive", "")
+_HASHES = _hashes()
 _changed: set[str] = set()
 sys.meta_path.insert(0, _Finder)
 
@@ -111,6 +129,9 @@ def files_sha256(*names: str) -> str:
 
 def changed() -> list[str]:
     """Names of modules that were imported, and of data that are now, other than as hashed."""
+    if _ARCHIVE:
+        now = _hashes()
+        return sorted(n for n in (*_HASHES, *now) if now.get(n) != _HASHES.get(n))
     files = _files()
     data = {name for name in (*_HASHES, *files) if not name.endswith(".py")}
     gone_or_other = {

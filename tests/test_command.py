@@ -61,6 +61,9 @@ def test_ctrl_c_says_what_was_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "kept\n"
 
 
+@pytest.mark.skipif(
+    sys.platform == "win32" or "other_platform" in sys.modules, reason="no handler of SIGTERM here"
+)
 def test_sigterm_is_ctrl_c_and_the_handler_is_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
 

@@ -161,10 +161,12 @@ def test_tables_have_the_documented_columns(val: Path, weights: Path) -> None:
     assert list(evaluation.predictions.columns) == predictions
     assert len(evaluation.predictions) == 4
     assert list(evaluation.per_class.columns[:3]) == ["synset", "name", "images"]
-    columns = {f"{form}_correct@{k}" for form in BOTH for k in (1, 5)}
+    figures = ("correct@1", "correct@5", "precision", "recall", "f1")
+    columns = {f"{form}_{name}" for form in BOTH for name in figures}
     assert set(evaluation.per_class.columns[3:]) == columns
     assert len(evaluation.per_class) == 1000
     assert evaluation.per_class["images"].sum() == 4
+    assert list(evaluation.confusions.columns) == ["form", "label", "prediction", "count"]
 
 
 def test_saving_later_gives_the_files_of_a_run_with_an_output(

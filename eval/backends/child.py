@@ -119,7 +119,12 @@ def limit_memory() -> None:
 
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + SPARE
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    except (ImportError, OSError, ValueError):  # not on this system: the kernel's own limits hold
+    except (
+        ImportError,
+        AttributeError,
+        OSError,
+        ValueError,
+    ):  # not on this system: the kernel's own limits hold
         return
 
 
@@ -156,5 +161,5 @@ def quiet() -> Iterator[None]:
 
 def _flush_native() -> None:
     """Write out what C's own buffers hold."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # the last one on Windows
         ctypes.CDLL(None).fflush(None)

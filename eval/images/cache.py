@@ -29,7 +29,7 @@ from types import TracebackType
 import numpy as np
 
 from eval.errors import UnreadableImage, UsageError
-from eval.files import open_own, own_folder, write_atomically
+from eval.files import open_own, own_folder, read_at, write_at, write_atomically
 from eval.images import decoders
 from eval.images.decoders import exact_decoders
 from eval.images.preprocess import BadImage, Crop, Preprocess
@@ -124,13 +124,13 @@ class CropCache:
             UsageError: the cache cannot be read.
         """
         try:
-            data = os.pread(self._index, RECORD.itemsize, index * RECORD.itemsize)
+            data = read_at(self._index, RECORD.itemsize, index * RECORD.itemsize)
             if len(data) < RECORD.itemsize or not any(data) or _crc32(data) != _own_crc32(data):
                 return None
             record = np.frombuffer(data, RECORD)[0]
             if record["sha256"].tobytes() != sha256:
                 return None
-            pixels = os.pread(self._crops, self._crop_bytes, index * self._crop_bytes)
+            pixels = read_at(self._crops, self._crop_bytes, index * self._crop_bytes)
         except OSError as error:
             raise UsageError(
                 f"{self.folder} cannot be read: {error.strerror or error}.\n"
@@ -164,8 +164,8 @@ class CropCache:
         record["crop_crc32"] = zlib.crc32(pixels)
         record["crc32"] = _crc32(record.tobytes())
         try:
-            _write(self._crops, pixels, index * self._crop_bytes)
-            _write(self._index, record.tobytes(), index * RECORD.itemsize)
+            write_at(self._crops, pixels, index * self._crop_bytes)
+            write_at(self._index, record.tobytes(), index * RECORD.itemsize)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -219,10 +219,3 @@ def _crc32(record: bytes) -> int:
 
 def _own_crc32(record: bytes) -> int:
     return int.from_bytes(record[-4:], "little")
-
-
-def _write(handle: int, data: bytes, offset: int) -> None:
-    """All of it: a single call may write less, on a disk that is nearly full."""
-    while data:
-        written = os.pwrite(handle, data, offset)
-        data, offset = data[written:], offset + written

@@ -418,6 +418,10 @@ def check_regular(path: Path | str, mode: int) -> None:
             )
 
 
+# Without O_NONBLOCK, opening a FIFO waits for a writer; without O_BINARY, Windows changes bytes.
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
 def read_regular(path: Path | str, size: int = -1) -> bytes:
     """The bytes of a file, which must be a regular one; the first `size` if that is not negative.
 
@@ -425,9 +429,10 @@ def read_regular(path: Path | str, size: int = -1) -> bytes:
         OSError: it cannot be read.
         UnreadableImage: it is a FIFO, a socket or a device.
     """
-    # Without O_NONBLOCK, opening a FIFO waits for a writer. A file object would ask the system
-    # twice as often.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not hasattr(os, "O_NONBLOCK"):
+        check_regular(path, os.stat(path).st_mode)  # noqa: PTH116 - it may be text
+    # A file object would ask the system twice as often.
+    handle = os.open(path, _READ)
     try:
         status = os.fstat(handle)
         check_regular(path, status.st_mode)
