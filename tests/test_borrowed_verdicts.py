@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,7 @@ def test_an_interrupted_run_does_not_continue_with_another_bin(
 ) -> None:
     request = Request(data=val, variant="small", weights=openvino_files, batch_size=1, workers=1,
                       output=tmp_path / "out")  # fmt: skip
+    monkeypatch.setattr("eval.measure.engine.prepared", nullcontext)
     monkeypatch.setattr("eval.measure.engine.predictor_for", lambda *_, **__: Interrupted(2))
     with pytest.raises(KeyboardInterrupt):
         evaluate(request)
@@ -289,6 +291,7 @@ def test_weights_that_change_while_they_are_evaluated_are_refused(
         openvino_files.with_suffix(".bin").write_bytes(b"two")
         return Interrupted(9)
 
+    monkeypatch.setattr("eval.measure.engine.prepared", nullcontext)
     monkeypatch.setattr("eval.measure.engine.predictor_for", changing)
     request = Request(data=val, variant="small", weights=openvino_files, output=tmp_path / "out")
     with pytest.raises(ModelError, match=r"m\.bin changed during the evaluation"):

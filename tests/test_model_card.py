@@ -168,7 +168,7 @@ def test_the_hub_reads_eval_results_and_would_write_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["imagenet-1k", "a/b", "a/b:", "a:b", "a/b/c:d", "a/../b:c", "a/b:c\n", "a/é:c"]
+    "text", ["imagenet-1k", "a/b", "a/b:", "a:b", "a/b/c:d", "a/../b:c", "a/b: c", "a/é:c"]
 )
 def test_what_names_no_benchmark(text: str) -> None:
     with pytest.raises(UsageError, match="use ORG/NAME:TASK"):
