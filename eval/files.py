@@ -213,6 +213,8 @@ def open_own(path: Path) -> int:
     """
     there = ("O_NOFOLLOW", "O_BINARY")  # neither is there on every system
     flags = os.O_RDWR | os.O_CREAT | sum(getattr(os, name, 0) for name in there)
+    if not hasattr(os, "O_NOFOLLOW") and path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link", str(path))
     handle = os.open(path, flags, 0o644)
     found = os.fstat(handle)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
