@@ -113,7 +113,9 @@ def test_an_error_of_another_process_is_that_of_the_run(valset: ValSet) -> None:
         assert [process.poll() for process in processes_of(both)] == [-signal.SIGKILL]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_process_that_ends_ends_the_run_and_what_was_measured_is_kept(
     number: int, valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -214,6 +214,7 @@ def test_options_that_do_not_fit_a_file(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_table(
     weights: Path, made: Path, val_folder: MakeVal, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

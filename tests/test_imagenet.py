@@ -443,6 +443,7 @@ def test_an_interrupted_run_stops_where_an_unbroken_one_does(
         ).read_bytes()
 
 
+@pytest.mark.slow
 def test_processes_stop_together(val_folder: MakeVal, weights: Path, tmp_path: Path) -> None:
     """On the merged counts: with two processes, after a round of 8 batches of each."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
