@@ -223,11 +223,13 @@ class Engine:
     @cached_property
     def kinds(self) -> Mapping[str, Kind]:
         """What the outputs of each form are, by its answers to images of noise."""
+        known = self._predictor.kinds
+        if known.keys() >= self.task.models.keys():
+            return known
         size, rng = self.task.preprocess.size, np.random.default_rng(1)
         count = math.ceil(_SHOWN / self.task.batch_size) * self.task.batch_size
         crops = rng.integers(0, 256, (count, size, size, 3), np.uint8)
         crops[::2] = crops[::2, :1, :1]  # of one color
-        known = self._predictor.kinds
         return {
             form: known.get(form) or kind_of(rows) for form, rows in self._outputs(crops).items()
         }
