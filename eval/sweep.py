@@ -134,7 +134,10 @@ def _parser() -> Parser:
     add("--preprocess", _recipes, dest="preprocesses", default=(OWN,), metavar="LIST",
         help="recipes, as of eval.imagenet: own, torchvision, paddle, squash, paddle,crop=288 "
         f"...; default {OWN}")  # fmt: skip
-    for name in ("limit", "labels", "image_set", "folders", "on_bad_image", "latency"):
+    for name in (
+        *("limit", "labels", "image_set", "folders", "on_bad_image", "latency"),
+        *("weights_entry", "output_name", "background_first"),
+    ):
         add_option(parser, name)
     add_option(parser, "cache", help="default: in --output")
     add("--plot", path, metavar="IMAGE", help="draw accuracy against latency: .png or .svg")

@@ -248,6 +248,32 @@ def test_timms_own_checkpoint(tmp_path: Path) -> None:
     assert_is(read_checkpoint(path, "state_dict_ema"), average.module.state_dict())
 
 
+def test_lightnings_own_checkpoint(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.save_hyperparameters({"lr": 0.1, "folder": tmp_path})
+            self.model = network()
+            self.criterion = nn.CrossEntropyLoss(weight=torch.ones(10))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    module = Module()
+    trainer = lightning.Trainer(
+        max_epochs=0, logger=False, enable_checkpointing=False, accelerator="cpu", devices=1,
+        default_root_dir=tmp_path, enable_progress_bar=False,
+    )  # fmt: skip
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    found = read_checkpoint(tmp_path / "last.ckpt")
+    assert (found.entry, found.prefix) == ("state_dict", "model.")
+    assert "criterion.*" in found.ignored
+    assert_is(found, module.model.state_dict())
+
+
 def test_torchvisions_own_checkpoint(tmp_path: Path) -> None:
     """As its references/classification/train.py writes it."""
     model = network()

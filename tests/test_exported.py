@@ -243,6 +243,23 @@ def test_a_sweep_is_one_table(
     assert float(rows[2]["megabytes"]) < 0.4 * float(rows[0]["megabytes"])
 
 
+def test_a_sweep_gives_files_the_options_of_their_kind(tmp_path: Path) -> None:
+    for name in ("a.pth", "b.onnx"):
+        (tmp_path / name).touch()
+    asked = sweep.to_sweep(
+        sweep.parse(
+            ["--data", "x", "--weights", *(str(tmp_path / n) for n in ("a.pth", "b.onnx")),
+             "--weights-entry", "ema", "--output-name", "probs", "--background-first",
+             "--backend", "torch,onnxruntime"]
+        )
+    )  # fmt: skip
+    requests = [row.request(asked) for row in combinations(asked)[0]]
+    assert {(r.weights_entry, r.output_name, r.background_first) for r in requests} == {
+        ("ema", None, False),
+        (None, "probs", True),
+    }
+
+
 def test_every_combination_of_a_sweep_has_a_folder_of_its_own(made: Path) -> None:
     words = [
         "--data",

@@ -62,6 +62,9 @@ class Sweep:
     labels: Path | None = None
     image_set: str | None = None
     folders: str | None = None
+    weights_entry: str | None = None
+    output_name: str | None = None
+    background_first: bool = False
     on_bad_image: str = "fail"
     latency: bool = False
     command: str = ""
@@ -101,6 +104,12 @@ class Combination:
     def request(self, asked: Sweep) -> Request:
         """The evaluation of this row."""
         library = ":" in self.variant
+        exported = is_exported(self.weights)
+        of_kind = (
+            {"output_name": asked.output_name, "background_first": asked.background_first}
+            if exported
+            else {"weights_entry": asked.weights_entry}
+        )
         return Request(
             data=asked.data,
             variant=None if library else self.variant,
@@ -108,8 +117,9 @@ class Combination:
             weights=self.weights,
             forms=self.form or None,
             backend=self.backend,
-            precision="fp32" if is_exported(self.weights) else self.precision,
+            precision="fp32" if exported else self.precision,
             preprocess=self.preprocess,
+            **of_kind,
             limit=asked.limit,
             labels=asked.labels,
             image_set=asked.image_set,
