@@ -45,6 +45,7 @@ import eval.audit
 import eval.imagenet
 import eval.regression
 import pplcnet
+from eval.cli import run_command
 from eval.images.classes import imagenet_classes
 from eval.images.preprocess import PREPROCESS
 
@@ -160,7 +161,7 @@ def prepare(folder: Path) -> Place:
     """Images, a network, and the honest run over them.
 
     Raises:
-        SystemExit: it is no PASS.
+        RuntimeError: it is no PASS.
     """
     place = Place(folder)
     random = np.random.RandomState(0)
@@ -173,7 +174,7 @@ def prepare(folder: Path) -> Place:
     (folder / "noise.toml").write_text(CONFIG)
     code, shown = in_process("imagenet", place.words("--output", place.result))
     if code != 0 or "PASS" not in (place.result / "summary.csv").read_text():
-        raise SystemExit(f"the honest run is no PASS ({code}):\n{shown}")
+        raise RuntimeError(f"the honest run is no PASS ({code}):\n{shown}")
     return place
 
 
@@ -889,4 +890,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(lambda _: main()))

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.backends import Task
+from eval.cli import run_command
 from eval.images.preprocess import PREPROCESS
 from eval.images.sets import UNIDENTIFIED
 from eval.images.valset import Sample, ValSet
@@ -109,9 +111,15 @@ def rate(image: Image, images: int, processes: int, threads: int) -> float:
     return images / measured.seconds
 
 
-if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
+def main(words: Sequence[str]) -> int:
+    """Print the images per second of one run, which the only word describes in JSON."""
+    asked = json.loads(words[0])
     sys.modules["simulated"] = sys.modules["__main__"]
     for kind in (Image, Few, read):
         kind.__module__ = "simulated"
     print(rate(Image(asked["native"], asked["locked"]), *asked["run"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

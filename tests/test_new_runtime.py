@@ -117,7 +117,7 @@ assert np.allclose(answers(wobbly), plain, atol=1e-5)
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with one more runtime."""
     tree = tmp_path_factory.mktemp("tree")
-    for package in ("eval", "pplcnet"):
+    for package in ("eval", "pplcnet", "configs"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, tree / package, ignore=ignored)
     (tree / "eval/backends/toy.py").write_text(MODULE)
