@@ -1,9 +1,8 @@
 """``python -m eval.sweep``: several models, forms, backends and precisions in one table.
 
-Each row is one evaluation, with its whole report in a folder of its own. All of them share one
-cache of crops, which is filled first, so that each image is decoded once for each preprocessing and
-the speeds are those of the models. A combination that a runtime does not offer is named and left
-out; one that fails is named, and the others go on.
+Each row is one evaluation, with its report in a folder of its own. All share one cache of crops,
+filled first, so that the speeds are those of the models. A combination that a runtime does not
+offer is named and left out; one that fails is named, and the others go on.
 """
 
 from __future__ import annotations
@@ -26,6 +25,9 @@ from eval.progress import ProgressBar
 from eval.recipe import OWN, split_list
 from eval.request import DEFAULT_VARIANT, PRECISION, read_forms, read_preprocess
 from eval.values import ListOf, file_or_word, path, text
+
+_AS_THEY_ARE = ("limit", "labels", "image_set", "folders", "on_bad_image", "latency",
+                "weights_entry", "output_name", "background_first")  # fmt: skip
 
 if TYPE_CHECKING:  # torch takes seconds to import, and wrong options are refused without it
     from eval.jobs.sweep import Sweep
@@ -63,8 +65,7 @@ def _main(arguments: Sequence[str]) -> int:
     names = sweep.short_names(planned)
     print(sweep.table(rows, names))
     print("Flips: top-1 predictions that differ from the first row with the same preprocessing.")
-    for line in sweep.reported(asked.variants, image_set):
-        print(line)
+    sys.stdout.writelines(f"{line}\n" for line in sweep.reported(asked.variants, image_set))
     if args.plot:
         sweep.plot(rows, names, args.plot)
     print(f"Reports: {asked.output}")
@@ -134,10 +135,7 @@ def _parser() -> Parser:
     add("--preprocess", _recipes, dest="preprocesses", default=(OWN,), metavar="LIST",
         help="recipes, as of eval.imagenet: own, torchvision, paddle, squash, paddle,crop=288 "
         f"...; default {OWN}")  # fmt: skip
-    for name in (
-        *("limit", "labels", "image_set", "folders", "on_bad_image", "latency"),
-        *("weights_entry", "output_name", "background_first"),
-    ):
+    for name in _AS_THEY_ARE:
         add_option(parser, name)
     add_option(parser, "cache", help="default: in --output")
     add("--plot", path, metavar="IMAGE", help="draw accuracy against latency: .png or .svg")

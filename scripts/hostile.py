@@ -875,7 +875,9 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         whole = prepare(Path(name) / "whole")
-        os.chdir(name)
+        here = Path(name) / "here" / "below"  # so that ../.. is still a folder of these attempts
+        here.mkdir(parents=True)
+        os.chdir(here)
         for number, attempt in enumerate(chosen):
             place = Place(Path(name) / str(number))
             shutil.copytree(whole.folder, place.folder)

@@ -107,6 +107,7 @@ def run(folder: Path, **inputs: str | Path) -> tuple[int, dict[str, str], str]:
     return found.returncode, outputs, files["GITHUB_STEP_SUMMARY"].read_text()
 
 
+@pytest.mark.slow
 def test_a_run(tmp_path: Path, weights: Path) -> None:
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "__init__.py").write_text("raise SystemExit('not this one')")

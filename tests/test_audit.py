@@ -350,6 +350,7 @@ def test_files_that_disagree(result: Path, images: Path, weights: Path, tmp_path
 # The model is that of the result.
 
 
+@pytest.mark.slow
 def test_a_configuration_of_ones_own(weights: Path, tmp_path: Path) -> None:
     config = tmp_path / "own.toml"
     text = (

@@ -27,6 +27,7 @@ def alias() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_old_name_still_works(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

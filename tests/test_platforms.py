@@ -32,6 +32,7 @@ def without(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_main_job_on_another_system(val_folder: MakeVal, weights: Path, tmp_path: Path) -> None:
     """Twice, so that the second run reads the cache; the answers are those of this system."""
     words = ["--data", str(val_folder(FILES)), "--variant", "small", "--weights", str(weights)]

@@ -190,6 +190,7 @@ def test_a_graph_that_answers_at_random_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("static", [False, True])
+@pytest.mark.slow
 def test_an_mnn_file_for_one_image_at_a_time(
     static: bool, tmp_path: Path, crops: np.ndarray
 ) -> None:
@@ -429,6 +430,7 @@ def test_nothing_native_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("opset", ["1", pytest.param("99", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_an_opset_that_would_not_be_written_is_refused(
     opset: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

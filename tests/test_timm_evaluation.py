@@ -175,6 +175,7 @@ def test_the_cache_keeps_crops_of_the_models_own_size(
 @pytest.mark.parametrize(
     "backend", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_other_runtimes_take_the_models_own_size(
     backend: str, photos: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
