@@ -186,7 +186,6 @@ class Engine:
     Args:
         task: the model, and how it is computed.
         progress: called with every `eval.progress.Event`.
-
         processes: that measure, each with the threads of the task.
 
     Attributes:
