@@ -69,10 +69,12 @@ def test_answers_are_those_of_plain_torch(
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("network", ["pooled", pytest.param("whole", marks=pytest.mark.slow)])
 def test_compiled_answers_are_those_of_plain_torch(
-    forms: dict[str, nn.Module], crops: Crop
+    network: str, forms: dict[str, nn.Module], crops: Crop
 ) -> None:
-    deploy = {"reparameterized": forms["reparameterized"]}
+    pooled = nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(147, 10)).eval()
+    deploy = {"reparameterized": forms["reparameterized"] if network == "whole" else pooled}
     predictor = create_predictor(
         "compile", deploy, PREPROCESSING, CPU, "fp32", batch_size=BATCH, workers=1
     )
@@ -80,7 +82,7 @@ def test_compiled_answers_are_those_of_plain_torch(
     assert_agrees(predictor(crops)["reparameterized"], expected, within=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_bf16_is_near(backend: str, forms: dict[str, nn.Module], crops: Crop) -> None:
     deploy = {"reparameterized": forms["reparameterized"]}
     try:

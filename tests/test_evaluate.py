@@ -120,6 +120,7 @@ def test_an_onnx_file(val: Path, files: dict[str, Path], tmp_path: Path) -> None
     assert list(evaluation.predictions["exported_top1"]) == list(best)
 
 
+@pytest.mark.slow
 def test_an_openvino_file(val: Path, openvino_file: Path, tmp_path: Path) -> None:
     words = ["--data", str(val), "--variant", "small", "--weights", str(openvino_file)]
     evaluation = same_as_the_command(

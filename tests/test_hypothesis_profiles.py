@@ -61,6 +61,7 @@ def test_fresh_examples_can_be_repeated(tmp_path: Path) -> None:
     assert drawn(tmp_path, profile="fresh")[0] != first
 
 
+@pytest.mark.slow
 def test_the_seed_is_that_of_all_processes(tmp_path: Path) -> None:
     first, again = drawn(tmp_path, "-n", "1", profile="fresh")
     assert drawn(tmp_path, *again)[0] == first

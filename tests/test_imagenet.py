@@ -287,7 +287,7 @@ def many(val_folder: MakeVal, images: int) -> Path:
 def test_results_on_stdout_progress_on_stderr(
     val_folder: MakeVal, weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data = many(val_folder, 12)
+    data = many(val_folder, 4)
     words = [w for w in arguments(data, weights, tmp_path / "out") if w != "--quiet"]
     shown = start("eval.imagenet", *words)
     assert shown.returncode == 0, shown.stderr
@@ -310,7 +310,7 @@ def test_results_on_stdout_progress_on_stderr(
 def test_a_killed_run_continues_to_the_same_bytes(
     val_folder: MakeVal, weights: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
-    data = many(val_folder, 60)
+    data = many(val_folder, 30)
     whole = arguments(data, weights, tmp_path / "whole", "--batch-size", "2")
     assert main(whole) == 0
     words = arguments(data, weights, tmp_path / "out", "--batch-size", "2")
@@ -338,7 +338,7 @@ def test_a_killed_run_continues_to_the_same_bytes(
         expected = (tmp_path / "whole" / name).read_bytes()
         assert (tmp_path / "out" / name).read_bytes() == expected
     run = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert 0 < run["images_measured_now"] < 60
+    assert 0 < run["images_measured_now"] < 28
 
 
 def test_an_unfinished_run_of_other_weights_is_refused(
@@ -377,10 +377,10 @@ def test_history_and_baseline(
 def test_torchrun_gives_the_same_rows(
     val_folder: MakeVal, weights: Path, tmp_path: Path, processes: int
 ) -> None:
-    data = many(val_folder, 40)
-    assert main(arguments(data, weights, tmp_path / "one", "--batch-size", "4")) == 0
+    data = many(val_folder, 15)
+    assert main(arguments(data, weights, tmp_path / "one", "--batch-size", "2")) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    words = arguments(data, weights, tmp_path / "many", "--batch-size", "4")
+    words = arguments(data, weights, tmp_path / "many", "--batch-size", "2")
     shown = subprocess.run(
         [*torchrun, "-m", "eval.imagenet", *words],
         cwd=ROOT, capture_output=True, text=True, timeout=HANG,

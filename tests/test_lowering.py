@@ -437,11 +437,12 @@ def state():
 before = state()
 from eval.backends.pytorch import TorchPredictor
 from eval.images.preprocess import PREPROCESS
-from eval.measure.settings import freed_memory_kept
+from eval.measure.settings import exact_settings, freed_memory_kept
 assert freed_memory_kept() == {}
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
 before_use = state()
-TorchPredictor({"unfused": model}, PREPROCESS["torchvision"], torch.device("cpu"))
+with exact_settings():
+    TorchPredictor({"unfused": model}, PREPROCESS["torchvision"], torch.device("cpu"))
 assert before[:3] + before[4:] == state()[:3] + state()[4:]
 assert before_use == state()
 assert "torch._dynamo" not in sys.modules

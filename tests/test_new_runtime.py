@@ -12,12 +12,11 @@ import pytest
 from conftest import ROOT
 
 MODULE = '''
-"""A runtime that is torch itself, under another name."""
+"""A runtime for one network: an average of all pixels, and a linear layer."""
 import functools
 import io
 
 import numpy as np
-import torch
 
 from eval.backends.convert import export_in_child, in_child
 
@@ -27,8 +26,8 @@ export = functools.partial(export_in_child, "toy")
 
 
 def convert(model, path, batch, size):
-    kept = io.BytesIO()
-    torch.save(model, kept)
+    kept, linear = io.BytesIO(), model[2]
+    np.savez(kept, weight=linear.weight.detach(), bias=linear.bias.detach())
     path.write_bytes(b"TOY steady" + kept.getvalue())
 
 
@@ -45,13 +44,12 @@ class Graph:
     inputs, outputs = [("float", [None, 3, 224, 224])], [("float", [None, None])]
 
     def __init__(self, data, workers):
-        self.model = torch.load(io.BytesIO(data[10:]), weights_only=False)
+        self.linear = np.load(io.BytesIO(data[10:]))
         self.wrong = data[4:10] == b"wobbly" and workers > 1
 
     def session(self, feed, batch):
         def run(images):
-            with torch.inference_mode():
-                found = self.model(torch.from_numpy(images)).numpy()
+            found = images.mean((2, 3)) @ self.linear["weight"].T + self.linear["bias"]
             return found + np.random.default_rng().normal(size=found.shape) * self.wrong
         return run
 

@@ -20,7 +20,7 @@ from eval.measure import engine
 from eval.metrics import rank_of_label
 
 FORMS = ("unfused", "reparameterized")
-STEP = 4  # every fourth photo; `test_the_command` counts over all of them
+STEP = 4  # every fourth photo; `test_the_command` has others, in the slow tests all of them
 # Each once: `test_the_command` has both forms, and other tests that they are the same.
 CASES = [
     ("torchvision", "reparameterized"),
@@ -82,7 +82,14 @@ def test_without_the_dropout_factor_the_logits_are_wrong(
     assert np.abs(predictor(crops)["unfused"] - oracle["paddle"][:4]).max() > 0.1
 
 
-def test_the_command(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("images", [60, pytest.param(400, marks=pytest.mark.slow)])
+def test_the_command(
+    images: int,
+    oracle: dict[str, np.ndarray],
+    shared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The job as a user runs it, both forms at once."""
     words = {
         "--data": shared / "imagenet-sample" / "val",
@@ -90,16 +97,31 @@ def test_the_command(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         "--weights": shared / "oracle" / "base.pdparams",
         "--preprocess": "paddle",
         "--output": tmp_path / "out",
+        "--limit": images,
     }
     code = main([str(word) for pair in words.items() for word in pair] + ["--quiet"])
     assert code == 0
     with (tmp_path / "out" / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
-    counts = json.loads((shared / "oracle" / "counts.json").read_text())["paddle"]
+    official = dict(zip(oracle["path"], oracle["paddle"], strict=True))
+    labels = dict(zip(oracle["path"], oracle["label"][:, np.newaxis], strict=True))
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        predictions = list(csv.DictReader(file))
+    assert len(predictions) == images
+    ranks = []
+    for prediction in predictions:
+        path = f"val/{prediction['path']}"
+        ranks += rank_of_label(official[path][np.newaxis], labels[path]).tolist()
+        for form in FORMS:
+            assert int(prediction[f"{form}_top1"]) == official[path].argmax()
+    top1, top5 = (sum(rank < k for rank in ranks) for k in (1, 5))
+    if images == 400:
+        counts = json.loads((shared / "oracle" / "counts.json").read_text())["paddle"]
+        assert (top1, top5) == (counts["top1_correct"], counts["top5_correct"])
     assert [row["form"] for row in rows] == list(FORMS)
     for row in rows:
-        assert int(row["top1_correct"]) == counts["top1_correct"]
-        assert int(row["top5_correct"]) == counts["top5_correct"]
-        assert row["verdict"] == "NO_REFERENCE"  # photos of ImageNet's classes, not its own
+        assert (int(row["top1_correct"]), int(row["top5_correct"])) == (top1, top5)
+        # Photos of ImageNet's classes, not its own.
+        assert row["verdict"] == ("NO_REFERENCE" if images == 400 else "PARTIAL")
         assert row["prediction_flips"] == "0"
     assert "unidentified images" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from eval.backends.onnx import export_onnx
 from eval.export import main as export
 from eval.request import Request
 
-SLOW = ("litert", "executorch")  # to import; of the others, minmax is enough for every day
+SLOW = ("litert", "executorch", "openvino")  # test_exported has OpenVINO's int8 every day
 
 
 class Clamped(nn.Module):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 import timm
 import timm.data
 import torch
-from conftest import ROOT, rows_of
+from conftest import rows_of
 from PIL import Image
 from safetensors.torch import save_file
 from small_evaluations import counted
@@ -284,17 +282,18 @@ def test_other_classes_are_refused(tmp_path: Path) -> None:
         load_model(name, tmp_path / "w.safetensors")
 
 
-def test_without_the_network_auto_says_what_to_do(photos: Path, tmp_path: Path) -> None:
+def test_without_the_network_auto_says_what_to_do(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     words = ["--data", str(photos), "--model", f"timm:{SMALL}", "--output", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-m", "eval.imagenet", *words, "--quiet"], cwd=ROOT, capture_output=True,
-        text=True, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 4
-    assert done.stderr.startswith("error: timm/test_efficientnet.r160_in1k could not be downloaded")
-    assert done.stderr.endswith("Give a file with --weights.\n")
-    assert done.stderr.count("\n") == 2
+    assert main([*words, "--quiet"]) == 4
+    error = capsys.readouterr().err
+    assert error.startswith("error: timm/test_efficientnet.r160_in1k could not be downloaded")
+    assert error.endswith("Give a file with --weights.\n")
+    assert error.count("\n") == 2
 
 
 # What timm published

@@ -147,6 +147,11 @@ def _read_deterministic() -> tuple[bool, bool]:
     )
 
 
+def _write_deterministic(flags: tuple[bool, bool]) -> None:
+    if flags != _read_deterministic():  # torch imports its compiler to write it, for a second
+        torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
+
+
 SETTINGS: tuple[Setting, ...] = (
     *DECODERS,
     Setting(
@@ -163,7 +168,7 @@ SETTINGS: tuple[Setting, ...] = (
         "torch.use_deterministic_algorithms",
         (False, False),
         _read_deterministic,
-        lambda flags: torch.use_deterministic_algorithms(flags[0], warn_only=flags[1]),
+        _write_deterministic,
     ),
     attribute("torch.backends.cudnn.enabled", torch.backends.cudnn, True),
     attribute("torch.backends.cudnn.benchmark", torch.backends.cudnn, False),
