@@ -249,6 +249,17 @@ def test_without_predictions_counts_are_gated(
 # --- What is broken on purpose is caught
 
 
+def test_a_top5_that_is_unknown_on_one_side_is_said(
+    tmp_path: Path, gate_run: Callable[..., tuple[int, str]]
+) -> None:
+    two(tmp_path, ranks(70), ranks(70), top5_correct="", top5="")
+    for folder in "ab":
+        (tmp_path / folder / "predictions.csv").unlink()
+    code, told = gate_run()
+    assert code == 0
+    assert "-     top-5: not checked: unknown on one side" in told
+
+
 def _other_names() -> list[str]:
     return [name.replace("photo_00007", "photo_00007_") for name in image_names()]
 

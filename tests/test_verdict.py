@@ -397,3 +397,28 @@ def test_one_form_that_is_right_speaks_for_the_labels() -> None:
     measured = two_forms(images=200, right=200)
     measured.scores["unfused"].rank[:] = 10
     assert judge(measured, of_nine(1.0), "paddle", "fp32").warnings == ()
+
+
+def test_where_the_top5_is_unknown_the_top1_is_compared_alone() -> None:
+    """As of a graph that gives the predicted class alone: its top-5 counts nothing."""
+    measured = counted(40_035, 40_035)
+    measured.scores["unfused"].known = 1
+    judgment = judge(measured, load_variant("base_ssld"), "paddle", "fp32")
+    (form,) = judgment.forms
+    assert form.figures(1) == (80.07, 40_035, 0)
+    assert form.figures(5) == (None, None, None)
+    assert judgment.verdict == Verdict.PASS
+    assert form.reason.endswith("; top-5 is unknown")
+    measured.scores["unfused"].rank[0] = 7
+    measured.scores["unfused"].rank[1:11] = 7
+    judgment = judge(measured, load_variant("base_ssld"), "paddle", "fp32")
+    assert judgment.verdict == Verdict.FAIL
+
+
+def test_ties_are_counted_and_said() -> None:
+    measured = counted(40_035, 47_435)
+    measured.scores["unfused"].tied[:1234] = True
+    judgment = judge(measured, load_variant("base_ssld"), "paddle", "fp32")
+    assert judgment.verdict == Verdict.PASS
+    (said,) = judgment.ties
+    assert said.startswith("unfused: 1,234 of 50,000 images have several classes")

@@ -166,39 +166,19 @@ def arrange(tree: Tree, classes: ClassList) -> Listing:
         DataError: no images; folders that are not in the list of classes; both layouts at once;
             images further below; a file that is an image, but is not named like one.
     """
-    label_of: dict[str, int | None] = {}
-    flat: list[str] = []
-    elsewhere: list[str] = []
-    others: list[str] = []
-    found = set()
     is_flat = any("/" not in path and is_image(path) for path in tree.paths)
     meaning = labels_of_folders(tree.root, tree.folders, classes, in_words=not is_flat)
     is_v2 = not is_flat and _is_v2(tree, classes)
     if is_v2 and not classes.numbers:
         meaning = {str(label): label for label in range(len(classes))}
-    for path in tree.paths:
-        folder, _, _ = path.rpartition("/")
-        if not is_image(path):
-            others.append(path)
-        elif not folder:
-            flat.append(path)
-        elif (label := meaning.get(folder)) is not None:
-            found.add(folder)
-            label_of[path] = label
-        else:
-            elsewhere.append(path)
+    label_of, flat, elsewhere, others = _by_place(tree.paths, meaning)
     strange = tree.folders - set(meaning)
     if unknown := {name for name in strange if classes.checked_folders.fullmatch(name)}:
         raise unknown_folders(tree.root, unknown, classes)
-    if classes.numbers:
-        words = f"{len(found)} numbered folders, read as --folders {classes.numbers}"
-        _check_loose(tree.root, flat, len(label_of), classes)
-        others += flat
-    elif is_v2:
+    if is_v2 and not classes.numbers:
         words = f"{len(classes)} numbered folders, read as numbers (2 before 10)"
-    elif label_of:
-        in_words = not found & set(classes.index_of)
-        words = f"{len(found)} {classes.kind} folders{', named in words' if in_words else ''}"
+    elif label_of or classes.numbers:
+        words = _words_of({path.rpartition("/")[0] for path in label_of}, classes)
         _check_loose(tree.root, flat, len(label_of), classes)
         others += flat
     else:
@@ -225,6 +205,35 @@ def arrange(tree: Tree, classes: ClassList) -> Listing:
         others,
         {path: first for path, first in tree.same_as.items() if path in label_of},
     )
+
+
+def _by_place(
+    paths: Iterable[str], meaning: Mapping[str, int]
+) -> tuple[dict[str, int | None], list[str], list[str], list[str]]:
+    """Images in class folders with their labels, those at the top, all others, and other files."""
+    label_of: dict[str, int | None] = {}
+    flat: list[str] = []
+    elsewhere: list[str] = []
+    others: list[str] = []
+    for path in paths:
+        folder = path.rpartition("/")[0]
+        if not is_image(path):
+            others.append(path)
+        elif not folder:
+            flat.append(path)
+        elif folder in meaning:
+            label_of[path] = meaning[folder]
+        else:
+            elsewhere.append(path)
+    return label_of, flat, elsewhere, others
+
+
+def _words_of(found: Set[str], classes: ClassList) -> str:
+    """How images in these class folders are stored."""
+    if classes.numbers:
+        return f"{len(found)} numbered folders, read as --folders {classes.numbers}"
+    in_words = found.isdisjoint(classes.index_of)
+    return f"{len(found)} {classes.kind} folders{', named in words' if in_words else ''}"
 
 
 def _is_v2(tree: Tree, classes: ClassList) -> bool:
