@@ -557,6 +557,19 @@ def test_the_page_escapes_and_has_a_bar_for_each() -> None:
     assert "channels: bgr" in page
 
 
+def test_a_long_name_is_above_its_figures() -> None:
+    long = [row for row in TABLE if "resize" in row.key][:2]
+    trial = Trial(tuple(long), Setup(TORCHVISION, "unfused"), is_elsewhere=True, images=4)
+    findings = Findings(Setup(TORCHVISION, "unfused"), np.zeros(4, bool), [trial])
+    lines = text(Diagnosis("model", "here", findings)).splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("tried ")) + 1
+    end = lines.index("", start)
+    assert len(trial.name) > 40
+    assert " ".join(line[:40].strip() for line in lines[start:end]) == trial.name
+    assert [line[40:].split() for line in lines[start:end]] == [[], ["4", "0", "0", "0", "1"]]
+    assert max(map(len, lines)) <= 80
+
+
 def test_the_table_has_unique_names_and_sentences() -> None:
     assert len({row.name for row in TABLE}) == len(TABLE)
     assert all(row.advice.endswith(".") for row in TABLE)

@@ -13,6 +13,7 @@ from eval.diagnosis.setups import Setup
 FAR_BELOW = 0.001  # an accuracy is called too low if chance gives it with less probability
 NEAR_CHANCE = 0.1  # an accuracy below this is of no trained model; with few classes, see below
 SHOWN = 12  # setups in the text; the JSON and the page have all
+_NAME = 40  # columns of the name of a change
 WIDTH = 80  # columns of the text
 
 
@@ -185,12 +186,12 @@ def _wrapped(words: str) -> list[str]:
     return _wrap(words, " " * 15)
 
 
-def _wrap(words: str, indent: str = "") -> list[str]:
+def _wrap(words: str, indent: str = "", width: int = WIDTH, hanging: str = "") -> list[str]:
     return textwrap.wrap(
         words,
-        WIDTH,
+        width,
         initial_indent=indent,
-        subsequent_indent=indent,
+        subsequent_indent=indent + hanging,
         break_long_words=False,
         break_on_hyphens=False,
     )
@@ -203,11 +204,13 @@ def _share(correct: int, images: int) -> str:
 def _table(findings: Findings) -> Iterator[str]:
     """The most promising setups that were tried."""
     tried = [trial for trial in findings.trials if trial.images]
-    header = f"{'tried':<40} {'images':>6} {'correct':>7} {'gained':>6} {'lost':>4}"
+    header = f"{'tried':<{_NAME}} {'images':>6} {'correct':>7} {'gained':>6} {'lost':>4}"
     yield f"{header} {'corrected p':>11}"
     for trial in tried[:SHOWN]:
+        *above, name = _wrap(trial.name, width=_NAME, hanging="  ")
+        yield from above
         yield (
-            f"{trial.name:<40} {trial.images:6,} {trial.correct:7,} {trial.gained:6,} "
+            f"{name:<{_NAME}} {trial.images:6,} {trial.correct:7,} {trial.gained:6,} "
             f"{trial.lost:4,} {trial.p_corrected:11.2g}"
         )
     if len(tried) > SHOWN:
