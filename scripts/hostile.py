@@ -397,7 +397,7 @@ def images_attempts() -> Iterator[Attempt]:
             )
         ),
         "is a GIF": saved("P", "GIF"),
-        "is a grey PNG of another picture": saved("L", "PNG"),
+        "is a gray PNG of another picture": saved("L", "PNG"),
         "is a TIFF of 16 bits": saved("I;16", "TIFF"),
         "is a bitmap": saved("RGB", "BMP"),
         "is one of another class": lambda p: p.write_bytes(

@@ -103,7 +103,7 @@ def test_what_it_is_not(tmp_path: Path, config: object, message: str) -> None:
 
 
 def test_preprocessing_that_cannot_be_said(folder: Path) -> None:
-    changed(folder, pretrained_cfg={"mean": "grey"})
+    changed(folder, pretrained_cfg={"mean": "gray"})
     with pytest.raises(UsageError, match=r"no recipe can say.*\nName one with --preprocess"):
         open_source(Request(data=".", weights=folder)).own_preprocess()
 

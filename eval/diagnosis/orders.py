@@ -64,9 +64,9 @@ def _by_name(classes: ClassList) -> Iterator[list[int]]:
     names = [row.title for row in classes.rows]
     first = [name.partition(",")[0] for name in names]
     for words in (first, names):
-        for spelt in (words, [word.replace(" ", "_") for word in words]):
-            yield sorted(range(len(classes)), key=spelt.__getitem__)
-            yield sorted(range(len(classes)), key=[word.casefold() for word in spelt].__getitem__)
+        for spelled in (words, [word.replace(" ", "_") for word in words]):
+            yield sorted(range(len(classes)), key=spelled.__getitem__)
+            yield sorted(range(len(classes)), key=[word.casefold() for word in spelled].__getitem__)
 
 
 def _first_seen(valset: ValSet) -> list[int]:

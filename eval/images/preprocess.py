@@ -189,7 +189,7 @@ def open_rgb(data: bytes) -> Image.Image:
 
 
 def _decode_bgr(data: bytes, exif: bool) -> Crop:
-    """Decode with OpenCV, as PaddleClas does: grey and CMYK made color."""
+    """Decode with OpenCV, as PaddleClas does: gray and CMYK made color."""
     flags = cv2.IMREAD_COLOR | (0 if exif else cv2.IMREAD_IGNORE_ORIENTATION)
     check_scans(data)
     with bad_image_errors():
