@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -82,8 +83,14 @@ def _packages_of(modules: Iterable[str]) -> list[str]:
     modules = list(modules)
     if not modules:
         return []
-    providers = importlib.metadata.packages_distributions()
+    providers = _providers()
     return sorted({name for module in modules for name in providers.get(module, [module])})
+
+
+@functools.cache
+def _providers() -> Mapping[str, list[str]]:
+    """The packages that provide each module, read from all that are installed."""
+    return importlib.metadata.packages_distributions()
 
 
 def processor() -> str:
@@ -110,8 +117,12 @@ def check_code() -> None:
         )
 
 
+@functools.cache
 def git_commit() -> str:
-    """Commit of the checkout that this code runs from, with ``+`` if it was modified; else ""."""
+    """Commit of the checkout that this code runs from, with ``+`` if it was modified; else "".
+
+    That of the first call: what is imported does not change with the checkout.
+    """
     # GIT_DIR and its like would name another repository: git's hooks set them.
     environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
     checkout = Path(__file__).parents[1]

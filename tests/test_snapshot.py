@@ -128,6 +128,7 @@ def test_the_commit_is_that_of_this_checkout(
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
+    provenance.git_commit.cache_clear()
     assert provenance.git_commit() == here
 
 

@@ -160,14 +160,12 @@ def lowered_or_eager(model: nn.Module, batches: Sequence[Tensor]) -> tuple[Forwa
     try:
         module, recorded = lower(model, batches[0])
         lowered = in_one_call(module)
-        # Convolutions in float64 are twice as fast this way.
-        exact = copy.deepcopy(model).double().to(memory_format=torch.contiguous_format)
 
         def eagerly(batch: Tensor) -> Tensor:
             return recorded if batch is batches[0] else model(batch)
 
         for images in CHECKED:
-            ours, eagers = _distances(exact, (lowered, eagerly), batches, images)
+            ours, eagers = _distances(model, (lowered, eagerly), batches, images)
             times = ours / max(eagers, ROUNDING * torch.finfo(dtype).eps)
             if times <= TOLERATED:
                 return lowered, "lowered"
@@ -182,9 +180,11 @@ def lowered_or_eager(model: nn.Module, batches: Sequence[Tensor]) -> tuple[Forwa
 
 @torch.inference_mode()
 def _distances(
-    exact: Forward, forwards: Sequence[Forward], batches: Sequence[Tensor], images: int
+    model: nn.Module, forwards: Sequence[Forward], batches: Sequence[Tensor], images: int
 ) -> list[float]:
     """How far each answers the first images from float64: root mean square, largest logit 1."""
+    # Convolutions in float64 are twice as fast this way.
+    exact = copy.deepcopy(model).double().to(memory_format=torch.contiguous_format)
     needed = batches[: math.ceil(images / len(batches[0]))]
     some = torch.cat(list(needed))[:images].double().contiguous()
     expected = torch.cat([exact(two) for two in torch.split(some, CHECKED[0])])

@@ -9,6 +9,7 @@ results), and a content security policy lets only the page's own script run.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
@@ -78,7 +80,7 @@ def html_report(evaluation: Record) -> str:
     subject = evaluation.subject
     shown = judgment.forms[-1].form
     script = _resource("report.js")
-    page = _environment(evaluation).get_template("report.html.jinja")
+    page = _environment().get_template("report.html.jinja")
     word = subject.published.reference_word
     return page.render(
         style=Markup(_resource("report.css")),  # noqa: S704 - our own file
@@ -124,8 +126,8 @@ def _set_name(evaluation: Record) -> str:
     return "the ImageNet validation set" if image_set == VAL else image_set.title
 
 
-def _environment(evaluation: Record) -> Environment:
-    classes = evaluation.measured.valset.classes
+@functools.cache  # compiling the page takes longer than filling it in
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("eval", "resources"),
         autoescape=True,
@@ -139,11 +141,22 @@ def _environment(evaluation: Record) -> Environment:
         "millions": _millions,
         "fixed": _fixed,
         "signed": _signed,
-        "class_name": lambda label: classes.title(label) if label >= 0 else NOTHING,
+        "class_name": _class_name,
         "path": _path,
-        "thumbnail": lambda path: _thumbnail(evaluation, path),
+        "thumbnail": _thumbnail_of,
     }
     return environment
+
+
+@pass_context
+def _class_name(context: Context, label: int) -> str:
+    classes = context["measured"].valset.classes
+    return classes.title(label) if label >= 0 else NOTHING
+
+
+@pass_context
+def _thumbnail_of(context: Context, path: str) -> str | None:
+    return _thumbnail(context["evaluation"], path)
 
 
 def _resource(name: str) -> str:
