@@ -193,14 +193,15 @@ def process_group() -> Iterator[Group]:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     # The timeout is long because a process may have to wait for one with larger images; torchrun
     # ends all of them if one dies.
     timeout = timedelta(days=1)
-    store, *_ = next(dist.rendezvous("env://", timeout=timeout))
+    store, *_ = next(rendezvous("env://", timeout=timeout))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=store,
         rank=place.number,
         world_size=place.count,
         timeout=timeout,

@@ -79,6 +79,22 @@ def infer() -> str:
     return "".join(f"[2026/01/02 03:04:05] ppcls INFO: {line}\n" for line in lines)
 
 
+def paddleclas() -> str:
+    """As version 2.6.0 prints it, from ``python -m paddleclas.paddleclas --infer_imgs DIR``."""
+    dashes, wide = "-" * 124, "+" + "-" * 122 + "+"
+    title = f"{'Models supported by PaddleClas':^124}"
+    models = f"{wide}\n|{'PPLCNetV2_base  PPLCNetV2_large':^122}|\n{wide}"
+    results = [
+        f"class_ids: {row}, scores: {prob}, label_names: ['it's, a]', 'b'], filename: d/{name}"
+        for name, row, prob in zip(NAMES, TOP, PROB, strict=True)
+    ]
+    lines = [
+        f"[2026/01/02 03:04:05] ppcls INFO: {line}" for line in [*results, "Predict complete!"]
+    ]
+    listed = [dashes, title, models, f"{'Powered by PaddlePaddle!':>124}", dashes]
+    return "\n".join([*listed, *lines, ""])
+
+
 def own(*forms: str) -> dict[str, Any]:
     found: dict[str, Any] = {"index": [0, 1, 2], "path": [f"n0/{n}" for n in NAMES]}
     found["label"] = [65, 3, 3]
@@ -90,7 +106,7 @@ def own(*forms: str) -> dict[str, Any]:
 
 # name: what makes the file, how many places it has, whether it has probabilities
 FORMATS: dict[str, tuple[Make, int, bool]] = {
-    # pandas writes what timm's inference.py writes, by the same calls.
+    # pandas writes what timm's inference.py --include-index writes, by the same calls.
     "timm, top-1": (csv(**ONE), 1, True),
     "timm, lists in cells": (csv(**LISTS), 5, True),
     "timm, --results-separate-col": (csv(**APART), 5, True),
@@ -106,6 +122,8 @@ FORMATS: dict[str, tuple[Make, int, bool]] = {
     "timm, parquet": (table(lambda d, p: d.set_index("filename").to_parquet(p), **LISTS), 5, True),
     "predict_cls.py": (text("x", predict_cls()), 5, True),
     "infer.py": (text("x", infer()), 5, True),
+    "paddleclas": (text("x", paddleclas()), 5, True),
+    "paddleclas, its log alone": (text("x", paddleclas().rpartition("---\n")[2]), 5, True),
     "infer.py, as json": (
         text("x", json.dumps([
             {"class_ids": row, "scores": PROB[0], "file_name": name, "label_names": ["a"] * 5}
@@ -215,11 +233,13 @@ def test_a_table_of_all_outputs(by_column: bool, tmp_path: Path) -> None:
 
 
 def mlperf(kind: str, rows: Any, order: Any = (2, 0, 1)) -> str:
+    """As LoadGen 6.0.17 writes it, blanks included."""
     entries = [
-        {"seq_id": place, "qsl_idx": i, "data": np.array(rows[i], kind).tobytes().hex().upper()}
+        f'{{ "seq_id" : {place}, "qsl_idx" : {i}, "data" : '
+        f'"{np.array(rows[i], kind).tobytes().hex().upper()}" }}'
         for place, i in enumerate(order)
     ]
-    return "[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n"
+    return "[\n" + ",\n".join(entries) + "\n]\n"
 
 
 @pytest.mark.parametrize("kind", ["<i8", "<i4", "<f4"])
@@ -280,6 +300,9 @@ REFUSED: dict[str, tuple[Make, type[EvalError], str]] = {
     "numbered rows": (
         csv(filename=NAMES, index=[0, 1, 2]), DataError, "its column index numbers the rows"),
     "the label alone": (csv(path=NAMES, label=[1, 2, 3]), DataError, "Needed: path or name, and"),
+    "timm without --include-index": (
+        csv(filename=NAMES, label=["tench"] * 3, prob=[0.5] * 3), DataError, "--include-index"),
+    "paddleclas, cut off": (text("x", paddleclas()[:600]), DataError, "no predictions"),
     "the class alone": (csv(path=NAMES, **{"class": [1, 2, 3]}), DataError, "columns path, class"),
     "names of classes": (
         csv(path=NAMES, prediction=["tench"] * 3), DataError, "a.JPEG has class tench"),

@@ -47,6 +47,10 @@ _MOST_CELLS = 100_000_000  # of a parquet file: 50,000 images with logits have h
 _WIDEST = 16  # bytes of a number: a decimal's
 _MANY_CELLS = 4_000_000  # which a file may have whatever its size: 15 columns of 250,000 images
 
+_NEEDED = (
+    "Needed: path or name, and top1 to top5 (class indices, best first), index (timm's inference.py: "
+    "--include-index), or classes (in one column)."
+)
 _NUMBER = re.compile(r"[-+.0-9eE ]+")
 _FORM = re.compile(r"(.+)_rank")
 _NUMBERED = re.compile(r"(.*?)_?([0-9]{1,4})")
@@ -251,10 +255,7 @@ def from_columns(path: Path, columns: Columns, count: int, form: str | None) -> 
     values = list(_rows(columns, prob)) if prob else None
     if classes is None:
         if not values or any(len(row) != count for row in values):
-            raise DataError(
-                f"{path} has the columns {examples(columns)}.\nNeeded: path or name, and top1 to "
-                "top5 (class indices, best first), index, or classes (in one column)."
-            )
+            raise DataError(f"{path} has the columns {examples(columns)}.\n{_NEEDED}")
         return _all_outputs(path, names, values, count)
     listed = list(_rows(columns, classes))
     _check_index(path, classes, listed, has_outputs=prob is not None)
@@ -299,10 +300,7 @@ def _names(path: Path, columns: Columns) -> list[str]:
     """The names of the images; two columns of files must name the same ones."""
     found = names_columns(list(columns))
     if not found:
-        raise DataError(
-            f"{path} has the columns {examples(columns)}.\nNeeded: path or name, and top1 to top5 "
-            "(class indices, best first), index, or classes (in one column)."
-        )
+        raise DataError(f"{path} has the columns {examples(columns)}.\n{_NEEDED}")
     first, *others = found
     names = [str(cell) for cell in columns[first]]
     for other in others:
