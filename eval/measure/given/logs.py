@@ -67,8 +67,8 @@ def read_paddle(path: Path, text: str, count: int) -> Ranked:
 
     predict_cls.py: ``NAME:\tclass id(s): [8, 7], score(s): [0.89, 0.07], label_name(s): [...]``,
     rounded to two decimals; infer.py: ``[{'class_ids': [8, 7], 'file_name': NAME, ...}, ...]``, for
-    each batch; the command paddleclas: ``class_ids: [8, 7], scores: [0.89, 0.07], label_names: [...],
-    filename: NAME``, after a list of all its models.
+    each batch; the command paddleclas: ``class_ids: [8, 7], scores: [0.89, 0.07], label_names:
+    [...], filename: NAME``, after a list of all its models.
 
     Raises:
         DataError: a line is none of these, or damaged.

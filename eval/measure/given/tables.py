@@ -48,8 +48,8 @@ _WIDEST = 16  # bytes of a number: a decimal's
 _MANY_CELLS = 4_000_000  # which a file may have whatever its size: 15 columns of 250,000 images
 
 _NEEDED = (
-    "Needed: path or name, and top1 to top5 (class indices, best first), index (timm's inference.py: "
-    "--include-index), or classes (in one column)."
+    "Needed: path or name, and top1 to top5 (class indices, best first), index (timm's "
+    "inference.py: --include-index), or classes (in one column)."
 )
 _NUMBER = re.compile(r"[-+.0-9eE ]+")
 _FORM = re.compile(r"(.+)_rank")
