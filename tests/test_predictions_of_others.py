@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 
 from eval.errors import DataError, EvalError, UsageError
 from eval.measure.given import Answers, Logits, Ranked, read_answers
@@ -288,6 +290,89 @@ def test_what_is_known_without_the_best_five(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("path,top1\na.JPEG,65\nb.JPEG,970\n")
     scores = read_answers(tmp_path / "x", 1000).scores(np.arange(2), np.array([65, 3]))
     assert (scores.known, scores.rank.tolist(), scores.correct(1)) == (1, [0, 1], 1)
+
+
+# The table in docs/inputs.md: what its examples give for a.JPEG. A maker is given the examples of a
+# row, and writes each as a file; a list is read with --names.
+
+Documented = tuple[str, list[int]]
+SECTION = (ROOT / "docs/inputs.md").read_text(encoding="utf-8").partition("## Predictions")[2]
+ROWS = {
+    held: re.findall("`([^`]+)`", example)
+    for held, example in re.findall(r"^\| (.+?) \| (.+) \|$", SECTION, re.MULTILINE)
+    if held != "held as"
+}
+
+
+def numbered(spans: list[str]) -> Iterator[Documented]:
+    """A header as it is, and others that are numbered on from their first column."""
+    assert spans[0] == "path,top1,...,top5"
+    for first in ("top1", *spans[1:]):
+        stem, number = first[:-1], int(first[-1])
+        header = ",".join(f"{stem}{number + k}" for k in range(5))
+        yield f"path,{header}\na.JPEG,65,3,8,1,2\n", [65, 3, 8, 1, 2]
+
+
+def in_cells(spans: list[str]) -> Iterator[Documented]:
+    header, *cells = spans
+    for cell in cells:
+        yield f'{header}\na.JPEG,"{cell}"\n', [65, 3, 8]
+    yield f"{header}\na.JPEG,65\n", [65]
+
+
+def inference(spans: list[str]) -> Iterator[Documented]:
+    header, *columns, everything = spans
+    assert everything == "--topk 0"  # see test_a_table_of_all_outputs
+    yield f"{header}\na.JPEG,65,0.5\n", [65]
+    yield f"filename,{','.join(columns)}\na.JPEG,65,0.5\n", [65]
+
+
+def as_shown(classes: list[int], **changes: str) -> Callable[[list[str]], Iterator[Documented]]:
+    def lines(spans: list[str]) -> Iterator[Documented]:
+        for span in spans:
+            text = span.replace("<tab>", "\t")
+            for old, new in changes.items():
+                text = text.replace({"dots": "...", "more": ", ..."}[old], new)
+            yield text + "\n", classes
+
+    return lines
+
+
+def in_json(spans: list[str]) -> Iterator[Documented]:
+    by_image, as_object = spans
+    for text in (by_image, f"[{as_object}]", f"{as_object}\n{as_object.replace('a.', 'b.')}"):
+        yield text, [65, 3, 8, 1, 2]
+
+
+DOCUMENTED: dict[str, Callable[[list[str]], Iterator[Documented]] | None] = {
+    "a table with a column of names and one for each place": numbered,
+    "with the classes in one column": in_cells,
+    "timm's `inference.py --include-index`: CSV, JSON, records, split, parquet": inference,
+    "PaddleClas's `predict_cls.py`": as_shown([8, 7], dots="['hen', 'cock']"),
+    "PaddleClas's command `paddleclas`": as_shown([8, 7], dots="label_names: ['hen', 'cock']"),
+    "PaddleClas's `infer.py`, with its log": as_shown([8, 7], more=""),
+    "VastModelZOO's tools": as_shown([65], dots="tench, Tinca tinca"),
+    "MLPerf's `mlperf_log_accuracy.json`": None,  # test_mlperf_log_of_classes
+    "JSON by image, JSON of objects, an object a line": in_json,
+    "our own `predictions.csv`, or a result folder": None,  # test_a_form_of_our_own_predictions
+    "logits, probabilities or log-probabilities: `.npy`, `.npz`, `.pt`": None,  # ARRAYS
+}
+
+
+@pytest.mark.parametrize("held", DOCUMENTED)
+def test_the_examples_of_the_documentation(held: str, tmp_path: Path) -> None:
+    make = DOCUMENTED[held]
+    for text_, expected in make(ROWS[held]) if make else ():
+        if text_.startswith("class_ids"):  # as the command logs it
+            text_ = f"[2026/01/02 03:04:05] ppcls INFO: {text_}"
+        (tmp_path / "x").write_text(text_)
+        answers = read_answers(tmp_path / "x", 1000)
+        assert isinstance(answers, Ranked)
+        assert (answers.names[0], answers.classes[0].tolist()) == ("a.JPEG", expected)
+
+
+def test_every_row_of_the_documentation_is_tested() -> None:
+    assert list(ROWS) == list(DOCUMENTED)
 
 
 REFUSED: dict[str, tuple[Make, type[EvalError], str]] = {
