@@ -23,8 +23,14 @@ _SEEKING = threading.Lock()  # the place in a file is one for all threads
 PATIENCE = 60.0  # seconds to wait for a lock
 NOTICE = 2.0  # seconds until a wait is mentioned
 
+_LARGE, _MOST_SHRUNK = 64 << 20, 20  # bytes; images, names and logits shrink much less
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF}
 _OWNER = re.compile(r"process ([0-9]{1,10}) on (\S{1,100})\n")
+
+
+def is_inflated(size: int, stored: int) -> bool:
+    """Whether so few bytes of a file stand for so many in memory that it is a trap."""
+    return size > _LARGE and size > _MOST_SHRUNK * stored
 
 
 def write_atomically(path: Path, text: str) -> None:

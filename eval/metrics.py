@@ -171,6 +171,8 @@ class Scores:
         tied: bool (N,), whether several classes have the largest output.
         known: the largest k of which the top-k is known; 5 but for predictions of fewer classes
             that were made elsewhere, and graphs that give nothing but the top-1 prediction.
+        listed: how many classes predictions made elsewhere rank, if that is so: this rank means
+            that or more. None: all.
     """
 
     rank: NDArray[np.int64]
@@ -179,6 +181,7 @@ class Scores:
     nll: NDArray[np.float64]
     tied: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     known: int = field(default=TOP, kw_only=True)
+    listed: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if len(self.tied) != len(self.rank):

@@ -2,8 +2,8 @@
 
 And the cores that they may use.
 
-The processes share nothing while they measure. Each measures every n-th batch. At the end, all of
-them receive all records, and the first one writes the reports.
+Each process measures every n-th batch. They share nothing meanwhile, but the word that one of them
+has failed. At the end, all of them receive all records, and the first one writes the reports.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -30,6 +30,7 @@ class Group:
     count: int = 1  # of processes
     local_number: int = 0  # of this process on its machine; selects its GPU
     local_count: int = 1  # of processes on this machine
+    store: Any = field(default=None, repr=False, compare=False)  # torch's, of what all can see
 
     @property
     def is_first(self) -> bool:
@@ -57,29 +58,51 @@ class Group:
     def together(self, step: Callable[[], T]) -> T:
         """Do a step that all processes do; an error of one is told to all.
 
-        They end with it at their next `gather` or `wait`, so there must be one after the step.
+        They end with it at their next `look`, `gather` or `wait`: one of these must follow.
         """
         try:
             return step()
         except Exception as error:
             if self.count > 1 and not getattr(error, _TOLD, False):
-                self._exchange(_Failure.of(error))
+                with suppress(EvalError, RuntimeError):  # this one's error is what is said
+                    if self.store is not None:
+                        self.store.set(_FAILED, "")
+                    self._exchange(_Failure.of(error))
             raise
+
+    def look(self) -> None:
+        """End with the error of another process that has failed; does not wait for any.
+
+        Raises:
+            EvalError: see `gather`.
+        """
+        if self.store is not None:
+            with _lost_connections():
+                failed = self.store.check([_FAILED])
+            if failed:
+                self.gather(None)
 
     def _exchange(self, value: Any) -> list[Any]:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.count
-        try:
+        with _lost_connections():
             dist.all_gather_object(values, value)
-        except RuntimeError as error:  # torch's word for a lost connection
-            raise EvalError(
-                "Another process of this run has ended.\nIts own message says why."
-            ) from error
         return values
 
 
 _TOLD = "_told_by_another_process"
+_FAILED = "pplcnet-eval/failed"  # a key of the store
+
+
+@contextmanager
+def _lost_connections() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch's word for one
+        raise EvalError(
+            "Another process of this run has ended.\nIts own message says why."
+        ) from error
 
 
 class _Failure(NamedTuple):
@@ -170,14 +193,21 @@ def process_group() -> Iterator[Group]:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     # The timeout is long because a process may have to wait for one with larger images; torchrun
     # ends all of them if one dies.
+    timeout = timedelta(days=1)
+    store, *_ = next(rendezvous("env://", timeout=timeout))
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1)
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=store,
+        rank=place.number,
+        world_size=place.count,
+        timeout=timeout,
     )
     try:
-        yield place
+        yield replace(place, store=store)
     finally:
         dist.destroy_process_group()
 

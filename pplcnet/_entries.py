@@ -8,6 +8,7 @@ called, and takes the only one, or the one that is named.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +33,11 @@ _MODELS = frozenset(
         "ema_model",
         "model_ema",
     ]
+)
+# What Paddle's optimizers (``python/paddle/optimizer``) call theirs: ``conv2d_0.w_0_velocity_0``.
+_OPTIMIZER = re.compile(
+    r".+_(velocity|momentum|moment|moment1|moment2|inf_norm|beta[12]_pow_acc|mean_square|mean_grad|"
+    r"_?avg_squared_(grad|update))_[0-9]+"
 )
 _HEADS = {"backbone", "head"}  # of one model: mmpretrain's, mmcls's
 _SHOWN = 8  # names in a message
@@ -84,6 +90,11 @@ def choose(content: object, wanted: str = "") -> Checkpoint:
     if not isinstance(content, dict):
         kind = type(content).__name__.strip("_")
         raise Refused(f"it contains a {kind}, not a state dict", SAVE_TENSORS)
+    if _is_optimizer(content):
+        raise Refused(
+            "it contains the state of an optimizer, not a model",
+            "Give the weights that were saved with it, such as the .pdparams of the same name.",
+        )
     models = list(_models(content))
     if not models:
         raise Refused("it contains no tensors", SAVE_TENSORS)
@@ -100,6 +111,14 @@ def choose(content: object, wanted: str = "") -> Checkpoint:
     raise Refused(
         f"it contains {len(entries)} models: {_listed(entries)}",
         f"Name one of them: --weights-entry {_listed(entries[-1:])}, for example.",
+    )
+
+
+def _is_optimizer(content: dict[Any, Any]) -> bool:
+    """Whether a file is one of Paddle's ``.pdopt``, or a torch optimizer's state dict."""
+    names = [name for name, each in content.items() if isinstance(each, Tensor)]
+    return content.keys() == {"state", "param_groups"} or (
+        bool(names) and all(_OPTIMIZER.fullmatch(str(name)) for name in names)
     )
 
 

@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--calibrate", type=Path, metavar="PATH", help="images to calibrate int8 on")
     add("--calibration-images", type=int, default=300, help="default %(default)s")
     add("--images", type=Path, metavar="PATH", help="images to compare the answers on")
-    add("--preprocess", choices=("torchvision", "paddle", "squash"), default="torchvision")
+    add("--preprocess", metavar="RECIPE", help="as of python -m eval.imagenet")
     args = parser.parse_args(arguments)
     for path, ending in ((args.output, (".onnx",)), (args.openvino, (".xml",)),
                          (args.int8, (".onnx", ".xml"))):  # fmt: skip

@@ -197,14 +197,16 @@ def test_other_images_are_a_contradiction(result: Path, weights: Path, tmp_path:
 def test_a_scored_result(images: Path, tmp_path: Path) -> None:
     paths = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.JPEG"))
     logits = np.random.default_rng(0).normal(size=(len(paths), 1000)).astype(np.float32)
-    np.savez(tmp_path / "p.npz", logits=logits, names=np.array(paths))
+    # As a tool on another system names what it made of each image.
+    names = np.array([f"out\\{Path(path).name}.npz" for path in paths])
+    np.savez(tmp_path / "p.npz", logits=logits, names=names)
     words = [str(tmp_path / "p.npz"), "--data", str(images), "--variant", "small", "--quiet"]
     assert eval.score.main([*words, "--output", str(tmp_path / "scored")]) == 0
     given = ["--predictions", str(tmp_path / "p.npz")]
     code, found = audited(tmp_path / "scored", images, *given)
     assert (code, found["different"], found["images"]) == (0, 0, 24)
     logits[3] = logits[3][::-1]
-    np.savez(tmp_path / "p.npz", logits=logits, names=np.array(paths))
+    np.savez(tmp_path / "p.npz", logits=logits, names=names)
     code, found = audited(tmp_path / "scored", images, *given)
     assert (code, found["different"]) == (1, 1)
 
@@ -393,6 +395,32 @@ def test_a_model_of_a_library(images: Path, tmp_path: Path) -> None:
     assert (code, found["images"], found["contradictions"]) == (0, 6, [])
     (folder / "run.json").unlink()
     assert main([str(folder), "--data", str(images), *given]) == 2
+
+
+def test_a_tolerance_is_that_of_the_result(images: Path, tmp_path: Path) -> None:
+    table = tmp_path / "results.csv"
+    settings = "model,img_size,top1,top5,crop_pct,interpolation\ntest_resnet.r160_in1k,160,"
+    table.write_text(f"{settings}46,71,0.95,bilinear\n")
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "t.safetensors")
+    words = ["--data", str(images), "--model", "timm:test_resnet", "--timm-results", str(table)]
+    given = ["--weights", str(tmp_path / "t.safetensors"), "--quiet"]
+    folder = tmp_path / "result"
+    assert eval.imagenet.main([*words, *given, "--tolerance", "3", "--output", str(folder)]) == 0
+    code, found = audited(folder, images, *given)
+    assert (code, found["contradictions"]) == (0, [])
+    run = folder / "run.json"
+    document = json.loads(run.read_text())
+    (tolerance,) = document["published"]["tolerance"].values()
+    assert tolerance.pop("images") == 3
+    run.write_text(json.dumps(document))
+    code, found = audited(folder, images, *given)
+    line = "run.json, published: not your configuration's tolerance"
+    assert (code, found["contradictions"]) == (1, [line])
+    tolerance["images"] = 3
+    run.write_text(json.dumps(document))
+    table.write_text(f"{settings}46,72,0.95,bilinear\n")
+    code, found = audited(folder, images, *given)
+    assert "published: not your configuration's reference" in str(found["contradictions"])
 
 
 @pytest.mark.parametrize("letter", ["a", "r"])

@@ -147,3 +147,18 @@ def test_places_worked_by_hand() -> None:
         ("51–100", 1),  # noqa: RUF001
         ("101–1000", 2),  # noqa: RUF001
     ]
+
+
+@pytest.mark.parametrize(
+    ("listed", "last"),
+    [
+        (5, [("5", 1), ("6–1000", 2)]),  # noqa: RUF001
+        (7, [("5", 1), ("6–7", 1), ("8–1000", 1)]),  # noqa: RUF001
+        (10, [("5", 1), ("6–10", 2), ("11–1000", 0)]),  # noqa: RUF001
+    ],
+)
+def test_places_of_predictions_that_rank_some_classes(
+    listed: int, last: list[tuple[str, int]]
+) -> None:
+    """A label that is not among them has a place behind them, and nobody knows which."""
+    assert place_counts(np.array([0, 4, 5, 7]), listed)[4:] == last

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
 from small_valsets import name
 
@@ -63,7 +66,7 @@ def test_zeros_in_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path = shard(tmp_path / "x.parquet", pyarrow.array([bytes(3 << 20)]), names_of(1))
     assert path.stat().st_size < 10_000
     assert open_valset(path).samples
-    monkeypatch.setattr(layout, "_LARGE", 2 << 20)
+    monkeypatch.setattr("eval.files._LARGE", 2 << 20)
     with pytest.raises(DataError, match=r"makes 3 MiB of .* bytes \(image.bytes\)") as caught:
         open_valset(path)
     assert str(caught.value).count("\n") == 1
@@ -132,6 +135,81 @@ def test_a_large_document(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(f"[{'[],' * (6 << 20)}[]]")
     with pytest.raises(DataError, match="too large for a list in JSON"):
         read_labels(tmp_path / "x.json")
+
+
+LONG, OFTEN = "x" * 100_000, 3000
+REPEATED: dict[str, pyarrow.Array] = {  # 300 MB in a file of a few KB
+    "text": pyarrow.array([LONG] * OFTEN),
+    "views": pyarrow.array([LONG] * OFTEN, pyarrow.string_view()),
+    "lists": pyarrow.array([[LONG]] * OFTEN),
+    "structs": pyarrow.array([{"a": {"b": LONG}}] * OFTEN),
+    "maps": pyarrow.array([[("a", LONG)]] * OFTEN, pyarrow.map_("string", "string")),
+}
+
+
+@pytest.mark.parametrize("kind", REPEATED)
+def test_texts_that_a_file_of_predictions_repeats(kind: str, tmp_path: Path) -> None:
+    """They are counted as they are stored, once, before any is written out."""
+    names = [f"{n}.JPEG" for n in range(OFTEN)]
+    rows = pyarrow.table({"path": names, "top1": [7] * OFTEN, "x": REPEATED[kind]})
+    pyarrow.parquet.write_table(rows, tmp_path / "x", compression="zstd")
+    assert (tmp_path / "x").stat().st_size < 50_000
+    usual = pyarrow.default_memory_pool()
+    counting = pyarrow.proxy_memory_pool(usual)
+    pyarrow.set_memory_pool(counting)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"repeats texts: 286 MiB in .* bytes") as caught:
+            read_answers(tmp_path / "x", 1000)
+        assert counting.max_memory() < 10 << 20
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+        pyarrow.set_memory_pool(usual)
+    assert str(caught.value).count("\n") == 1
+
+
+def test_a_column_of_one_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no space, and a cell for each of its rows."""
+    rows = {"path": [f"{n}.JPEG" for n in range(5000)], "top1": [7] * 5000}
+    rows |= {f"x{n}": [1.5] * 5000 for n in range(20)}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "x", compression="zstd")
+    assert read_answers(tmp_path / "x", 1000).names[-1] == "4999.JPEG"
+    monkeypatch.setattr("eval.measure.given.tables._MANY_CELLS", 100_000)
+    with pytest.raises(DataError, match=r"has 110,000 values in .* bytes"):
+        read_answers(tmp_path / "x", 1000)
+
+
+def test_columns_of_parquet_that_are_none(tmp_path: Path) -> None:
+    """Values of one length cannot be read as they are stored; two of a name hide one another."""
+    fixed = pyarrow.array([b"x" * 17], pyarrow.binary(17))
+    for names, column, message in (
+        (["path", "top1", "x"], fixed, "x is of a type that no tool uses"),
+        (["path", "top1", "top1"], pyarrow.array([8]), "more than one column top1"),
+    ):
+        rows = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array([7]), column], names)
+        pyarrow.parquet.write_table(rows, tmp_path / "x")
+        with pytest.raises(DataError, match=message):
+            read_answers(tmp_path / "x", 1000)
+    half = pyarrow.array([0.5], pyarrow.float16())
+    rows = pyarrow.table({"path": ["a"], "top1": [7], "prob1": half})
+    pyarrow.parquet.write_table(rows, tmp_path / "x")
+    assert read_answers(tmp_path / "x", 1000).prob.tolist() == [[0.5]]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "pt"])
+def test_arrays_that_are_larger_than_their_file(suffix: str, tmp_path: Path) -> None:
+    """Zeros shrink to nothing; and an array of text has the width of its longest."""
+    path = tmp_path / f"x.{suffix}"
+    names = ["x" * 30_000, *map(str, range(999))]
+    if suffix == "npz":
+        np.savez_compressed(path, logits=np.zeros((20_000, 1000), np.float32))
+    else:
+        torch.save({"names": names, "logits": torch.zeros(1000, 10)}, path)
+    with pytest.raises(DataError, match=r"x\.\w+ makes \d+ MiB of .* bytes") as caught:
+        read_answers(path, 10)
+    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).count("\n") == 1
 
 
 def test_rows_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

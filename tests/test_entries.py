@@ -333,6 +333,34 @@ def test_other_programs(tmp_path: Path) -> None:
         assert advice in second
 
 
+def paddle_optimizer(*kinds: str) -> dict[str, object]:
+    """What `paddle.save(optimizer.state_dict(), ...)` pickles."""
+    names = ["conv2d_0.w_0", "batch_norm2d_0.b_0"]
+    state: dict[str, object] = {
+        f"{name}_{kind}_0": np.zeros(3, np.float32) for name in names for kind in kinds
+    }
+    return {**state, "master_weights": {n: np.ones(3, np.float32) for n in names},
+            "LR_Scheduler": {"last_epoch": 3, "last_lr": 0.1}}  # fmt: skip
+
+
+def test_the_state_of_an_optimizer_is_no_model(tmp_path: Path) -> None:
+    momentum = torch.optim.SGD(nn.Linear(2, 3).parameters(), momentum=0.9).state_dict()
+    for data in (
+        pickle.dumps(paddle_optimizer("velocity"), protocol=2),
+        pickle.dumps(paddle_optimizer("moment1", "moment2", "beta1_pow_acc"), protocol=2),
+        saved(momentum),
+    ):
+        (tmp_path / "w.pdopt").write_bytes(data)
+        with pytest.raises(WeightsError) as caught:
+            read_checkpoint(tmp_path / "w.pdopt")
+        first, second = str(caught.value).splitlines()
+        assert first.endswith("it contains the state of an optimizer, not a model.")
+        assert ".pdparams of the same name" in second
+    names = {"conv2d_0.w_0_velocity_0": np.zeros(3), "conv2d_0.w_0": np.zeros(3)}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps(names, protocol=2))
+    assert len(read_checkpoint(tmp_path / "w.pdparams").tensors) == 2
+
+
 # --- folders and shards
 
 

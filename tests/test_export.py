@@ -43,6 +43,20 @@ def test_the_old_name_still_works(
     assert shown.out.count("top-1 identical in") == 2
 
 
+@pytest.mark.parametrize("recipe", ["torchvision,resize=235", "squash", None])
+def test_the_old_name_takes_what_the_new_one_takes(
+    recipe: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, asked = alias(), []
+
+    def made(words: list[str], *_: object) -> None:
+        asked.append(export.parse([*words, "--output", "folder"]).preprocess)
+
+    monkeypatch.setattr(script, "_export", made)
+    assert script.main(["--output", "a.onnx", *(["--preprocess", recipe] if recipe else [])]) == 0
+    assert asked == [recipe]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

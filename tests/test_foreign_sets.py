@@ -65,9 +65,10 @@ FORMATS: dict[str, tuple[str, bytes, str]] = {
     "val.sqsh": ("a squashfs image", b"hsqs" + bytes(999), "unsquashfs -d val {path}"),
     "validation-00000-of-00128": ("a TFRecord file", tfrecord(), "pip install tfrecord"),
     "data.bin": ("an LMDB database", bytes(16) + b"\xde\xc0\xef\xbe" + bytes(999), "lmdb.open"),
-    "val.rec": ("an MXNet record file", struct.pack("<I", 0xCED7230A) + bytes(999), "--data"),
-    "val.beton": ("an FFCV file", BETON, "--data"),
-    "val": ("an FFCV file", BETON, "--data"),
+    "val.rec": ("an MXNet record file", struct.pack("<I", 0xCED7230A) + bytes(999),
+                "no names of files, and im2rec usually resized them. Give the folder or tar"),
+    "val.beton": ("an FFCV file", BETON, "no names of files, and its writer usually"),
+    "val": ("an FFCV file", BETON, "Give the folder or tar"),
     "val.h5": ("an HDF5 file", b"\x89HDF\r\n\x1a\n" + bytes(999), "--data"),
     "val.npy": ("a NumPy file", b"\x93NUMPY" + bytes(999), "python -m eval.score {path}"),
 }  # fmt: skip

@@ -12,9 +12,11 @@ import pytest
 import torch
 from conftest import FILES, MakeVal
 from onnx import TensorProto, helper
+from test_precision import F32, Tensor, litert
+from test_runtimes import needs
 
 from eval import Request, evaluate
-from eval.backends import Task
+from eval.backends import Task, mnn
 from eval.backends.formats import side_of
 from eval.backends.signature import check_signature
 from eval.errors import ModelError, UsageError
@@ -220,6 +222,48 @@ def test_a_size_in_an_openvino_file(tmp_path: Path) -> None:
     path = graph(tmp_path / "x.onnx", give=LOGITS, take=["n", 3, 256, 256])
     openvino.save_model(openvino.Core().read_model(path), tmp_path / "x.xml")
     assert side_of(tmp_path / "x.xml") == 256
+
+
+@pytest.mark.parametrize(
+    ("shape", "signature", "expected"),
+    [
+        ([1, 256, 256, 3], None, 256),
+        ([1, 3, 192, 192], None, 192),
+        ([1, 224, 224, 3], [-1, 224, 224, 3], 224),
+        ([1, 1, 1, 3], [-1, -1, -1, 3], None),
+        ([1, 160, 192, 3], None, None),
+    ],
+)
+def test_a_size_in_a_litert_file(
+    shape: list[int], signature: list[int] | None, expected: int | None, tmp_path: Path
+) -> None:
+    weights = Tensor(F32, [5, 3], np.ones((5, 3), np.float32).tobytes())
+    image = Tensor(F32, shape)
+    image.signature = signature
+    path = litert(tmp_path / "x.tflite", [weights], [], pixels=[image])
+    assert side_of(path) == expected
+    path.write_bytes(path.read_bytes()[:60])
+    assert side_of(path) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [("0=256 1=256 2=3", 256), ("0=256 1=192 2=3", None), ("", None), ("0=x", None)],
+)
+def test_a_size_in_an_ncnn_file(values: str, expected: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "x.ncnn.param"
+    path.write_text(f"7767517\n2 2\nInput in0 0 1 in0 {values}\nReLU r 1 1 in0 out0\n")
+    assert side_of(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("take", "expected"), [(["n", 3, 256, 256], 256), (["n", 3, "h", "w"], None)]
+)
+def test_a_size_in_an_mnn_file(take: list[Any], expected: int | None, tmp_path: Path) -> None:
+    needs("mnn")
+    source = graph(tmp_path / "x.onnx", give=LOGITS, take=take)
+    mnn.export(torch.nn.Identity(), source, tmp_path / "x.mnn", 256)
+    assert side_of(tmp_path / "x.mnn") == expected
 
 
 def test_preprocessing_inside_of_a_graph(tmp_path: Path, crops: Crop) -> None:

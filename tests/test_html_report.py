@@ -269,6 +269,28 @@ def test_the_most_confident_mistakes_come_first() -> None:
     assert shown == [f"The crop of {measured.valset.samples[i].path}" for i in expected]
 
 
+def test_a_label_that_is_not_among_the_ranked_classes_has_no_position(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of ten ranked classes: a rank of 10 means 10 or more."""
+    plotted: list[tuple[str, int]] = []
+
+    def plot(places: list[tuple[str, int]]) -> Markup:
+        plotted[:] = places
+        return Markup("<svg></svg>")
+
+    monkeypatch.setattr("eval.results.html.places_plot", plot)
+    measured = random_measurement(200)
+    for scores in measured.scores.values():
+        scores.rank[:] = 9 + np.arange(200) % 2
+        scores.listed = 10
+    page = page_of(measured)
+    assert "label at position 10<" in page
+    assert "label not among the top 10<" in page
+    assert "at position 11" not in page
+    assert plotted[-2:] == [("6–10", 100), ("11–1000", 100)]  # noqa: RUF001
+
+
 def test_classes_are_worst_first_and_add_up() -> None:
     measured = random_measurement(5000)
     html = page_of(measured)

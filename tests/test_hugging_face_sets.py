@@ -209,7 +209,7 @@ def test_derived_files_of_a_cache(tmp_path: Path) -> None:
     small.stream(root / "cache-0123456789abcdef.arrow", rows([4]))
     assert [n for n, _ in labels_of(open_valset(root))] == [name(1), name(2)]
     (root / "imagenet-1k-validation.arrow").rename(root / "imagenet-1k-test.arrow")
-    assert "has the splits test and train, none of validation" in refusal(root)
+    assert "has shards of several splits, none of them for validation alone: " in refusal(root)
 
 
 def test_what_is_not_taken_is_named(tmp_path: Path) -> None:

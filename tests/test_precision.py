@@ -261,6 +261,7 @@ class Tensor:
     def __init__(self, kind: int, shape: Sequence[int], data: bytes = b"",
                  scale: float = 0, zero: int = 0) -> None:  # fmt: skip
         self.kind, self.shape, self.data, self.scale, self.zero = kind, shape, data, scale, zero
+        self.signature: Sequence[int] | None = None  # the shape, with -1 where it may change
 
 
 def litert_file(path: Path, tensors: Sequence[Tensor],
@@ -295,6 +296,8 @@ def litert_file(path: Path, tensors: Sequence[Tensor],
             fields = [(2, "UOffsetTRelative", scales), (3, "UOffsetTRelative", zeros)]
             quantized = table(fields, 7)
         ranges = [(4, "UOffsetTRelative", quantized)] if quantized else []
+        if t.signature:
+            ranges.append((7, "UOffsetTRelative", vector(t.signature)))
         made.append(table([(0, "UOffsetTRelative", shape), (1, "Int8", t.kind),
                            (2, "Uint32", next(buffer) if t.data else 0),
                            (3, "UOffsetTRelative", name), *ranges], 8))  # fmt: skip

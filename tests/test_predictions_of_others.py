@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 
 from eval.errors import DataError, EvalError, UsageError
 from eval.measure.given import Answers, Logits, Ranked, read_answers
@@ -79,6 +81,22 @@ def infer() -> str:
     return "".join(f"[2026/01/02 03:04:05] ppcls INFO: {line}\n" for line in lines)
 
 
+def paddleclas() -> str:
+    """As version 2.6.0 prints it, from ``python -m paddleclas.paddleclas --infer_imgs DIR``."""
+    dashes, wide = "-" * 124, "+" + "-" * 122 + "+"
+    title = f"{'Models supported by PaddleClas':^124}"
+    models = f"{wide}\n|{'PPLCNetV2_base  PPLCNetV2_large':^122}|\n{wide}"
+    results = [
+        f"class_ids: {row}, scores: {prob}, label_names: ['it's, a]', 'b'], filename: d/{name}"
+        for name, row, prob in zip(NAMES, TOP, PROB, strict=True)
+    ]
+    lines = [
+        f"[2026/01/02 03:04:05] ppcls INFO: {line}" for line in [*results, "Predict complete!"]
+    ]
+    listed = [dashes, title, models, f"{'Powered by PaddlePaddle!':>124}", dashes]
+    return "\n".join([*listed, *lines, ""])
+
+
 def own(*forms: str) -> dict[str, Any]:
     found: dict[str, Any] = {"index": [0, 1, 2], "path": [f"n0/{n}" for n in NAMES]}
     found["label"] = [65, 3, 3]
@@ -90,7 +108,7 @@ def own(*forms: str) -> dict[str, Any]:
 
 # name: what makes the file, how many places it has, whether it has probabilities
 FORMATS: dict[str, tuple[Make, int, bool]] = {
-    # pandas writes what timm's inference.py writes, by the same calls.
+    # pandas writes what timm's inference.py --include-index writes, by the same calls.
     "timm, top-1": (csv(**ONE), 1, True),
     "timm, lists in cells": (csv(**LISTS), 5, True),
     "timm, --results-separate-col": (csv(**APART), 5, True),
@@ -106,6 +124,8 @@ FORMATS: dict[str, tuple[Make, int, bool]] = {
     "timm, parquet": (table(lambda d, p: d.set_index("filename").to_parquet(p), **LISTS), 5, True),
     "predict_cls.py": (text("x", predict_cls()), 5, True),
     "infer.py": (text("x", infer()), 5, True),
+    "paddleclas": (text("x", paddleclas()), 5, True),
+    "paddleclas, its log alone": (text("x", paddleclas().rpartition("---\n")[2]), 5, True),
     "infer.py, as json": (
         text("x", json.dumps([
             {"class_ids": row, "scores": PROB[0], "file_name": name, "label_names": ["a"] * 5}
@@ -215,11 +235,13 @@ def test_a_table_of_all_outputs(by_column: bool, tmp_path: Path) -> None:
 
 
 def mlperf(kind: str, rows: Any, order: Any = (2, 0, 1)) -> str:
+    """As LoadGen 6.0.17 writes it, blanks included."""
     entries = [
-        {"seq_id": place, "qsl_idx": i, "data": np.array(rows[i], kind).tobytes().hex().upper()}
+        f'{{ "seq_id" : {place}, "qsl_idx" : {i}, "data" : '
+        f'"{np.array(rows[i], kind).tobytes().hex().upper()}" }}'
         for place, i in enumerate(order)
     ]
-    return "[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n"
+    return "[\n" + ",\n".join(entries) + "\n]\n"
 
 
 @pytest.mark.parametrize("kind", ["<i8", "<i4", "<f4"])
@@ -270,6 +292,89 @@ def test_what_is_known_without_the_best_five(tmp_path: Path) -> None:
     assert (scores.known, scores.rank.tolist(), scores.correct(1)) == (1, [0, 1], 1)
 
 
+# The table in docs/inputs.md: what its examples give for a.JPEG. A maker is given the examples of a
+# row, and writes each as a file; a list is read with --names.
+
+Documented = tuple[str, list[int]]
+SECTION = (ROOT / "docs/inputs.md").read_text(encoding="utf-8").partition("## Predictions")[2]
+ROWS = {
+    held: re.findall("`([^`]+)`", example)
+    for held, example in re.findall(r"^\| (.+?) \| (.+) \|$", SECTION, re.MULTILINE)
+    if held != "held as"
+}
+
+
+def numbered(spans: list[str]) -> Iterator[Documented]:
+    """A header as it is, and others that are numbered on from their first column."""
+    assert spans[0] == "path,top1,...,top5"
+    for first in ("top1", *spans[1:]):
+        stem, number = first[:-1], int(first[-1])
+        header = ",".join(f"{stem}{number + k}" for k in range(5))
+        yield f"path,{header}\na.JPEG,65,3,8,1,2\n", [65, 3, 8, 1, 2]
+
+
+def in_cells(spans: list[str]) -> Iterator[Documented]:
+    header, *cells = spans
+    for cell in cells:
+        yield f'{header}\na.JPEG,"{cell}"\n', [65, 3, 8]
+    yield f"{header}\na.JPEG,65\n", [65]
+
+
+def inference(spans: list[str]) -> Iterator[Documented]:
+    header, *columns, everything = spans
+    assert everything == "--topk 0"  # see test_a_table_of_all_outputs
+    yield f"{header}\na.JPEG,65,0.5\n", [65]
+    yield f"filename,{','.join(columns)}\na.JPEG,65,0.5\n", [65]
+
+
+def as_shown(classes: list[int], **changes: str) -> Callable[[list[str]], Iterator[Documented]]:
+    def lines(spans: list[str]) -> Iterator[Documented]:
+        for span in spans:
+            text = span.replace("<tab>", "\t")
+            for old, new in changes.items():
+                text = text.replace({"dots": "...", "more": ", ..."}[old], new)
+            yield text + "\n", classes
+
+    return lines
+
+
+def in_json(spans: list[str]) -> Iterator[Documented]:
+    by_image, as_object = spans
+    for text in (by_image, f"[{as_object}]", f"{as_object}\n{as_object.replace('a.', 'b.')}"):
+        yield text, [65, 3, 8, 1, 2]
+
+
+DOCUMENTED: dict[str, Callable[[list[str]], Iterator[Documented]] | None] = {
+    "a table with a column of names and one for each place": numbered,
+    "with the classes in one column": in_cells,
+    "timm's `inference.py --include-index`: CSV, JSON, records, split, parquet": inference,
+    "PaddleClas's `predict_cls.py`": as_shown([8, 7], dots="['hen', 'cock']"),
+    "PaddleClas's command `paddleclas`": as_shown([8, 7], dots="label_names: ['hen', 'cock']"),
+    "PaddleClas's `infer.py`, with its log": as_shown([8, 7], more=""),
+    "VastModelZOO's tools": as_shown([65], dots="tench, Tinca tinca"),
+    "MLPerf's `mlperf_log_accuracy.json`": None,  # test_mlperf_log_of_classes
+    "JSON by image, JSON of objects, an object a line": in_json,
+    "our own `predictions.csv`, or a result folder": None,  # test_a_form_of_our_own_predictions
+    "logits, probabilities or log-probabilities: `.npy`, `.npz`, `.pt`": None,  # ARRAYS
+}
+
+
+@pytest.mark.parametrize("held", DOCUMENTED)
+def test_the_examples_of_the_documentation(held: str, tmp_path: Path) -> None:
+    make = DOCUMENTED[held]
+    for text_, expected in make(ROWS[held]) if make else ():
+        if text_.startswith("class_ids"):  # as the command logs it
+            text_ = f"[2026/01/02 03:04:05] ppcls INFO: {text_}"
+        (tmp_path / "x").write_text(text_)
+        answers = read_answers(tmp_path / "x", 1000)
+        assert isinstance(answers, Ranked)
+        assert (answers.names[0], answers.classes[0].tolist()) == ("a.JPEG", expected)
+
+
+def test_every_row_of_the_documentation_is_tested() -> None:
+    assert list(ROWS) == list(DOCUMENTED)
+
+
 REFUSED: dict[str, tuple[Make, type[EvalError], str]] = {
     "two columns of classes": (
         csv(path=NAMES, pred=[1, 2, 3], top1=[1, 2, 3]), DataError,
@@ -280,6 +385,9 @@ REFUSED: dict[str, tuple[Make, type[EvalError], str]] = {
     "numbered rows": (
         csv(filename=NAMES, index=[0, 1, 2]), DataError, "its column index numbers the rows"),
     "the label alone": (csv(path=NAMES, label=[1, 2, 3]), DataError, "Needed: path or name, and"),
+    "timm without --include-index": (
+        csv(filename=NAMES, label=["tench"] * 3, prob=[0.5] * 3), DataError, "--include-index"),
+    "paddleclas, cut off": (text("x", paddleclas()[:600]), DataError, "no predictions"),
     "the class alone": (csv(path=NAMES, **{"class": [1, 2, 3]}), DataError, "columns path, class"),
     "names of classes": (
         csv(path=NAMES, prediction=["tench"] * 3), DataError, "a.JPEG has class tench"),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
-from conftest import FILES, MakeVal
+from conftest import FILES, HANG, MakeVal
+from tiny_task import tiny_task
 
 from eval import imagenet
-from eval.errors import UsageError
+from eval.errors import DataError, EvalError, UsageError
+from eval.images.valset import open_valset
+from eval.measure.engine import Engine
+from eval.measure.settings import exact_settings
 from eval.processes import Group, own_place, process_group
+from eval.progress import Event
 
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -70,6 +76,100 @@ def test_what_is_unclear_is_refused(words: str, message: str) -> None:
 def test_processes_that_cannot_find_each_other_are_refused() -> None:
     with pytest.raises(UsageError, match="MASTER_ADDR is not set"):
         own_place({"WORLD_SIZE": "2", "RANK": "0"})
+
+
+class Board:
+    """What torch's store does, for processes that are threads of this one."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        self.lost = False
+        self.written = threading.Event()
+
+    def set(self, key: str, value: str) -> None:
+        self.keys.add(key)
+        self.written.set()
+
+    def check(self, keys: list[str]) -> bool:
+        if self.lost:
+            raise RuntimeError("connection reset")
+        return self.keys >= set(keys)
+
+
+def two(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
+    """Two processes that measure, each in a thread of its own."""
+    values: list[object] = [None, None]
+    both = threading.Barrier(2)
+
+    def exchange(self: Group, value: object) -> list[object]:
+        values[self.number] = value
+        both.wait(HANG)
+        return list(values)
+
+    monkeypatch.setattr(Group, "_exchange", exchange)
+    board = Board()
+    return [Group(number, 2, store=board) for number in (0, 1)]
+
+
+def failing(group: Group, message: str) -> threading.Thread:
+    """A process that fails, and waits until the others know."""
+
+    def fail() -> None:
+        raise DataError(message)
+
+    def run() -> None:
+        with pytest.raises(DataError, match=r"\Aa.JPEG"):
+            group.together(fail)
+
+    return threading.Thread(target=run, daemon=True)
+
+
+def test_an_error_of_one_process_ends_the_others_at_their_next_batch(
+    val_folder: MakeVal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not measure the rest of their images first, which may take hours."""
+    valset = open_valset(val_folder({"n01440764": [f"{n}.JPEG" for n in range(20)]}))
+    first, second = two(monkeypatch)
+    other = failing(second, "a.JPEG cannot be decoded.\nReplace it.")
+    seen: list[int] = []
+
+    def progress(event: Event) -> None:
+        if not seen:
+            other.start()
+            assert first.store.written.wait(HANG)
+        seen.append(event.done)
+
+    with exact_settings(), pytest.raises(DataError, match=r"\AProcess 1: a.JPEG cannot"):
+        Engine(tiny_task(batch_size=1), progress).measure(valset, group=first)
+    other.join()
+    assert seen == [1]
+
+
+def test_an_error_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was told by another process is not told again, by steps within steps."""
+    first, second = two(monkeypatch)
+    other = failing(second, "a.JPEG")
+    other.start()
+    with pytest.raises(DataError, match=r"\AProcess 1: a.JPEG\Z"):
+        first.together(lambda: first.together(first.wait))
+    other.join()
+
+
+def test_processes_that_are_gone_hide_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = two(monkeypatch)
+
+    def gone(self: Group, value: object) -> list[object]:
+        raise EvalError("Another process of this run has ended.")
+
+    def fail() -> None:
+        raise DataError("x")
+
+    monkeypatch.setattr(Group, "_exchange", gone)
+    with pytest.raises(DataError, match=r"\Ax\Z"):
+        first.together(fail)
+    first.store.lost = True
+    with pytest.raises(EvalError, match="Another process of this run has ended"):
+        first.look()
 
 
 def test_a_group_that_is_unclear_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:

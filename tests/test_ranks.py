@@ -95,6 +95,10 @@ def test_what_differs_ends_both(
     relabeled = tmp_path / "relabeled"
     shutil.copytree(data, relabeled)
     (relabeled / "n01440764").rename(relabeled / "n01484850")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(data, damaged)
+    for path in damaged.rglob("*.JPEG"):
+        path.write_bytes(b"\xff\xd8damaged")
     no_image = tmp_path / "none"
     no_image.mkdir()
 
@@ -121,6 +125,7 @@ def test_what_differs_ends_both(
         (run(**{"batch-size": 2}), 2, "batch_size is 2, not 1"),
         (run(**{"on-bad-image": "record"}), 2, "on_bad_image is record, not fail"),
         (run(limit=3), 3, "images is 3, not 4"),
+        (run(data=damaged), 3, "Process 1: "),
         (run(another_version), 2, "versions pytest is "),
         ([{"words": words(), "code": "p.PACKAGES = before" if rank else ""} for rank in (0, 1)],
          0, ""),

@@ -428,6 +428,9 @@ def test_the_files_of_a_run_of_our_own_are_written(run: Callable[..., Any], tmp_
     document = json.loads((tmp_path / "out" / "run.json").read_text(), parse_constant=pytest.fail)
     assert document["settings"]["answers"] == "5 top classes; rank 5 means 5 or more"
     assert document["largest_logit"] is None
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "label not among the top 5<" in page
+    assert "at position 6" not in page
     lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
     assert lines[1] == (
         f"0,{imagenet_classes()[0].synset}/photo_0.JPEG,0,0,0,200,201,202,203,"

@@ -748,13 +748,32 @@ def shard(root: Path) -> Path:
     return root / "data" / "validation-00000-of-00002.parquet"
 
 
-def test_shards_of_another_split(tmp_path: Path):
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_shards_of_another_split(tmp_path: Path, suffix: str):
+    """The only one is read, whatever it is called: which set it is follows from the images."""
     root = small.parquet(tmp_path / "set")
+    expected = open_valset(root).samples
     for path in (root / "data").iterdir():
-        path.rename(path.with_name(path.name.replace("validation", "train")))
-    message = refusal(root)
-    assert "but none of the validation split" in message
-    assert "Download data/validation-*.parquet" in message
+        target = path.with_name(path.name.replace("validation", "train"))
+        path.rename(target)
+        if suffix == "arrow":
+            small.stream(target.with_suffix(".arrow"), pyarrow.parquet.read_table(target))
+            target.unlink()
+    root = root / "data" if suffix == "arrow" else root
+    folder = root if suffix == "arrow" else root / "data"
+    found = open_valset(root)
+    assert found.image_set.is_val
+    assert [(each.name, each.label) for each in found.samples] == [
+        (each.name, each.label) for each in expected
+    ]
+    for other in ("test", "extra"):
+        first = sorted(folder.iterdir())[0]
+        beside = folder / f"{other}-00000-of-00001.{suffix}"
+        shutil.copy(first, beside)
+        message = refusal(root)
+        assert "has shards of several splits, none of them for validation alone: " in message
+        assert "Give those of one: a file, or a range" in message
+        beside.unlink()
 
 
 def test_other_splits_beside(tmp_path: Path):

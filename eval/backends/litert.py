@@ -15,7 +15,7 @@ from eval.backends.flatbuffer import Damaged, Table
 from eval.backends.precision import UNKNOWN, describe
 from eval.backends.quantize import Work
 from eval.backends.session import Compute, Session
-from eval.backends.signature import Feed, Port
+from eval.backends.signature import Feed, Port, side_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,6 +131,19 @@ def _real(logits: NDArray[Any], entry: dict[str, Any]) -> NDArray[Any]:
 def begins(head: bytes) -> bool:
     """Whether a file is one of LiteRT; see `eval.backends.session`."""
     return head[4:8] == b"TFL3"
+
+
+def side(path: Path) -> int | None:
+    """Height and width of a graph's image, where they are fixed; see `eval.backends.session`."""
+    try:
+        graph = next(Table.root(path.read_bytes()).tables(2))
+        tensors = list(graph.tables(0))
+        inputs = [tensors[number] for number in graph.numbers(1, "i").tolist()]
+        # The second one has -1 for the sizes that may change.
+        shapes = [each.numbers(7 if each.length(7) else 0, "i").tolist() for each in inputs]
+    except (Damaged, IndexError, StopIteration):
+        return None
+    return side_of(shapes[0]) if len(shapes) == 1 else None
 
 
 # From LiteRT's schema.fbs: its numbers of the types that stand for real numbers, and of operators.

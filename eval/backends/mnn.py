@@ -18,7 +18,7 @@ from eval.backends.flatbuffer import Damaged, Table
 from eval.backends.precision import UNKNOWN, describe
 from eval.backends.quantize import Work
 from eval.backends.session import Compute, Session
-from eval.backends.signature import Feed, Port
+from eval.backends.signature import Feed, Port, side_of
 from eval.errors import ModelError
 
 if TYPE_CHECKING:
@@ -100,6 +100,17 @@ def companions(path: Path) -> tuple[Path, ...]:
     except Damaged:  # the runtime says so
         pass
     return ()
+
+
+def side(path: Path) -> int | None:
+    """Height and width of a graph's image, where they are fixed; see `eval.backends.session`."""
+    try:
+        operators = list(Table.root(path.read_bytes()).tables(3))
+        given = [each.table(2) for each in operators if each.number(1, "B") == _INPUT]
+        shapes = [table.numbers(0, "i").tolist() for table in given if table]
+    except Damaged:
+        return None
+    return side_of(shapes[0]) if len(shapes) == 1 else None
 
 
 def precision(path: Path) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from eval.backends.convert import export_in_child, in_child
 from eval.backends.precision import UNKNOWN, describe
 from eval.backends.session import Compute, Session
-from eval.backends.signature import Feed
+from eval.backends.signature import Feed, side_of
 from eval.errors import ModelError
 
 if TYPE_CHECKING:
@@ -62,6 +62,20 @@ def begins(head: bytes) -> bool:
 def companions(path: Path) -> tuple[Path, ...]:
     """The weights; see `eval.backends.session`."""
     return (path.with_suffix(".bin"),)
+
+
+def side(path: Path) -> int | None:
+    """Height and width of a graph's image, where it says them; see `eval.backends.session`."""
+    try:
+        inputs = [
+            dict(word.split("=", 1) for word in words[4 + int(words[2]) + int(words[3]) :])
+            for line in path.read_text("utf-8").splitlines()[2:]
+            if (words := line.split())[:1] == ["Input"]
+        ]
+        shapes = [[1, *(int(given.get(key, 0)) for key in ("2", "1", "0"))] for given in inputs]
+    except (ValueError, IndexError):
+        return None
+    return side_of(shapes[0]) if len(shapes) == 1 else None
 
 
 _TAGS = {0x01306B47: "fp16", 0x000D4B38: "int8", 0x0002C056: "fp32"}

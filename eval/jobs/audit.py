@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from eval.backends import BACKENDS
 from eval.backends.formats import is_exported
 from eval.config import builtin_variants
 from eval.errors import UsageError
-from eval.images.labels import image_key
 from eval.images.sets import STATED
 from eval.images.valset import ValSet
 from eval.jobs import score
@@ -30,10 +29,9 @@ from eval.judge.audit import (
     probabilities_differ,
     rankings_differ,
 )
-from eval.judge.result import SCORED
 from eval.judge.verdict import JUDGED_PRECISION, judge
 from eval.measure.engine import Engine, Measurement, hash_images
-from eval.measure.given import Answers, read_answers
+from eval.measure.given import Answers, match, read_answers
 from eval.measure.settings import exact_settings
 from eval.measure.setup import (
     Computation,
@@ -78,6 +76,13 @@ class Given:
     predictions: Path
     names: Path | None = None
     array: str | None = None
+
+
+class _Answers(NamedTuple):
+    """Predictions, and the row of each image that has one, by its path in the set."""
+
+    answers: Answers
+    row_of: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -131,8 +136,7 @@ def audit(
         else:
             valset = open_images(open_source(completed), Path(folder), progress=progress)
         answers = _answers(given, valset) if given else None
-        answered = {image_key(name) for name in answers.names} if answers else None
-        placed = places(claims, valset, answered)
+        placed = places(claims, valset, answers and answers.row_of)
         found.contradictions += placed.contradictions
         if not placed.is_certain:
             found.unchecked.append("which images the run came to")
@@ -247,7 +251,7 @@ def _there(claims: Claims, option: str) -> Path:
 
 @contextmanager
 def _again(
-    request: Request, claims: Claims, sample: ValSet, answers: Answers | None, progress: Observer
+    request: Request, claims: Claims, sample: ValSet, answers: _Answers | None, progress: Observer
 ) -> Iterator[Again]:
     """The sample, measured as the result says it was."""
     if answers is not None:
@@ -264,13 +268,16 @@ def _again(
             yield Again(subject, computation, measured, computation.precision, engine.logits_of)
 
 
-def _answers(given: Given, valset: ValSet) -> Answers:
+def _answers(given: Given, valset: ValSet) -> _Answers:
+    """Predictions, matched with all images as `eval.score` does it."""
     file = score.predictions_file(given.predictions)
-    return read_answers(file, len(valset.classes), given.names, given.array)
+    answers = read_answers(file, len(valset.classes), given.names, given.array)
+    rows = match(answers.names, valset.samples)
+    return _Answers(answers, {valset.samples[index].path: row for index, row in rows.items()})
 
 
 def _scored(
-    request: Request, claims: Claims, sample: ValSet, answers: Answers, progress: Observer
+    request: Request, claims: Claims, sample: ValSet, answers: _Answers, progress: Observer
 ) -> Again:
     """The sample, scored again as `eval.score` did it."""
     stated, tolerance = claims.rows[0], claims.option("tolerance")
@@ -285,23 +292,15 @@ def _scored(
     )
     files = () if request.weights == "auto" else identify([Path(request.weights)])
     subject = score.subject_of(asked, score.config_of(asked), files)
-    row_of = {image_key(name): row for row, name in enumerate(answers.names)}
-    missing = [s.path for s in sample.samples if image_key(s.path) not in row_of]
-    if missing:
+    paths = [each.path for each in sample.samples]
+    if missing := [path for path in paths if path not in answers.row_of]:
         raise UsageError(
             f"--predictions has none for {examples(missing)}.\n"
             "Give the file that the result was made from."
         )
-    rows = np.array([row_of[image_key(each.path)] for each in sample.samples])
-    labels = np.array([each.label for each in sample.samples])
-    measured = Measurement(
-        valset=sample,
-        scores={SCORED: answers.scores(rows, labels)},
-        logit_diff=np.full(len(rows), np.nan),
-        largest_logit=None,
-        digests=hash_images(sample, progress),
-        seconds=0.0,
-    )
+    rows = [answers.row_of[path] for path in paths]
+    hashes = hash_images(sample, progress)
+    measured = score.measurement(sample, answers.answers, rows, hashes)
     precision = stated.cells["precision"]
     computation = Computation("external", stated.cells["device"], precision)
     judged_as = precision if asked.tolerance is None else JUDGED_PRECISION

@@ -69,7 +69,7 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
     """
     started = datetime.now(UTC)
     with process_group() as group, ExitStack() as stack:
-        # Until all have agreed on what they measure, an error of one process is one of all.
+        # Until all have the records of all, an error of one process is one of all.
         together = group.together
         together(lambda: check_folders(request))
         output = group.gather(_path(request.output))[0]  # its name may hold the time
@@ -87,8 +87,9 @@ def evaluate(request: Request, progress: Observer = ignore) -> Evaluation:
             prepared = together(lambda: _prepare(run, valset, settings))
             subject, setup = prepared.subject, prepared.setup
             agree(group, prepared.identity, subject, setup)
-            with _open_journal(run, prepared) as journal:
-                measured = _measure(run, prepared, valset, journal)
+            with ExitStack() as held:
+                journal = together(lambda: held.enter_context(_open_journal(run, prepared)))
+                measured = together(lambda: _measure(run, prepared, valset, journal))
                 evaluation = Evaluation(
                     subject=subject,
                     data=str(request.data or valset.root),

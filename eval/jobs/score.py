@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,12 +134,26 @@ def _measure(asked: Scoring, valset: ValSet, answers: Answers, progress: Observe
     """The scores of the predictions, in the order of the images."""
     row_of = match(answers.names, valset.samples)
     valset = _answered(valset, row_of, asked.allow_missing)
-    rows = np.array([row_of[i] for i in sorted(row_of)])
-    labels = np.array([sample.label for sample in valset.samples])
     hashes = hash_images(valset, progress)
+    rows = [row_of[i] for i in sorted(row_of)]
+    return measurement(valset.doubted(hashes), answers, rows, hashes)
+
+
+def measurement(
+    valset: ValSet, answers: Answers, rows: Sequence[int], hashes: list[str]
+) -> Measurement:
+    """Predictions as what we would have measured.
+
+    Args:
+        valset: the images.
+        answers: predictions of these, and perhaps of others.
+        rows: that of each image, in their order.
+        hashes: of each image's file.
+    """
+    labels = np.array([sample.label for sample in valset.samples])
     return Measurement(
-        valset=valset.doubted(hashes),
-        scores={SCORED: answers.scores(rows, labels)},
+        valset=valset,
+        scores={SCORED: answers.scores(np.array(rows), labels)},
         logit_diff=np.full(len(rows), np.nan),
         largest_logit=None,
         digests=hashes,

@@ -255,10 +255,10 @@ class Engine:
             cache: see `measure`.
             stopper: see `measure`; the images are then measured in their shuffled order.
             stage: what is done, for the observer.
-            check: called after this process's last image; an error of one process is one of all.
+            check: called after this process's last image.
 
         Raises:
-            DataError, UsageError, LogitsError: see `measure`.
+            DataError, UsageError, LogitsError: see `measure`; also those of another process.
         """
         task = self.task
         forms = tuple(task.models)
@@ -283,6 +283,7 @@ class Engine:
         def count(images: int, right: int) -> None:
             nonlocal done, correct
             done, correct = done + images, correct + right
+            group.look()
             self._progress(Event(stage, done, total, correct))
 
         part = measure(
@@ -297,12 +298,9 @@ class Engine:
             crew=self._crew,
         )
 
-        def check_all() -> None:
-            check()
-            if self._crew:
-                self._crew.check()
-
-        group.together(check_all)
+        check()
+        if self._crew:
+            self._crew.check()
         stopped, bound = (stopper.reason, stopper.bound) if stopper else ("", {})
         measured = assemble(valset, group.gather(part), forms, stopped, bound)
         for form in forms:

@@ -182,7 +182,7 @@ def places(claims: Claims, valset: ValSet, answered: Collection[str] | None = No
     Args:
         claims: the result.
         valset: all images in hand.
-        answered: what the images that have a prediction are called; None if all have.
+        answered: paths of the images that have a prediction; None if all have.
     """
     paths = claims.predictions.paths
     images = {sample.path: index for index, sample in enumerate(valset.samples)}
@@ -228,7 +228,7 @@ def _expected(
     if claims.run.get("stopped"):
         return set(valset.shuffled()[:rows])
     if answered is not None and claims.option("allow_missing"):
-        return {i for i, each in enumerate(valset.samples) if image_key(each.path) in answered}
+        return {i for i, each in enumerate(valset.samples) if each.path in answered}
     return everything
 
 

@@ -372,7 +372,9 @@ def _confidence(measured: Measurement, form: str) -> dict[str, Any] | None:
         "reliability_plot": reliability_plot(bins[form]),
         "coverage_plot": coverage_plot(curve),
         "places_plot": (
-            places_plot(place_counts(scores.rank[answered])) if scores.known >= TOP else None
+            places_plot(place_counts(scores.rank[answered], scores.listed))
+            if scores.known >= TOP
+            else None
         ),
     }
 

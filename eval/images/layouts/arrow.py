@@ -61,30 +61,30 @@ def of_validation(paths: Sequence[Path]) -> list[Path]:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """Shards of the validation split in a folder, or in its ``data``; empty if there are none.
+    """Shards of a folder, or parquet ones in its ``data``; empty if there are none.
+
+    They are those of the validation split, or of the only one, which `datasets` calls ``train``.
 
     Raises:
-        DataError: they are of other splits.
+        DataError: they are of several splits, none of them for validation.
     """
     for place in (folder, folder / "data"):
-        shards = sorted(place.glob("*.parquet")) if place.is_dir() else []
-        others = [path for path in shards if _OTHER_SPLIT.fullmatch(path.name)]
-        if others and of_validation(shards) == shards:
-            raise DataError(
-                f"--data {folder} has the parquet shards {examples(p.name for p in others)}, but "
-                "none of the validation split.\nDownload data/validation-*.parquet, or give a file."
-            )
-        if shards:
-            return of_validation(shards)
+        if shards := sorted(place.glob("*.parquet")) if place.is_dir() else []:
+            return _one_split(folder, shards)
     if (saved := _saved(folder)) is not None:
         return saved
     arrow = [path for path in folder.glob("*.arrow") if not path.name.startswith(_DERIVED)]
-    shards = of_validation(sorted(arrow))
-    splits = {match[2].lower() for path in shards if (match := _OTHER_SPLIT.fullmatch(path.name))}
-    if len(splits) > 1:
+    return _one_split(folder, sorted(arrow))
+
+
+def _one_split(folder: Path, shards: Sequence[Path]) -> list[Path]:
+    shards = of_validation(shards)
+    matches = [_OTHER_SPLIT.fullmatch(path.name) for path in shards]
+    if len({match and match[2].lower() for match in matches}) > 1:
         raise DataError(
-            f"--data {folder} has the splits {' and '.join(sorted(splits))}, none of validation.\n"
-            f"Give one file, such as {shown(shards[0].name)}."
+            f"--data {folder} has shards of several splits, none of them for validation alone: "
+            f"{examples(path.name for path in shards)}.\n"
+            "Give those of one: a file, or a range such as 'x-{00000..00013}-of-00014.parquet'."
         )
     return shards
 

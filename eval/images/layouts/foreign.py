@@ -100,8 +100,17 @@ _FORMATS = (
         "k.decode()), 'wb').write(v) for k, v in lmdb.open(p, readonly=True, lock=False, "
         'subdir=os.path.isdir(p)).begin().cursor()]" {path}',
     ),
-    _Format("an MXNet record file", _begins(b"\x0a\x23\xd7\xce"), _ORIGINAL),
-    _Format("an FFCV file", _is_beton, _ORIGINAL, ".beton"),
+    _Format(
+        "an MXNet record file",
+        _begins(b"\x0a\x23\xd7\xce"),
+        f"It has no names of files, and im2rec usually resized them. {_ORIGINAL}",
+    ),
+    _Format(
+        "an FFCV file",
+        _is_beton,
+        f"It has no names of files, and its writer usually resized them. {_ORIGINAL}",
+        ".beton",
+    ),
     _Format("an HDF5 file", _begins(b"\x89HDF\r\n\x1a\n"), _ORIGINAL),
     _Format(
         "a NumPy file",

@@ -8,12 +8,13 @@ parquet is read for a whole row group.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eval.errors import DataError, UsageError
+from eval.files import is_inflated
 from eval.images.labels import shown
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ LABELS = ("label", "labels", "cls", "class", "target", "synset", "wnid")  # and 
 LONGEST_TEXT = 4096  # bytes of a name
 
 _MOST_ROWS = 2_000_000  # of a shard; ImageNet's training set has 1.3 million images
-# Bytes of a column of a row group: images hardly shrink, so that many from few are a trap.
-_LARGEST, _LARGE, _MOST_SHRUNK = 2 << 30, 64 << 20, 20
+_LARGEST = 2 << 30  # bytes of a column of a row group
 _AGAIN = "Download the shard again."
 _ERRORS = (OSError, ValueError, KeyError, TypeError, MemoryError, struct.error)
 _END = ARROW_STREAM + bytes(4)  # of a stream
@@ -83,7 +83,7 @@ def opened(path: Path, mapped: Shard | None = None) -> Iterator[Shard]:
 
 
 @contextmanager
-def _errors(path: Path, kind: str) -> Iterator[bool]:
+def _errors(path: Path, kind: str, again: str = _AGAIN) -> Iterator[bool]:
     """Pyarrow's errors become ours."""
     try:
         import pyarrow
@@ -93,7 +93,7 @@ def _errors(path: Path, kind: str) -> Iterator[bool]:
         yield kind == "parquet"
     except (pyarrow.ArrowException, *_ERRORS) as error:
         raise DataError(
-            f"{path} cannot be read as {kind}: {shown(str(error).partition(chr(10))[0])}.\n{_AGAIN}"
+            f"{path} cannot be read as {kind}: {shown(str(error).partition(chr(10))[0])}.\n{again}"
         ) from error
 
 
@@ -123,27 +123,44 @@ class _Parquet:
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[_Parquet]:
-    """A shard whose columns are no larger than its file can hold.
-
-    Values that are stored once and repeated stay so in memory.
-    """
-    import pyarrow.parquet
-
-    about = pyarrow.parquet.read_metadata(path)
-    _check_rows(path, about.num_rows)
-    for group in map(about.row_group, range(about.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            size, stored = column.total_uncompressed_size, column.total_compressed_size
-            shrunk = size > _LARGE and size > _MOST_SHRUNK * stored
-            if _is_known(column.path_in_schema) and (size > _LARGEST or shrunk):
-                raise DataError(
-                    f"{path} makes {size >> 20:,} MiB of {stored:,} bytes "
-                    f"({column.path_in_schema}), which images do not.\n{_AGAIN}"
-                )
-    columns = map(about.schema.column, range(about.num_columns))
-    texts = [c.path for c in columns if _is_known(c.path) and c.physical_type == "BYTE_ARRAY"]
-    with pyarrow.parquet.ParquetFile(path, metadata=about, read_dictionary=texts) as file:
+    """A shard whose columns are no larger than its file can hold."""
+    with parquet_file(path, _is_known, _AGAIN) as file:
+        _check_rows(path, file.metadata.num_rows)
         yield _Parquet(path, file)
+
+
+@contextmanager
+def parquet_file(
+    path: Path, is_read: Callable[[str], bool], again: str
+) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """A parquet file; values that it stores once and repeats stay so in memory.
+
+    Args:
+        path: of the file.
+        is_read: whether a column will be read, by its path in the schema.
+        again: what to do about a damaged file.
+
+    Raises:
+        DataError: it is damaged, or a column is larger than its bytes show.
+        UsageError: pyarrow is not installed.
+    """
+    with _errors(path, "parquet", again):
+        import pyarrow.parquet
+
+        about = pyarrow.parquet.read_metadata(path)
+        for group in map(about.row_group, range(about.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                size, stored = column.total_uncompressed_size, column.total_compressed_size
+                name = column.path_in_schema
+                if is_read(name) and (size > _LARGEST or is_inflated(size, stored)):
+                    raise DataError(
+                        f"{path} makes {size >> 20:,} MiB of {stored:,} bytes ({name}), which no "
+                        f"real file does.\n{again}"
+                    )
+        columns = map(about.schema.column, range(about.num_columns))
+        texts = [c.path for c in columns if is_read(c.path) and c.physical_type == "BYTE_ARRAY"]
+        with pyarrow.parquet.ParquetFile(path, metadata=about, read_dictionary=texts) as file:
+            yield file
 
 
 def _is_known(column: str) -> bool:

@@ -71,7 +71,7 @@ def _read_json(file: _Text) -> Answers:
 _FORMATS = (  # the first that fits
     _Format(logs.RELAY, lambda file: logs.read_relay(*file[:3])),
     _Format(
-        re.compile(rf"{logs.PREDICT_CLS.pattern}|.* ppcls INFO: "),
+        re.compile(rf"{logs.PREDICT_CLS.pattern}|{logs.LIST.pattern}|.* ppcls INFO: "),
         lambda file: logs.read_paddle(*file[:3]),
     ),
     _Format(re.compile(r"\[\{'class_ids'"), lambda file: logs.read_paddle(*file[:3])),

@@ -62,9 +62,10 @@ class Ranked:
         """Score rows (B,) against labels (B,); a label that is not listed has rank K."""
         classes = self.classes[rows]
         hit = classes == labels[:, np.newaxis]
-        scores = replace(Scores.empty(len(rows)), known=self.known)
-        scores.rank[:] = np.where(hit.any(axis=1), hit.argmax(axis=1), classes.shape[1])
-        places = min(TOP, classes.shape[1])
+        places = classes.shape[1]
+        scores = replace(Scores.empty(len(rows)), known=self.known, listed=places)
+        scores.rank[:] = np.where(hit.any(axis=1), hit.argmax(axis=1), places)
+        places = min(TOP, places)
         scores.top[:, :places] = classes[:, :places]
         if self.prob is not None:
             scores.prob[:, :places] = self.prob[rows, :places]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import DataError, UsageError
+from eval.files import is_inflated
 from eval.images.labels import examples, shown
 from eval.measure.given.answers import Logits, logits
 from eval.measure.given.tables import delimiter_of, names_columns, parse_json
@@ -34,6 +35,8 @@ def read_arrays(path: Path, classes: int, names: Path | None, array: str | None)
         arrays = _load(path)
     except WeightsError as error:
         raise DataError(str(error)) from error
+    except DataError:
+        raise
     except Exception as error:  # a damaged file lets numpy's parsers raise anything
         raise DataError(
             f"{path} cannot be read as numbers: {shown(str(error).partition(chr(10))[0])}.\n"
@@ -60,13 +63,25 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     if path.suffix.lower() in _TORCH:
         from pplcnet._checkpoint import read_values  # takes torch
 
-        return {name: _as_array(value) for name, value in read_values(path).items()}
+        return {name: _as_array(path, value) for name, value in read_values(path).items()}
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        _check_size(path, sum(member.file_size for member in arrays.zip.infolist()))
         return {name: arrays[name] for name in arrays.files}
 
 
-def _as_array(value: Any) -> NDArray[Any]:
-    if isinstance(value, list):
+def _check_size(path: Path, size: int) -> None:
+    """Zeros that were compressed, and a text that is kept once, take no space in a file."""
+    stored = path.stat().st_size
+    if is_inflated(size, stored):
+        raise DataError(
+            f"{path} makes {size >> 20:,} MiB of {stored:,} bytes, which no real file does.\n"
+            "Save it with numpy.savez, with the names of the images alone beside the logits."
+        )
+
+
+def _as_array(path: Path, value: Any) -> NDArray[Any]:
+    if isinstance(value, list):  # whose array has the width of the longest
+        _check_size(path, 4 * len(value) * max(map(len, value), default=0))
         return np.array(value)
     found: NDArray[Any] = (value.float() if value.is_floating_point() else value).numpy()
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,12 @@ PREDICT_CLS = re.compile(
     r"(?P<name>.+):\s+class id\(s\): \[(?P<ids>[0-9, ]*)\], score\(s\): \[(?P<scores>[^\]]*)\]"
     r"(, label_name\(s\): .*)?"
 )
+_COMMAND = re.compile(
+    r"class_ids: \[(?P<ids>[0-9, ]*)\], scores: \[(?P<scores>[^\]]*)\]"
+    r"(, label_names: .*)?, filename: (?P<name>.+)"
+)
+LIST = re.compile(r"-{20,}$")  # begins the list of models that the command prints first,
+_LIST_ENDS = "Powered by PaddlePaddle!"  # and its last line but one of dashes
 _LOGGED = re.compile(r"(?:\[[^\]]{1,60}\] )?\S{1,30} (?:INFO|DEBUG|WARNING): ?")
 _RESULT = "{'class_ids'"
 _LONGEST = 1 << 16  # characters of one result of infer.py
@@ -60,15 +67,20 @@ def read_paddle(path: Path, text: str, count: int) -> Ranked:
 
     predict_cls.py: ``NAME:\tclass id(s): [8, 7], score(s): [0.89, 0.07], label_name(s): [...]``,
     rounded to two decimals; infer.py: ``[{'class_ids': [8, 7], 'file_name': NAME, ...}, ...]``, for
-    each batch.
+    each batch; the command paddleclas: ``class_ids: [8, 7], scores: [0.89, 0.07], label_names:
+    [...], filename: NAME``, after a list of all its models.
 
     Raises:
         DataError: a line is none of these, or damaged.
     """
     rows: list[_Row] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    lines: Iterator[tuple[int, str]] = enumerate(text.splitlines(), 1)
+    if LIST.match(text.lstrip().partition("\n")[0]):
+        lines = itertools.dropwhile(lambda each: _LIST_ENDS not in each[1], lines)
+        lines = itertools.islice(lines, 2, None)
+    for number, line in lines:
         content = _LOGGED.sub("", line, count=1).strip()
-        if found := PREDICT_CLS.fullmatch(content):
+        if found := PREDICT_CLS.fullmatch(content) or _COMMAND.fullmatch(content):
             rows.append(_Row(found["name"], _words(found["ids"]), _words(found["scores"])))
         elif content.startswith(f"[{_RESULT}"):
             rows += _results(path, number, content)

@@ -18,15 +18,20 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from eval.errors import DataError, UsageError
+from eval.files import is_inflated
 from eval.images.labels import examples, image_key, is_image, shown
+from eval.images.layouts.shards import parquet_file
 from eval.images.lists import NAME_KEYS
 from eval.measure.given.answers import Answers, Ranked, logits, ranked
 from eval.text import from_csv_cell, table
+
+if TYPE_CHECKING:
+    import pyarrow
 
 Columns = Mapping[str, Sequence[Any]]  # cells by header; all of one length
 
@@ -39,7 +44,13 @@ _PROBABILITIES = ("prob", "probability", "score", "confidence", "conf", "logit",
 _DELIMITERS = (",", ";", "\t", "|")
 _LARGEST_JSON = 1 << 29  # bytes
 _MOST_CELLS = 100_000_000  # of a parquet file: 50,000 images with logits have half as many
+_WIDEST = 16  # bytes of a number: a decimal's
+_MANY_CELLS = 4_000_000  # which a file may have whatever its size: 15 columns of 250,000 images
 
+_NEEDED = (
+    "Needed: path or name, and top1 to top5 (class indices, best first), index (timm's "
+    "inference.py: --include-index), or classes (in one column)."
+)
 _NUMBER = re.compile(r"[-+.0-9eE ]+")
 _FORM = re.compile(r"(.+)_rank")
 _NUMBERED = re.compile(r"(.*?)_?([0-9]{1,4})")
@@ -179,29 +190,53 @@ def read_parquet(path: Path, count: int, form: str | None) -> Answers:
     """The columns of a parquet file; see `read_csv`.
 
     Raises:
+        DataError: also: it stands for more than its bytes show.
         UsageError: pyarrow is not installed.
     """
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise UsageError(
-            f"{path} needs pyarrow.\nInstall it: pip install 'pplcnet-eval[arrow]'."
-        ) from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            cells = sum(
-                file.metadata.row_group(group).column(column).num_values
-                for group in range(file.num_row_groups)
-                for column in range(file.metadata.num_columns)
+    with parquet_file(path, lambda _: True, "Save it again, or as CSV.") as file:
+        _check_cells(path, file.metadata)
+        content = file.read()
+        if twice := [name for name, n in Counter(content.column_names).items() if n > 1]:
+            raise DataError(f"{path} has more than one column {examples(twice)}.\nKeep one.")
+        size, stored = sum(map(_text_bytes, content.columns)), path.stat().st_size
+        if is_inflated(size, stored):
+            raise DataError(
+                f"{path} repeats texts: {size >> 20:,} MiB in {stored:,} bytes, which no real file "
+                "does.\nSave the names of the images and the indices of the classes alone."
             )
-            if cells > _MOST_CELLS:
-                raise DataError(
-                    f"{path} has {cells:,} values, over {_MOST_CELLS:,}.\nSave logits as .npy."
-                )
-            columns = file.read().to_pydict()
-    except (ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as parquet: {shown(str(error))}.") from error
+        columns = content.to_pydict()
     return from_columns(path, columns, count, form)
+
+
+def _check_cells(path: Path, about: pyarrow.parquet.FileMetaData) -> None:
+    """A column of one value that is repeated takes no space, but a cell for each."""
+    groups = map(about.row_group, range(about.num_row_groups))
+    cells = sum(g.column(i).num_values for g in groups for i in range(about.num_columns))
+    stored = path.stat().st_size
+    if cells > _MOST_CELLS or cells > max(_MANY_CELLS, stored):
+        raise DataError(f"{path} has {cells:,} values in {stored:,} bytes.\nSave logits as .npy.")
+    columns = map(about.schema.column, range(about.num_columns))
+    if wide := [c.path for c in columns if c.length > _WIDEST]:  # 0 but for values of one length
+        raise DataError(
+            f"{path}: {examples(wide)} is of a type that no tool uses for predictions.\n"
+            "Save text as strings and numbers as integers or floats."
+        )
+
+
+def _text_bytes(array: Any) -> int:
+    """Bytes that the texts of a column take when each is written out."""
+    import pyarrow
+    import pyarrow.compute
+
+    if isinstance(array, pyarrow.ChunkedArray):
+        return sum(map(_text_bytes, array.chunks))
+    kinds, kind = pyarrow.types, array.type
+    if kinds.is_dictionary(kind):
+        lengths = pyarrow.compute.binary_length(array.dictionary)
+        return int(pyarrow.compute.sum(lengths.take(array.indices).cast("int64")).as_py() or 0)
+    if kinds.is_struct(kind):
+        return sum(_text_bytes(array.field(place)) for place in range(kind.num_fields))
+    return _text_bytes(array.values) if kinds.is_nested(kind) else 0
 
 
 def from_columns(path: Path, columns: Columns, count: int, form: str | None) -> Answers:
@@ -220,10 +255,7 @@ def from_columns(path: Path, columns: Columns, count: int, form: str | None) -> 
     values = list(_rows(columns, prob)) if prob else None
     if classes is None:
         if not values or any(len(row) != count for row in values):
-            raise DataError(
-                f"{path} has the columns {examples(columns)}.\nNeeded: path or name, and top1 to "
-                "top5 (class indices, best first), index, or classes (in one column)."
-            )
+            raise DataError(f"{path} has the columns {examples(columns)}.\n{_NEEDED}")
         return _all_outputs(path, names, values, count)
     listed = list(_rows(columns, classes))
     _check_index(path, classes, listed, has_outputs=prob is not None)
@@ -268,10 +300,7 @@ def _names(path: Path, columns: Columns) -> list[str]:
     """The names of the images; two columns of files must name the same ones."""
     found = names_columns(list(columns))
     if not found:
-        raise DataError(
-            f"{path} has the columns {examples(columns)}.\nNeeded: path or name, and top1 to top5 "
-            "(class indices, best first), index, or classes (in one column)."
-        )
+        raise DataError(f"{path} has the columns {examples(columns)}.\n{_NEEDED}")
     first, *others = found
     names = [str(cell) for cell in columns[first]]
     for other in others:
