@@ -76,6 +76,15 @@ def plain_code(word: str) -> str:
     return match[1] if match else word.strip()
 
 
+def codes_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """What an object says about a class, by those of its keys that may name one (lower case)."""
+    codes: dict[str, str] = {}
+    for key in LABEL_KEYS:
+        if word := _text(row.get(key)):
+            codes[key] = plain_code(word.split()[0] if key == _BOXES else word)
+    return codes
+
+
 class _Reader:
     def __init__(self, path: Path, classes: ClassList, is_image: Callable[[str], bool]) -> None:
         self._path, self._classes, self._is_image = path, classes, is_image
@@ -223,10 +232,7 @@ class _Reader:
     def _row(self, number: int, row: Mapping[str, Any]) -> Row:
         """The name and the class of an object, or of a line by the names of its columns."""
         name = next((row[key] for key in NAME_KEYS if _text(row.get(key))), "")
-        codes: dict[str, str] = {}
-        for key in LABEL_KEYS:
-            if word := _text(row.get(key)):
-                codes[key] = plain_code(word.split()[0] if key == _BOXES else word)
+        codes = codes_of(row)
         if not codes:
             codes = {key: plain_code(word) for key in _WEAK_KEYS if (word := _text(row.get(key)))}
         if len({self._meaning(code) for code in codes.values()}) > 1:
