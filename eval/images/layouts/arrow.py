@@ -45,7 +45,7 @@ _VALIDATION = re.compile(r"(.*[-_.])?(val|valid|validation)([-_.0-9].*)?", re.IG
 _OTHER_SPLIT = re.compile(r"(.*[-_.])?(train|test)([-_.0-9].*)?", re.IGNORECASE)
 _DERIVED = "cache-"  # files of `Dataset.map` and its like, beside those that they were made from
 _SPLITS, _STATE = "dataset_dict.json", "state.json"
-_NOTES = ("dataset_info.json", _STATE, "README.md")  # of `datasets` itself
+NOTES = ("dataset_info.json", _STATE, _SPLITS, "README.md")  # of `datasets` itself
 
 
 class _Place(NamedTuple):
@@ -158,7 +158,7 @@ def list_shards(root: Path, shards: Sequence[Path], classes: ClassList) -> Listi
     others = [
         path.relative_to(root).as_posix()
         for path in sorted(shards[0].parent.iterdir() if root.is_dir() else ())
-        if path not in shards and path.is_file() and path.name[0] != "." and path.name not in _NOTES
+        if path not in shards and path.is_file() and path.name[0] != "." and path.name not in NOTES
     ]
     return Listing(
         root, _words(shards), label_of, "label column", _RowGroups(place_of), others=others
