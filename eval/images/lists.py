@@ -29,10 +29,10 @@ NAME_KEYS = ("path", "file_path", "filepath", "file_name", "filename", "file", "
              "image_name", "image", "img", "imageid", "image_id", "name", "fname")  # fmt: skip
 LABEL_KEYS = ("label", "labels", "cls", "class", "target", "class_id", "class_idx", "class_index",
               "label_id", "label_idx", "category", "category_id", "synset", "wnid",
-              "class_name", "label_name", "predictionstring", "ground_truth", "gt")  # fmt: skip
+              "class_name", "class_label", "label_name", "predictionstring", "ground_truth", "gt")  # fmt: skip
 _WEAK_KEYS = ("index", "idx", "id")  # of a label, where no other column has one; else of the row
 _BOXES = "predictionstring"
-_DELIMITERS = ("\t", ",", ";")
+_DELIMITERS = ("\t", ",", ";", "|")
 _MOST_CELLS = 5_000_000  # of a table; ImageNet's training set has 1.3 million images
 _LARGEST_DOCUMENT = 16 << 20  # characters
 _LONGEST_LINE = 100_000  # characters
@@ -107,7 +107,7 @@ class _Reader:
             )
         first = lines[0][1]
         for delimiter in _DELIMITERS:
-            header = [cell.strip('" ').casefold() for cell in first.split(delimiter)]
+            header = [_key(cell) for cell in first.split(delimiter)]
             if len(header) > 1 and _is_header(header):
                 return self._with_header(text, delimiter)
         for delimiter in _DELIMITERS:
@@ -115,6 +115,13 @@ class _Reader:
                 rows = self._without_header(text, delimiter)
                 if rows is not None:
                     return rows
+        if between := next((each for each in _DELIMITERS if each in first.strip()), ""):
+            if all(between in line and len(line.split()) < 3 for _, line in lines):
+                raise DataError(
+                    f"{self._path} has the columns {examples(first.split(between))}, without a "
+                    f"name that says which is what.\nWrite filename{between}label into the first "
+                    "line, and name others otherwise."
+                )
         if len(first.split()) == 1:
             return None
         if _is_header(first.casefold().split()) and len(lines) > 1:
@@ -139,7 +146,8 @@ class _Reader:
     def _name_first(self, words: list[str]) -> tuple[str, str] | None:
         code = plain_code(words[-1])
         is_code = code.isdecimal() or code in self._classes.index_of
-        return (" ".join(words[:-1]), code) if is_code and len(words) > 1 else None
+        name = " ".join(words[:-1]).removesuffix(":")
+        return (name, code) if is_code and name else None
 
     def _code_first(self, words: list[str]) -> tuple[str, str] | None:
         code, name = plain_code(words[0]), " ".join(words[1:])
@@ -173,7 +181,7 @@ class _Reader:
 
     def _with_header(self, text: str, delimiter: str) -> list[Row]:
         (_, header), *lines = self._cells(text, delimiter)
-        keys = [cell.casefold() for cell in header]
+        keys = [_key(cell) for cell in header]
         if twice := [key for key, times in Counter(filter(None, keys)).items() if times > 1]:
             raise DataError(
                 f"{self._path} has more than one column {examples(twice)}.\nRemove all but one."
@@ -231,7 +239,7 @@ class _Reader:
 
     def _row(self, number: int, row: Mapping[str, Any]) -> Row:
         """The name and the class of an object, or of a line by the names of its columns."""
-        name = next((row[key] for key in NAME_KEYS if _text(row.get(key))), "")
+        name = next((row[key] for key in (*NAME_KEYS, "id") if _text(row.get(key))), "")
         codes = codes_of(row)
         if not codes:
             codes = {key: plain_code(word) for key in _WEAK_KEYS if (word := _text(row.get(key)))}
@@ -291,7 +299,13 @@ _JSON = 'Write {"a.jpg": 7, ...}, or objects with the keys "filename" and "label
 
 def _is_header(words: Sequence[str]) -> bool:
     """Whether a line names the columns of a list: one for names, one for labels."""
-    return bool(set(words) & set(NAME_KEYS)) and bool(set(words) & {*LABEL_KEYS, *_WEAK_KEYS})
+    named, labeled = set(words) & set(NAME_KEYS), set(words) & set(LABEL_KEYS)
+    return bool(named and (labeled or set(words) & set(_WEAK_KEYS)) or (labeled and "id" in words))
+
+
+def _key(cell: str) -> str:
+    """The name of a column, as the known ones are written."""
+    return cell.strip('" ').casefold().replace(" ", "_")
 
 
 def _is_number(cell: str) -> bool:
