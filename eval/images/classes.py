@@ -202,14 +202,13 @@ def read_classes(path: Path) -> ClassList:
         )
     rows: list[ImageClass] = []
     line_of: dict[str, int] = {}
-    twice: str | bool = ""
+    twice = ""
     for number, line in numbered[header:]:
         where = f"{path}, line {number}"
         row = _parse(where, line)
         first = line_of.setdefault(row.folder, number)
-        twice = twice or (
-            first != number and f"{where}: {shown(row.folder)} is already on line {first}"
-        )
+        if first != number and not twice:
+            twice = f"{where}: {shown(row.folder)} is already on line {first}"
         rows.append(row)
     if twice:
         raise _twice(twice, rows)

@@ -300,7 +300,9 @@ _JSON = 'Write {"a.jpg": 7, ...}, or objects with the keys "filename" and "label
 def _is_header(words: Sequence[str]) -> bool:
     """Whether a line names the columns of a list: one for names, one for labels."""
     named, labeled = set(words) & set(NAME_KEYS), set(words) & set(LABEL_KEYS)
-    return bool(named and (labeled or set(words) & set(_WEAK_KEYS)) or (labeled and "id" in words))
+    return bool(
+        (named and (labeled or set(words) & set(_WEAK_KEYS))) or (labeled and "id" in words)
+    )
 
 
 def _key(cell: str) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 from eval.errors import DataError
 from eval.images.classes import ClassList
 from eval.images.labels import shown
-from eval.images.lists import codes_of
 from eval.images.layouts import Listing
+from eval.images.lists import codes_of
 from eval.text import table
 
 METADATA = ("metadata.csv", "metadata.jsonl")
