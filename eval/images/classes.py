@@ -196,10 +196,11 @@ def read_classes(path: Path) -> ClassList:
         numbered, header = table, 0
     else:
         header = _header(path, numbered)
-    if yaml := next((row for row in numbered if _YAML.match(row[1])), None):
-        raise DataError(
-            f"{path}, line {yaml[0]} is YAML ({shown(yaml[1].strip())}), which is not read.\n{_ROWS}"
-        )
+    for number, line in numbered:
+        if _YAML.match(line):
+            raise DataError(
+                f"{path}, line {number} is YAML ({shown(line.strip())}); it is not read.\n{_ROWS}"
+            )
     rows: list[ImageClass] = []
     line_of: dict[str, int] = {}
     twice = ""

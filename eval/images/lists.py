@@ -26,10 +26,12 @@ from eval.images.classes import ClassList
 from eval.text import examples, shown
 
 NAME_KEYS = ("path", "file_path", "filepath", "file_name", "filename", "file", "image_path",
-             "image_name", "image", "img", "imageid", "image_id", "name", "fname")  # fmt: skip
+             "img_path", "image_name", "img_name", "image", "img", "imageid", "image_id", "name",
+             "fname")  # fmt: skip
 LABEL_KEYS = ("label", "labels", "cls", "class", "target", "class_id", "class_idx", "class_index",
               "label_id", "label_idx", "category", "category_id", "synset", "wnid",
-              "class_name", "class_label", "label_name", "predictionstring", "ground_truth", "gt")  # fmt: skip
+              "class_name", "class_label", "label_name", "predictionstring", "ground_truth", "gt",
+              "gt_label")  # fmt: skip
 _WEAK_KEYS = ("index", "idx", "id")  # of a label, where no other column has one; else of the row
 _BOXES = "predictionstring"
 _DELIMITERS = ("\t", ",", ";", "|")
@@ -115,13 +117,13 @@ class _Reader:
                 rows = self._without_header(text, delimiter)
                 if rows is not None:
                     return rows
-        if between := next((each for each in _DELIMITERS if each in first.strip()), ""):
-            if all(between in line and len(line.split()) < 3 for _, line in lines):
-                raise DataError(
-                    f"{self._path} has the columns {examples(first.split(between))}, without a "
-                    f"name that says which is what.\nWrite filename{between}label into the first "
-                    "line, and name others otherwise."
-                )
+        between = next((each for each in _DELIMITERS if each in first.strip()), "")
+        if between and all(between in line and len(line.split()) < 3 for _, line in lines):
+            raise DataError(
+                f"{self._path} has the columns {examples(first.split(between))}, without a name "
+                f"that says which is what.\nWrite filename{between}label into the first line, and "
+                "name others otherwise."
+            )
         if len(first.split()) == 1:
             return None
         if _is_header(first.casefold().split()) and len(lines) > 1:
@@ -300,9 +302,8 @@ _JSON = 'Write {"a.jpg": 7, ...}, or objects with the keys "filename" and "label
 def _is_header(words: Sequence[str]) -> bool:
     """Whether a line names the columns of a list: one for names, one for labels."""
     named, labeled = set(words) & set(NAME_KEYS), set(words) & set(LABEL_KEYS)
-    return bool(
-        (named and (labeled or set(words) & set(_WEAK_KEYS))) or (labeled and "id" in words)
-    )
+    is_named = bool(named and (labeled or set(words) & set(_WEAK_KEYS)))
+    return is_named or ("id" in words and bool(labeled))
 
 
 def _key(cell: str) -> str:

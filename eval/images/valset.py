@@ -378,8 +378,8 @@ def _check_unlabeled(
             image = stems[beside.rpartition(".")[0]]
             raise DataError(
                 f"{where}: their labels are unknown; {shown(beside)}, beside {shown(image)}, is "
-                "not read as one.\nName such files .cls, if they are labels, or list the images with "
-                "--labels FILE (lines of `name index`)."
+                "not read as one.\nName such files .cls, if they are labels, or list the images "
+                "with --labels FILE (lines of `name index`)."
             )
         raise DataError(
             f"{where}: neither official names (ILSVRC2012_val_00000001.JPEG) "
