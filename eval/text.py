@@ -106,6 +106,15 @@ def timm_info(file: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def decoded(data: bytes) -> str:
+    """Text in UTF-8, or in UTF-16 with a byte order mark, as some editors of Windows write it.
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    return data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+
+
 def read_text(path: Path, what: str, rows: str) -> str:
     """Read a small text file: UTF-8, or UTF-16 with a byte order mark.
 
@@ -122,8 +131,7 @@ def read_text(path: Path, what: str, rows: str) -> str:
         if size > _LARGEST_FILE:
             raise DataError(f"{path} is too large for a {what} ({size >> 20} MiB).\n{rows}")
         data = path.read_bytes()
-        # What some editors and shells of Windows write says so by its mark.
-        text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+        text = decoded(data)
     except UnicodeDecodeError:
         raise DataError(f"{path} is not a UTF-8 text file.\n{rows}") from None
     except OSError as error:

@@ -317,8 +317,8 @@ ROWS = (
     ("text", "message"),
     [
         ("", f" is empty.\n{ROWS}"),
-        ("a\nb\na x\n", (", line 3: a is already on line 1.\nEach class is listed once; its line "
-         "is its index (the first line is 0).")),
+        ("a\nb\na x\n", (", line 3: a is already on line 1.\nEach class is listed once, in index "
+         "order; where its name contains blanks, a tab follows it.")),
         ("a\n\nb\n", (", line 2 has no name, which would shift the classes below it."
          f"\n{ROWS}")),
         ("val/a b\n", (", line 1 has the path val/a instead of the name of a folder."

@@ -44,6 +44,14 @@ def folders(root: Path, *names: str) -> Path:
         ("n00000000_tench", ()),
         ("", ()),
         ("_", ()),
+        ("tench_n01440764", (0,)),
+        ("goldfish_n01440764", (0, 1)),
+        ("ILSVRC2012_val_00000293_n01440764", ()),  # a file, not a class
+        ("0_n01440764", (0,)),
+        ("0000_tench", (0,)),
+        ("001.Tench", (0,)),  # counted from 1
+        ("0007_tench", (0, 6, 7)),
+        ("5000_tench", ()),
     ],
 )
 def test_what_a_name_may_mean(word: str, meant: tuple[int, ...]) -> None:

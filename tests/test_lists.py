@@ -94,7 +94,7 @@ def test_utf_16(tmp_path: Path, order: str) -> None:
         ("file,label\na.jpg,1,2\n", "line 2 has 3 of 2 columns"),
         ("file,label\na.jpg,\n", "line 2 is not an image name and a class: a.jpg"),
         ("a.jpg,crane\n", "line 1 has crane, which is the name of the classes 134 and 517"),
-        ("a.jpg,1.5\n", "one word per line"),
+        ("a.jpg,1.5\n", "has the columns a.jpg, 1.5, without a name"),
         ('{"a.jpg": true}', 'not an image and a class: {"name": "a.jpg", "label": true}'),
         ('{"a.jpg": [1, 2]}', "entry 1 is not an image and a class"),
         ("[7]", "entry 1 is not an image and a class: 7"),

@@ -142,6 +142,12 @@ FORMATS: dict[str, tuple[Make, int, bool]] = {
     "a mark of the byte order": (
         lambda folder: (folder / "x").write_bytes(
             b"\xef\xbb\xbfimage,pred\na.JPEG,65\nb.JPEG,970\nc.JPEG,7\n"), 1, False),
+    "a decimal comma": (
+        text("x", "filename;pred;prob\na.JPEG;65;0,5\nb.JPEG;970;0,5\nc.JPEG;7;0,5\n"), 1, True),
+    "UTF-16": (
+        lambda folder: (folder / "x").write_bytes(
+            "image;pred\na.JPEG;65\nb.JPEG;970\nc.JPEG;7\n".encode("utf-16")), 1, False),
+    "mmpretrain": (csv(img_path=NAMES, pred_label=[65, 970, 7]), 1, False),
     "top-1 alone": (csv(path=NAMES, top1=[65, 970, 7]), 1, False),
     "Kaggle's header": (csv(ImageId=NAMES, PredictionString=[65, 970, 7]), 1, False),
     "json lines": (

@@ -267,7 +267,7 @@ def _pickled(save: Callable[..., None]) -> bytes:
     [
         (_written("x.csv", b""), DataError, "x.csv is empty: a header"),
         (_written("x.csv", b"path,top1,top2,top3,top4,top5\n"), DataError, "no predictions"),
-        (_written("x.csv", b"\xff\xfe"), DataError, "is not a UTF-8 text file"),
+        (_written("x.csv", b"\xff\xfd"), DataError, "is not a UTF-8 text file"),
         (_written("x.csv", b"path,classes\na,1 2\nb,1\n"), DataError, "1 ranked classes for b, 2"),
         (_written("x.csv", b"photo,top1\na,1\n"), DataError, "columns photo, top1"),
         (_written("x.csv", b"path,label\na,1\n"), DataError, "Needed: path or name, and top1"),
@@ -284,7 +284,7 @@ def _pickled(save: Callable[..., None]) -> bytes:
         (_relay("a.JPEG: Relay top-1 id: 1, prob: 1, class name: x\n"), DataError, "out of order"),
         (lambda folder: _npz(folder, logits=logits().reshape(8, 50, 20)), DataError, "8 x 50 x 20"),
         (lambda folder: _npz(folder, logits=logits()[:7]), DataError, "7 x 1000 for 8 names"),
-        (lambda folder: _npz(folder, logits=np.zeros((8, 1001))), UsageError, "the arrays"),
+        (lambda folder: _npz(folder, logits=np.zeros((8, 1001))), DataError, "first class is a back"),
         (lambda folder: _npz(folder, logits=np.zeros((8, 1000))), LogitsError, "same value"),
         (lambda folder: _npz(folder, logits=logits() * np.nan), LogitsError, "NaN or infinity"),
         (lambda folder: _npz(folder, logits=logits() > 3), DataError, "bool, not real numbers"),

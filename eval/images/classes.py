@@ -5,6 +5,7 @@ Label index = position in the list. ImageNet's list is sorted by synset.
 
 from __future__ import annotations
 
+import ast
 import csv
 import functools
 import json
@@ -21,12 +22,17 @@ from eval.errors import DataError
 from eval.text import check_path, read_text, shown
 
 SYNSET = re.compile(r"n[0-9]{8}")  # a WordNet id
-_SYNSET_FIRST = re.compile(r"(n[0-9]{8})(?:[\W_]+(.*))?", re.IGNORECASE | re.DOTALL)
+# A synset with other words around it, and words with the number of the class before them.
+_WITH_SYNSET = re.compile(r"(?:(.*)[\W_])?(n[0-9]{8})(?:[\W_](.*))?", re.IGNORECASE | re.DOTALL)
+_WITH_NUMBER = re.compile(r"([0-9]{1,6})[\W_]+(.*)", re.DOTALL)
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _HEADER_WORDS = frozenset(
     ["class", "classes", "class_name", "class_id", "class_index", "folder", "id", "idx", "index",
      "label", "labels", "name", "names", "synset", "title", "wnid"]
 )  # fmt: skip
+# Of JSON documents: within `features` (datasets), `config.json` (transformers), and by themselves.
+_DOCUMENT_KEYS = ("features", "label", "id2label", "label2id", "class_to_idx", "classes", "names")
+_YAML = re.compile(r"\s*(-\s|---|[A-Za-z_]\w*:\s*$)")
 _NOT_HIDDEN = re.compile(r"[^.].*", re.DOTALL)
 
 
@@ -86,17 +92,33 @@ class ClassList:
         """Indices of the classes that a name may mean, ascending; one where it is without doubt.
 
         It is the name of a class's folder, a title or a synonym of it in any spelling
-        (``American_alligator``), or a synset with one of these behind it (``n01440764_tench``),
-        which must not be those of another class.
+        (``American_alligator``), or a synset with one of these beside it (``n01440764_tench``),
+        which must not be those of another class. A number before it (``0000_tench``) must be the
+        place of that class, from 0 or 1.
         """
         if name in self.index_of:
             return (self.index_of[name],)
-        words = _SYNSET_FIRST.fullmatch(name)
-        synset = self.index_of.get(words[1].lower()) if words else None
-        if words is None or synset is None:
-            return tuple(sorted(self._named.get(_plain(name), ())))
-        others = self._named.get(_plain(words[2] or ""), frozenset({synset}))
-        return (synset,) if synset in others else tuple(sorted({synset, *others}))
+        if found := self._named.get(_plain(name)):
+            return tuple(sorted(found))
+        if words := _WITH_SYNSET.fullmatch(name):
+            index = self.index_of.get(words[2].lower())
+            before, behind = words[1] or "", words[3] or ""
+        else:
+            words = _WITH_NUMBER.fullmatch(name)
+            meant = self.meant_by(words[2]) if words else ()
+            if words is None or len(meant) != 1:
+                return meant
+            index, before, behind = meant[0], words[1], ""
+        if index is None or (before and not self._places(before)):
+            return ()
+        others = [self._places(word) for word in (before, behind)]
+        return tuple(sorted({index}.union(*(each for each in others if index not in each))))
+
+    def _places(self, word: str) -> frozenset[int]:
+        """The classes that words or a number beside the name of one may mean."""
+        if _NUMBER.fullmatch(word):
+            return frozenset({int(word), int(word) - 1} & set(range(len(self))))
+        return self._named.get(_plain(word), frozenset())
 
     def numbered(self, name: str) -> int | None:
         """The class of a numbered folder, as `numbers` says; None if it is of no class."""
@@ -163,7 +185,7 @@ def read_classes(path: Path) -> ClassList:
     check_path("--classes", path)
     text = read_text(path, "file of classes", _ROWS)
     if text.lstrip().startswith(("{", "[")):
-        return ClassList(path.name, _from_document(path, text))
+        return _listed(path, _from_document(path, text))
     lines = text.split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -174,19 +196,53 @@ def read_classes(path: Path) -> ClassList:
         numbered, header = table, 0
     else:
         header = _header(path, numbered)
+    for number, line in numbered:
+        if _YAML.match(line):
+            raise DataError(
+                f"{path}, line {number} is YAML ({shown(line.strip())}); it is not read.\n{_ROWS}"
+            )
     rows: list[ImageClass] = []
     line_of: dict[str, int] = {}
+    twice = ""
     for number, line in numbered[header:]:
         where = f"{path}, line {number}"
         row = _parse(where, line)
         first = line_of.setdefault(row.folder, number)
-        if first != number:
-            raise DataError(
-                f"{where}: {shown(row.folder)} is already on line {first}.\n"
-                "Each class is listed once; its line is its index (the first line is 0)."
-            )
+        if first != number and not twice:
+            twice = f"{where}: {shown(row.folder)} is already on line {first}"
         rows.append(row)
-    return ClassList(path.name, _in_order(path, rows))
+    if twice:
+        raise _twice(twice, rows)
+    return _listed(path, _in_order(path, rows))
+
+
+def _listed(path: Path, rows: tuple[ImageClass, ...]) -> ClassList:
+    """The list, in which each class has a name of its own.
+
+    Raises:
+        DataError: two have the same one.
+    """
+    first_of: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        first = first_of.setdefault(row.folder, index)
+        if first != index:
+            raise _twice(f"{path}, class {index}: {shown(row.folder)} is also class {first}", rows)
+    return ClassList(path.name, rows)
+
+
+def _twice(what: str, rows: Sequence[ImageClass]) -> DataError:
+    """The error if a class is listed twice, by the rows that were read."""
+    of_imagenet = sum(
+        index in IMAGENET.meant_by(name)
+        for index, row in enumerate(rows[: len(IMAGENET)])
+        for name in {row.folder, row.title, f"{row.folder} {row.title}"}
+    )
+    if len(rows) == len(IMAGENET) and 2 * of_imagenet > len(rows):
+        return DataError(f"{what}.\nThese are ImageNet's own classes: omit --classes.")
+    return DataError(
+        f"{what}.\nEach class is listed once, in index order; where its name contains blanks, a "
+        "tab follows it."
+    )
 
 
 def _table(lines: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -275,28 +331,28 @@ def _from_document(path: Path, text: str) -> tuple[ImageClass, ...]:
         DataError: it is none, or does not give each index from 0 one class.
     """
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}.\n{_ROWS}") from None
-    if isinstance(document, dict):
-        document = document.get("id2label", document)
+        # The list of ImageNet's titles that is passed around is written as Python has it.
+        document = json.loads(text) if '"' in text.partition(":")[0] else ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise DataError(f"{path} is not JSON: {shown(str(error))}.\n{_ROWS}") from None
+    for key in _DOCUMENT_KEYS:
+        if isinstance(document, dict) and isinstance(document.get(key), (dict, list)):
+            document = document[key]
     found: dict[int, str] = {}
-    if isinstance(document, dict):
-        for key, value in document.items():
-            if _NUMBER.fullmatch(key):
-                name, *title = value if isinstance(value, list) else [value]
-                found[int(key)] = "\t".join(map(str, (name, *(title or [""]))))
-            elif isinstance(value, int) and not isinstance(value, bool):
-                found[value] = f"{key}\t"
-    if not found or sorted(found) != list(range(len(document))):
+    if isinstance(document, list):
+        document = dict(enumerate(document))
+    for key, value in document.items() if isinstance(document, dict) else ():
+        if _NUMBER.fullmatch(str(key)):
+            name, *title = value if isinstance(value, list) else [value]
+            found[int(key)] = "\t".join(map(str, (name, *(title or [""]))))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            found[value] = f"{key}\t"
+    if not found or len(found) < len(document) or sorted(found) != list(range(len(found))):
         raise DataError(
             f"{path} does not give each of the indices 0, 1, 2, ... one class.\n"
             "Write an object of names and indices, or of indices and names."
         )
-    rows = tuple(_parse(f"{path}, class {index}", found[index]) for index in sorted(found))
-    if len({row.folder for row in rows}) < len(rows):
-        raise DataError(f"{path} names a class twice.\nEach class is listed once.")
-    return rows
+    return tuple(_parse(f"{path}, class {index}", found[index]) for index in sorted(found))
 
 
 def _parse(where: str, line: str) -> ImageClass:

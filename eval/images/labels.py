@@ -35,6 +35,7 @@ IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split("|"))
 _OFFICIAL = re.compile(
     rf"ILSVRC2012_val_([0-9]{{8}})(?:_(n[0-9]{{8}}))?(?:\.(?:{_SUFFIXES}))*", re.IGNORECASE
 )
+_WITH_SYNSET = re.compile(r"(n[0-9]{8})[-_ ].*|.*[-_ ](n[0-9]{8})", re.DOTALL)
 _DEVKIT_START = (490, 361, 171, 822)  # of ILSVRC2012_validation_ground_truth.txt
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _ROWS = (
@@ -129,9 +130,15 @@ def official_number(path: str) -> int | None:
 
 
 def synset_in_name(path: str) -> str | None:
-    """The synset that is appended to an official name, as in Hugging Face's copy."""
-    match = _OFFICIAL.fullmatch(_stem(path))
-    return match[2] if match else None
+    """The synset before or behind the name of a file: ``n01440764_10026``, as of the training set.
+
+    Behind an official name, it is that of Hugging Face's copy.
+    """
+    stem = _stem(path)
+    if official := _OFFICIAL.fullmatch(stem):
+        return official[2]
+    match = _WITH_SYNSET.fullmatch(stem)
+    return (match[1] or match[2]) if match else None
 
 
 def has_official_name(path: str) -> bool:

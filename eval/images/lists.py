@@ -26,13 +26,15 @@ from eval.images.classes import ClassList
 from eval.text import examples, shown
 
 NAME_KEYS = ("path", "file_path", "filepath", "file_name", "filename", "file", "image_path",
-             "image_name", "image", "img", "imageid", "image_id", "name", "fname")  # fmt: skip
+             "img_path", "image_name", "img_name", "image", "img", "imageid", "image_id", "name",
+             "fname")  # fmt: skip
 LABEL_KEYS = ("label", "labels", "cls", "class", "target", "class_id", "class_idx", "class_index",
               "label_id", "label_idx", "category", "category_id", "synset", "wnid",
-              "class_name", "label_name", "predictionstring", "ground_truth", "gt")  # fmt: skip
+              "class_name", "class_label", "label_name", "predictionstring", "ground_truth", "gt",
+              "gt_label")  # fmt: skip
 _WEAK_KEYS = ("index", "idx", "id")  # of a label, where no other column has one; else of the row
 _BOXES = "predictionstring"
-_DELIMITERS = ("\t", ",", ";")
+_DELIMITERS = ("\t", ",", ";", "|")
 _MOST_CELLS = 5_000_000  # of a table; ImageNet's training set has 1.3 million images
 _LARGEST_DOCUMENT = 16 << 20  # characters
 _LONGEST_LINE = 100_000  # characters
@@ -76,6 +78,15 @@ def plain_code(word: str) -> str:
     return match[1] if match else word.strip()
 
 
+def codes_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """What an object says about a class, by those of its keys that may name one (lower case)."""
+    codes: dict[str, str] = {}
+    for key in LABEL_KEYS:
+        if word := _text(row.get(key)):
+            codes[key] = plain_code(word.split()[0] if key == _BOXES else word)
+    return codes
+
+
 class _Reader:
     def __init__(self, path: Path, classes: ClassList, is_image: Callable[[str], bool]) -> None:
         self._path, self._classes, self._is_image = path, classes, is_image
@@ -98,7 +109,7 @@ class _Reader:
             )
         first = lines[0][1]
         for delimiter in _DELIMITERS:
-            header = [cell.strip('" ').casefold() for cell in first.split(delimiter)]
+            header = [_key(cell) for cell in first.split(delimiter)]
             if len(header) > 1 and _is_header(header):
                 return self._with_header(text, delimiter)
         for delimiter in _DELIMITERS:
@@ -106,6 +117,13 @@ class _Reader:
                 rows = self._without_header(text, delimiter)
                 if rows is not None:
                     return rows
+        between = next((each for each in _DELIMITERS if each in first.strip()), "")
+        if between and all(between in line and len(line.split()) < 3 for _, line in lines):
+            raise DataError(
+                f"{self._path} has the columns {examples(first.split(between))}, without a name "
+                f"that says which is what.\nWrite filename{between}label into the first line, and "
+                "name others otherwise."
+            )
         if len(first.split()) == 1:
             return None
         if _is_header(first.casefold().split()) and len(lines) > 1:
@@ -130,7 +148,8 @@ class _Reader:
     def _name_first(self, words: list[str]) -> tuple[str, str] | None:
         code = plain_code(words[-1])
         is_code = code.isdecimal() or code in self._classes.index_of
-        return (" ".join(words[:-1]), code) if is_code and len(words) > 1 else None
+        name = " ".join(words[:-1]).removesuffix(":")
+        return (name, code) if is_code and name else None
 
     def _code_first(self, words: list[str]) -> tuple[str, str] | None:
         code, name = plain_code(words[0]), " ".join(words[1:])
@@ -164,7 +183,7 @@ class _Reader:
 
     def _with_header(self, text: str, delimiter: str) -> list[Row]:
         (_, header), *lines = self._cells(text, delimiter)
-        keys = [cell.casefold() for cell in header]
+        keys = [_key(cell) for cell in header]
         if twice := [key for key, times in Counter(filter(None, keys)).items() if times > 1]:
             raise DataError(
                 f"{self._path} has more than one column {examples(twice)}.\nRemove all but one."
@@ -222,11 +241,8 @@ class _Reader:
 
     def _row(self, number: int, row: Mapping[str, Any]) -> Row:
         """The name and the class of an object, or of a line by the names of its columns."""
-        name = next((row[key] for key in NAME_KEYS if _text(row.get(key))), "")
-        codes: dict[str, str] = {}
-        for key in LABEL_KEYS:
-            if word := _text(row.get(key)):
-                codes[key] = plain_code(word.split()[0] if key == _BOXES else word)
+        name = next((row[key] for key in (*NAME_KEYS, "id") if _text(row.get(key))), "")
+        codes = codes_of(row)
         if not codes:
             codes = {key: plain_code(word) for key in _WEAK_KEYS if (word := _text(row.get(key)))}
         if len({self._meaning(code) for code in codes.values()}) > 1:
@@ -285,7 +301,14 @@ _JSON = 'Write {"a.jpg": 7, ...}, or objects with the keys "filename" and "label
 
 def _is_header(words: Sequence[str]) -> bool:
     """Whether a line names the columns of a list: one for names, one for labels."""
-    return bool(set(words) & set(NAME_KEYS)) and bool(set(words) & {*LABEL_KEYS, *_WEAK_KEYS})
+    named, labeled = set(words) & set(NAME_KEYS), set(words) & set(LABEL_KEYS)
+    is_named = bool(named and (labeled or set(words) & set(_WEAK_KEYS)))
+    return is_named or ("id" in words and bool(labeled))
+
+
+def _key(cell: str) -> str:
+    """The name of a column, as the known ones are written."""
+    return cell.strip('" ').casefold().replace(" ", "_")
 
 
 def _is_number(cell: str) -> bool:

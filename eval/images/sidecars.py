@@ -17,13 +17,14 @@ from eval.errors import DataError
 from eval.images.classes import ClassList
 from eval.images.labels import shown
 from eval.images.layouts import Listing
+from eval.images.lists import codes_of
 from eval.text import table
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 
-_KEYS = ("label", "cls", "class", "target", "class_id", "class_index", "synset", "wnid")
 _NAMES = ("file_name", "filename")
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_PICKLE = b"\x80"  # its first byte, which no text begins with
 _LARGEST = 16 << 20  # bytes
 
 
@@ -76,12 +77,13 @@ def label_beside(path: str, data: bytes, classes: ClassList) -> int | None:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = ""
-    said = _said(_document(text)) if suffix == "json" else text.strip()
+    said = _document(text) if suffix == "json" else text.strip()
     label = _label(path, said, classes)
     if label is None and suffix == "cls":
+        found = "a pickle" if data.startswith(_PICKLE) else shown(text.strip())
         raise DataError(
-            f"{path} is not a class: {shown(text.strip())}.\nIt should hold an index "
-            f"0..{len(classes) - 1} or the name of a class's folder."
+            f"{path} is not a class: {found}.\nIt should hold an index "
+            f"0..{len(classes) - 1} or the name of a class, as text."
         )
     return label
 
@@ -102,7 +104,7 @@ def labels_in_metadata(path: str, data: bytes, classes: ClassList) -> dict[str, 
     label_of = {}
     for row in _rows(path, text):
         name = next((row[key] for key in _NAMES if isinstance(row.get(key), str)), None)
-        label = _label(path, _said(row), classes)
+        label = _label(path, row, classes)
         if name is not None and label is not None:
             label_of[f"{folder}/{name}" if folder else name] = label
     return label_of
@@ -127,23 +129,31 @@ def _document(text: str) -> Any:
         return None
 
 
-def _said(document: Any) -> Any:
-    """What a document says about the class."""
-    if isinstance(document, dict):
-        return next((document[key] for key in _KEYS if key in document), None)
-    return document
-
-
 def _label(path: str, said: Any, classes: ClassList) -> int | None:
-    """The index that a number or the name of a class means; None if it is neither."""
-    if isinstance(said, str) and said in classes.index_of:
-        return classes.index_of[said]
-    number = int(said) if isinstance(said, str) and _NUMBER.fullmatch(said) else said
-    if not isinstance(number, int) or isinstance(number, bool):
-        return None
-    if not 0 <= number < len(classes):
+    """The index that a number, the name of a class or an object with these means; None if none.
+
+    Raises:
+        DataError: the keys of an object mean several classes, or it is a label of other classes.
+    """
+    if not isinstance(said, dict):
+        said = {"label": said}
+    codes = codes_of({str(key).casefold(): value for key, value in said.items()})
+    found = {key: _meaning(path, code, classes) for key, code in codes.items()}
+    found = {key: label for key, label in found.items() if label is not None}
+    if len(set(found.values())) > 1:
+        both = " and ".join(f"{key} ({shown(codes[key])})" for key in found)
+        raise DataError(f"{path}: {both} could both be the label.\nKeep only the one that is.")
+    return next(iter(found.values()), None)
+
+
+def _meaning(path: str, code: str, classes: ClassList) -> int | None:
+    """The class that a word means; a number is an index, as in a list."""
+    if not _NUMBER.fullmatch(code):
+        meant = classes.meant_by(code)
+        return meant[0] if len(meant) == 1 else None
+    if int(code) >= len(classes):
         raise DataError(
-            f"{path} has the class {number}; indices are 0 to {len(classes) - 1}.\n"
+            f"{path} has the class {code}; indices are 0 to {len(classes) - 1}.\n"
             "Are these labels of other classes? List them with --classes FILE."
         )
-    return number
+    return int(code)

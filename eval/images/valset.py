@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.errors import DataError
-from eval.images.classes import IMAGENET, ClassList
+from eval.images.classes import IMAGENET, SYNSET, ClassList
 from eval.images.labels import (
     LabelList,
     examples,
@@ -231,7 +231,7 @@ def _assemble(
             disputed.append((path, claims))
     root = listing.root
     _check_names(root, listing.label_of)
-    _check_unlabeled(root, samples, nameless, labels, classes)
+    _check_unlabeled(root, samples, nameless, labels, classes, listing.others)
     if labels:
         _check_listed(root, samples, labels)
     if disputed:
@@ -308,6 +308,9 @@ def _claims_by_name(path: str, labels: LabelList | None, classes: ClassList) -> 
     """Who gives an image of this name a label, and the label; the last one weighs most."""
     claims = {}
     if labels and (key := labels.key_of(path)) is not None:
+        folder = key.rpartition("/")[0].rpartition("/")[2]
+        if "/" not in path and SYNSET.fullmatch(folder) and folder in classes.index_of:
+            claims[f"its folder in {labels.name}"] = classes.index_of[folder]
         claims[labels.name] = labels.label_of[key]
     synset = synset_in_name(path)
     if synset is not None and synset in classes.index_of:
@@ -350,6 +353,7 @@ def _check_unlabeled(
     nameless: Sequence[str],
     labels: LabelList | None,
     classes: ClassList,
+    others: Sequence[str],
 ) -> None:
     """Images without a label must be few, and not have official names."""
     where = f"--data {root}: {examples(nameless)}"
@@ -368,6 +372,15 @@ def _check_unlabeled(
             "unknown: move them away."
         )
     if len(nameless) > sum(official_number(sample.path) is not None for sample in samples):
+        stems = {path.rpartition(".")[0]: path for path in nameless}
+        beside = next((path for path in others if path.rpartition(".")[0] in stems), "")
+        if beside and not labels:
+            image = stems[beside.rpartition(".")[0]]
+            raise DataError(
+                f"{where}: their labels are unknown; {shown(beside)}, beside {shown(image)}, is "
+                "not read as one.\nName such files .cls, if they are labels, or list the images "
+                "with --labels FILE (lines of `name index`)."
+            )
         raise DataError(
             f"{where}: neither official names (ILSVRC2012_val_00000001.JPEG) "
             f"in synset folders{listed}, so their labels are unknown.\n"
@@ -410,13 +423,16 @@ def _disagreement(
         rows.append(f"{shown(path)} is {', '.join(said)}")
     who = wrong[0][0]
     offsets = {offset for _, offset in wrong}
+    is_official = _OFFICIAL in disputed[0][1]
+    doubted = who if is_official else f"{who} or {list(disputed[0][1])[-1]}"
     if len(wrong) > 3 and len(offsets) == 1:
-        reason = f"All are off by {offsets.pop():+d}: {who} uses another numbering."
+        reason = f"All are off by {offsets.pop():+d}: {doubted} uses another numbering."
     elif 2 * len(disputed) > images:
-        reason = f"Does {who} use another numbering (ILSVRC ids)?"
+        verb = "Does" if is_official else "Do"
+        reason = f"{verb} {doubted} use another numbering (ILSVRC ids)?"
     else:
         reason = "Files were moved or renamed, or labels edited."
-    official = " The official labels are built in: omit --labels." if classes == IMAGENET else ""
+    official = " The official labels are built in: omit --labels." if is_official else ""
     return DataError(
         f"--data {root}: labels disagree for {len(disputed):,} of {images:,} images: "
         f"{'; '.join(rows[:3])}.\n{reason}{official}"
@@ -460,7 +476,8 @@ def _layout(
     checks = sources if owned else sources[1:]
     parts = [listing.words]
     if not owned:
-        parts.append(f"labels of {sources[0]}" if sources else "official labels")
+        by_name = "official labels" if official else "labels of the file names"
+        parts.append(f"labels of {sources[0]}" if sources else by_name)
     if checks:
         parts.append(f"checked with {' and '.join(checks)}")
     return ", ".join(parts)

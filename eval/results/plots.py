@@ -138,7 +138,7 @@ def coverage_plot(curve: Coverage) -> Markup:
         axes.plot(threshold, 100 * accuracy, color=_SECOND, label="accuracy")
         axes.plot(threshold, 100 * coverage, color=_FIRST, label="coverage")
         axes.set(xlabel="confidence threshold", ylabel="%", ylim=(0, 102))
-        axes.set_xlim(0, np.ceil(10 * curve.confidence[0]) / 10)
+        axes.set_xlim(0, max(np.ceil(10 * curve.confidence[0]), 1) / 10)
         axes.grid()
         figure.legend(loc="outside upper left", ncols=2)
 

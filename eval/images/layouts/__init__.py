@@ -184,8 +184,9 @@ def arrange(tree: Tree, classes: ClassList) -> Listing:
     else:
         words, label_of = "flat files", dict.fromkeys(flat)
     if not label_of:
-        raise no_images(tree.root, {path.partition("/")[0] for path in tree.paths} | tree.folders,
-                        classes)  # fmt: skip
+        check_no_images(tree, others)
+        seen = {path.partition("/")[0] for path in tree.paths} | tree.folders
+        raise no_images(tree.root, seen, classes, next(iter(elsewhere), ""))
     if elsewhere:
         raise DataError(
             f"--data {tree.root}: {examples(elsewhere)}: images in other folders than those of the "
@@ -267,13 +268,24 @@ def _beside(images: Iterable[str], others: Sequence[str]) -> tuple[dict[str, lis
     if not others:
         return beside, rest
     image_of = {path.rpartition(".")[0]: path for path in images}
+    of_key: dict[str, list[str]] = {}
+    for path in image_of.values():
+        of_key.setdefault(_key(path), []).append(path)
     for path in others:
         stem, _, suffix = path.rpartition(".")
-        if suffix.lower() in SIDECARS and stem in image_of:
-            beside.setdefault(image_of[stem], []).append(path)
+        of_same_key = of_key.get(_key(path), ())
+        image = image_of.get(stem) or (of_same_key[0] if len(of_same_key) == 1 else None)
+        if suffix.lower() in SIDECARS and image is not None:
+            beside.setdefault(image, []).append(path)
         else:
             rest.append(path)
     return beside, rest
+
+
+def _key(path: str) -> str:
+    """What webdataset takes for the key of a sample: all before the first dot of the name."""
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}{name.partition('.')[0]}"
 
 
 def check_no_images(tree: Tree, others: Iterable[str]) -> None:
@@ -363,13 +375,21 @@ def unknown_folders(root: Path, folders: Iterable[str], classes: ClassList) -> D
     )
 
 
-def no_images(root: Path, seen: Iterable[str], classes: ClassList) -> DataError:
-    """The error if a folder or tar contains nothing that is recognized."""
+def no_images(root: Path, seen: Iterable[str], classes: ClassList, below: str = "") -> DataError:
+    """The error if a folder or tar contains nothing that is recognized.
+
+    Args:
+        root: the folder or tar.
+        seen: the names at its top.
+        classes: the names of the folders.
+        below: an image that lies deeper, if there is one.
+    """
     names = sorted(seen)
     folders = [name for name in names if is_class_folder(name, classes)]
     if folders:
         return DataError(
-            f"--data {root}: its {len(folders)} {classes.kind} folders contain no images.\n"
+            f"--data {root}: its {len(folders)} {classes.kind} folders contain no images"
+            f"{f', but folders with images, as {shown(below)}' if below else ''}.\n"
             "The images must be directly in them, as in "
             f"{shown(folders[0])}/{'ILSVRC2012_val_00000293' if classes == IMAGENET else '1'}.JPEG."
         )

@@ -8,10 +8,13 @@ from typing import Generic, TypeVar
 
 from eval.errors import DataError
 from eval.images.classes import ClassList
-from eval.images.labels import is_image, shown
+from eval.images.labels import examples, is_image, shown
 from eval.images.layouts import Tree, top_folder
 
 Place = TypeVar("Place")
+
+# The command that unpacks tars, each into a folder of its name.
+EACH = 'for f in *.tar; do mkdir "${f%.tar}" && tar -xf "$f" -C "${f%.tar}"; done'
 
 
 def visible_name(archive: Path, name: str) -> str | None:
@@ -79,8 +82,14 @@ class Members(Generic[Place]):
             start: how many of the first bytes tell the format of a file.
 
         Raises:
-            DataError: it is not known which of the folders it lies in.
+            DataError: it is not known which of the folders it lies in, or it holds archives.
         """
+        tars = [name for name in self.place_of if name.endswith(".tar")]
+        if tars and not any(map(is_image, self.place_of)):
+            raise DataError(
+                f"--data {self.root} holds {len(tars):,} tars ({examples(tars)}), as the archive "
+                f"of the training set does.\nUnpack it, and then those: {EACH}"
+            )
         top = top_folder(self.root, filter(is_image, self.place_of), classes)
         inside = {
             name.removeprefix(top): place

@@ -26,10 +26,11 @@ from eval.images.classes import IMAGENET, ClassList
 from eval.images.labels import examples, is_image, shown
 from eval.images.layouts import Listing, check_regular, read_regular
 from eval.images.layouts.shards import (
+    FILE_NAMES,
+    IDS,
     IMAGES,
     LABELS,
     LONGEST_TEXT,
-    NAMES,
     Shard,
     opened,
 )
@@ -45,7 +46,7 @@ _VALIDATION = re.compile(r"(.*[-_.])?(val|valid|validation)([-_.0-9].*)?", re.IG
 _OTHER_SPLIT = re.compile(r"(.*[-_.])?(train|test)([-_.0-9].*)?", re.IGNORECASE)
 _DERIVED = "cache-"  # files of `Dataset.map` and its like, beside those that they were made from
 _SPLITS, _STATE = "dataset_dict.json", "state.json"
-_NOTES = ("dataset_info.json", _STATE, "README.md")  # of `datasets` itself
+NOTES = ("dataset_info.json", _STATE, _SPLITS, "README.md")  # of `datasets` itself
 
 
 class _Place(NamedTuple):
@@ -158,7 +159,7 @@ def list_shards(root: Path, shards: Sequence[Path], classes: ClassList) -> Listi
     others = [
         path.relative_to(root).as_posix()
         for path in sorted(shards[0].parent.iterdir() if root.is_dir() else ())
-        if path not in shards and path.is_file() and path.name[0] != "." and path.name not in _NOTES
+        if path not in shards and path.is_file() and path.name[0] != "." and path.name not in NOTES
     ]
     return Listing(
         root, _words(shards), label_of, "label column", _RowGroups(place_of), others=others
@@ -240,13 +241,19 @@ def _columns_of(shard: Path, file: Shard, classes: ClassList) -> _Columns:
             f"{shard} has no column of labels, but {examples(schema.names)}.\nName it {LABELS[0]}."
         )
     image, image_field = image_column(shard, schema)
-    name_column = next((name for name in NAMES if name in schema.names), None)
-    where = (name_column, "") if name_column else (image, "path") if image_field else None
+    field = schema.field(image).type.get_field_index("path") if image_field else -1
+    own = [(image, "path")] if field >= 0 else []
+    ids, files = (
+        [(name, "") for name in names if name in schema.names] for names in (IDS, FILE_NAMES)
+    )
+    named = [*ids, *own, *files]  # the last one that a row has is its name
 
     def paths(group: int) -> list[str]:
-        if where is None or (where[1] and schema.field(image).type.get_field_index("path") < 0):
-            return [""] * file.rows(group)
-        return [name or "" for name in _texts(shard, file.column(group, *where))]
+        found = [""] * file.rows(group)
+        for where in named:
+            texts = _texts(shard, file.column(group, *where))
+            found = [name or before for before, name in zip(found, texts, strict=True)]
+        return found
 
     return _Columns(paths, [_label_column(shard, file, name, classes) for name in labels])
 
@@ -311,7 +318,9 @@ def _label_column(shard: Path, file: Shard, name: str, classes: ClassList) -> _L
         return _texts(shard, column) if is_text else column.cast("int64").to_pylist()
 
     def label(row: int, value: Any) -> int:
-        if is_text:
+        if is_text and str(value).isdecimal():
+            value = int(value)  # `datasets` writes a column of text so that was one of numbers
+        elif is_text:
             meant = classes.meant_by(str(value))
             if len(meant) == 1:
                 return meant[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import itertools
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,13 @@ from eval.errors import DataError
 from eval.images.classes import ClassList
 from eval.images.labels import examples, is_image, shown
 from eval.images.layouts import START, Listing, check_regular, kind_of_image
-from eval.images.layouts.arrow import find_shards, list_shards, of_validation, split_folder
+from eval.images.layouts.arrow import (
+    NOTES,
+    find_shards,
+    list_shards,
+    of_validation,
+    split_folder,
+)
 from eval.images.layouts.folders import is_val_folder, list_folder
 from eval.images.layouts.foreign import refuse_foreign
 from eval.images.layouts.shards import is_shard
@@ -24,11 +32,14 @@ from eval.text import printable
 _OFFICIAL_TAR = "ILSVRC2012_img_val.tar"
 _KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "CLS-LOC/val")
 _VAL_FOLDERS = ("val", "validation")
-_RANGE = re.compile(r"(.*)\{([0-9]{1,6})\.\.([0-9]{1,6})\}(.*)", re.DOTALL)
+_BRACES = re.compile(r"(.*)\{([^{}]*)\}([^{}]*)", re.DOTALL)
+_RANGE = re.compile(r"([0-9]{1,6})\.\.([0-9]{1,6})")
+# With what timm puts before it; without, only where the name speaks of ImageNet.
+_HUB_NAME = re.compile(r"(hfi?ds/|(?=[^/]*/[^/]*imagenet))([\w.-]+/[\w.-]+)", re.IGNORECASE)
 _MOST_SHARDS = 10_000
 _TEXTS = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 _DATA = (".parquet", ".arrow", ".tar", ".zip", ".gz")
-_ZIP = b"PK\x03\x04"
+_ZIPS = (b"PK\x03\x04", b"PK\x05\x06")  # the second one is empty
 
 
 def find(root: Path, classes: ClassList) -> Listing:
@@ -44,9 +55,9 @@ def find(root: Path, classes: ClassList) -> Listing:
             "Give the folder or file itself, or mount the disk that it is on."
         )
     if not root.exists():
-        if shards := _shards_of_range(root):
+        if shards := _shards_named(root):
             return _open_files(root, shards, classes)
-        raise DataError(f"--data {root}: there is no such file or folder.")
+        raise _missing(root)
     if not root.is_dir():
         return _open_files(root, [root], classes)
     if (snapshot := _snapshot(root)) is not None:
@@ -64,6 +75,9 @@ def find(root: Path, classes: ClassList) -> Listing:
                 return replace(listing, words=listing.words + where)
             if not _has_images(folder) and (shards := find_shards(folder)):
                 return list_shards(folder, shards, classes)
+            if inner and (archive := _only_archive(folder)):
+                listing = archive(classes)
+                return replace(listing, words=listing.words + where)
     if (root / _OFFICIAL_TAR).is_file():
         return list_tars(root / _OFFICIAL_TAR, [root / _OFFICIAL_TAR], classes)
     if archive := _only_archive(root):
@@ -99,12 +113,17 @@ def _open_files(root: Path, paths: Sequence[Path], classes: ClassList) -> Listin
         start = file.read(START)
     if is_shard(start):
         return list_shards(root, paths, classes)
-    if start.startswith(_ZIP) and len(paths) == 1:
+    if start.startswith(_ZIPS) and len(paths) == 1:
         return list_zip(root, classes)
     refuse_foreign(paths[0])
     if kind := kind_of_image(start):
         raise DataError(
             f"--data {root} is a single image ({kind}).\nGive the folder that holds the images."
+        )
+    if root.name in NOTES:
+        raise DataError(
+            f"--data {root} only describes a data set.\nDid you mean "
+            f"--data {printable(str(root.parent))}?"
         )
     if root.suffix.lower() in _TEXTS:
         raise DataError(
@@ -114,29 +133,70 @@ def _open_files(root: Path, paths: Sequence[Path], classes: ClassList) -> Listin
     return list_tars(root, paths, classes)
 
 
-def _shards_of_range(pattern: Path) -> list[Path]:
-    """The files of ``x-{00..63}.tar``, as webdataset names shards; empty if it is no such name.
+def _shards_named(pattern: Path) -> list[Path]:
+    """The files of ``x-{00..63}.tar``, as webdataset names shards, or of ``x-*.tar``.
+
+    Empty if it is no such name, or if no file has one that fits a star.
 
     Raises:
-        DataError: some of them are missing.
+        DataError: some of those that it names are missing.
     """
-    match = _RANGE.fullmatch(str(pattern))
-    if match is None:
-        return []
-    first, last = int(match[2]), int(match[3])
-    if not first <= last < first + _MOST_SHARDS:
-        raise DataError(
-            f"--data {pattern}: a range of shards ascends, and names {_MOST_SHARDS:,} at most.\n"
-            "Write it as in {00..63}."
-        )
-    width = len(match[2]) if match[2].startswith("0") else 0
-    paths = [Path(f"{match[1]}{number:0{width}}{match[4]}") for number in range(first, last + 1)]
-    if missing := [path for path in paths if not path.is_file()]:
+    if "{" not in pattern.name:
+        stars = "*" in pattern.name and pattern.parent.is_dir()
+        return sorted(pattern.parent.glob(pattern.name)) if stars else []
+    paths = [pattern.parent / name for name in _expanded(pattern, pattern.name)]
+    if paths != [pattern] and (missing := [path for path in paths if not path.is_file()]):
         raise DataError(
             f"--data {pattern}: {examples(map(str, missing))}: no such file.\n"
             "Complete the copy, or name the shards that are there."
         )
-    return paths
+    return [path for path in paths if path.is_file()]
+
+
+def _expanded(pattern: Path, name: str) -> list[str]:
+    """What a name with ``{00..63}`` or ``{00,07}`` stands for, as a shell has it."""
+    match = _BRACES.fullmatch(name)
+    if match is None:
+        return [name]
+    start, inside, end = match.groups()
+    words = inside.split(",")
+    if numbers := _RANGE.fullmatch(inside):
+        first, last = map(int, numbers.groups())
+        if not first <= last < first + _MOST_SHARDS:
+            raise DataError(
+                f"--data {pattern}: a range of shards ascends, and names {_MOST_SHARDS:,} at most."
+                "\nWrite it as in {00..63}."
+            )
+        width = len(numbers[1]) if numbers[1].startswith("0") else 0
+        words = [f"{number:0{width}}" for number in range(first, last + 1)]
+    elif len(words) < 2:
+        return [name]
+    return [f"{each}{word}{end}" for each in _expanded(pattern, start) for word in words]
+
+
+def _missing(root: Path) -> DataError:
+    """The error if there is nothing of that name, with what may have been meant."""
+    word = str(root)
+    what = f"--data {shown(word)}: there is no such file or folder."
+    if word.startswith("pipe:") or "::" in word:
+        return DataError(
+            f"{what} Commands and lists of webdataset are not read.\n"
+            "Give the folder of the shards, or name them as in 'x-{00..63}.tar'."
+        )
+    if match := _HUB_NAME.fullmatch(word):
+        name = shlex.quote(match[2])
+        return DataError(
+            f"{what}\nA data set of the Hugging Face hub is downloaded first: hf download {name} "
+            f"--repo-type dataset --include 'data/val*' --local-dir DIR"
+        )
+    place = root.absolute()
+    there = next(folder for folder in place.parents if folder.exists())
+    name = place.relative_to(there).parts[0]
+    with contextlib.suppress(OSError):
+        names = [path.name for path in itertools.islice(there.iterdir(), 1000)]
+        if close := difflib.get_close_matches(name, names, n=1, cutoff=0.75):
+            return DataError(f"{what}\nDid you mean {printable(str(there / close[0]))}?")
+    return DataError(f"{what}\n{printable(str(there))} has no {shown(name)}.")
 
 
 def _snapshot(root: Path) -> Path | None:
@@ -200,8 +260,14 @@ def _val_folders_below(root: Path, classes: ClassList) -> Iterator[Path]:
     if inner and not is_class and _has_images(inner):
         yield inner
         return
+    found: list[Path] = []
     below = (path for pattern in ("*/", "*/*/") for path in root.glob(pattern))
     for folder in itertools.islice(below, 1000):
-        with contextlib.suppress(OSError):  # this is only for a hint
-            if is_val_folder(folder, classes):
-                yield folder
+        with contextlib.suppress(OSError, DataError):  # this is only for a hint
+            if is_val_folder(folder, classes) or (
+                folder.name in _VAL_FOLDERS and find_shards(folder)
+            ):
+                found.append(folder)
+    yield from found
+    if inner and not is_class and not found:
+        yield from _val_folders_below(inner, classes)

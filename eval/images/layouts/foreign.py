@@ -43,6 +43,10 @@ def _begins(*magic: bytes) -> Callable[[bytes, int], bool]:
     return lambda start, _: start.startswith(magic)
 
 
+def _is_page(start: bytes, _: int) -> bool:
+    return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
 def _is_tfrecord(start: bytes, size: int) -> bool:
     """A length, its checksum, and a message whose only field fills that length."""
     if len(start) < 24:
@@ -71,6 +75,12 @@ def _is_beton(start: bytes, size: int) -> bool:
 _UNPACK = "Unpack it first, that takes hardly more space: "
 _ORIGINAL = "Give the folder or tar of images that it was made from: --data FOLDER"
 _FORMATS = (
+    _Format(
+        "a pointer of Git LFS, not the file itself",
+        _begins(b"version https://git-lfs"),
+        "Fetch the file: git lfs pull, in the folder of its repository",
+    ),
+    _Format("a web page", _is_page, "Download the file again, logged in where that is needed."),
     _Format("compressed with gzip", _begins(b"\x1f\x8b"), f"{_UNPACK}gunzip {{path}}"),
     _Format("compressed with bzip2", _begins(b"BZh"), f"{_UNPACK}bunzip2 {{path}}"),
     _Format("compressed with xz", _begins(b"\xfd7zXZ\0"), f"{_UNPACK}unxz {{path}}"),
@@ -137,6 +147,9 @@ def refuse_foreign(path: Path) -> None:
             if file.name == "data.mdb":
                 file = file.parent
             names = {"path": _word(file), "stem": _word(Path(file.name.partition(".")[0] or "val"))}
+            alike = [each for each in files if each.suffixes == file.suffixes]
+            if len(alike) > 1 and "*" not in names["path"] and "{stem}" not in found.way:
+                names["path"] = f"{_word(file.parent)}/*{''.join(file.suffixes)}"
             raise DataError(
                 f"--data {printable(str(file))} is {found.name}: its images cannot be read in "
                 f"place.\n{found.way.format(**names)}"

@@ -24,7 +24,8 @@ PARQUET = b"PAR1"
 ARROW_FILE = b"ARROW1"
 ARROW_STREAM = b"\xff\xff\xff\xff"
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")  # columns that may hold the images,
-NAMES = ("file_name", "filename", "image_id", "__key__")  # their names,
+IDS = ("__key__", "image_id")  # their names,
+FILE_NAMES = ("filename", "file_name")
 LABELS = ("label", "labels", "cls", "class", "target", "synset", "wnid")  # and their labels
 LONGEST_TEXT = 4096  # bytes of a name
 
@@ -164,7 +165,7 @@ def parquet_file(
 
 
 def _is_known(column: str) -> bool:
-    return column.partition(".")[0] in (*IMAGES, *NAMES, *LABELS)
+    return column.partition(".")[0] in (*IMAGES, *IDS, *FILE_NAMES, *LABELS)
 
 
 class _Arrow:

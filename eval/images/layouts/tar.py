@@ -10,9 +10,9 @@ from typing import BinaryIO, NamedTuple
 
 from eval.errors import DataError, UnreadableImage
 from eval.images.classes import ClassList
-from eval.images.labels import is_image, shown
+from eval.images.labels import examples, is_image, shown
 from eval.images.layouts import START, Listing, arrange, check_regular, unreadable
-from eval.images.layouts.archives import Members, visible_name
+from eval.images.layouts.archives import EACH, Members, visible_name
 
 _BLOCK = 512  # bytes; headers and contents start at multiples of it
 _TARFILE_ERRORS = (
@@ -68,6 +68,11 @@ def list_tars(root: Path, tars: Sequence[Path], classes: ClassList) -> Listing:
     Raises:
         DataError: one is compressed, truncated, damaged, not a tar, or holds no validation set.
     """
+    if all(tar.stem in classes.index_of for tar in tars):
+        raise DataError(
+            f"--data {root}: {examples(tar.name for tar in tars)}: tars named after classes, as of "
+            f"the training set.\nUnpack each into a folder of its name: {EACH}"
+        )
     members: Members[_Place] = Members(root)
     for tar in tars:
         check_regular(tar, tar.stat().st_mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from eval.images.layouts import START, Listing, arrange
 from eval.images.layouts.archives import Members, visible_name
 
 _LARGEST = 256 << 20  # bytes of one file
+_ENCRYPTED = 1  # in the flags of a member
 _ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
@@ -31,11 +33,19 @@ def list_zip(path: Path, classes: ClassList) -> Listing:
     except _ERRORS as error:
         raise _damaged(path, error) from error
     found: Members[zipfile.ZipInfo] = Members(path)
+    # Some tools of Windows separate folders with what no other zip has.
+    windows = not any("/" in member.filename for member in members)
     for member in members:
-        name = visible_name(path, member.filename)
+        member_name = member.filename.replace("\\", "/") if windows else member.filename
+        name = visible_name(path, member_name)
         if name is None:
             continue
-        if member.is_dir():
+        if member.flag_bits & _ENCRYPTED:
+            raise DataError(
+                f"--data {path} is encrypted: {shown(name)} needs a password.\n"
+                f"Unpack it: unzip {shlex.quote(str(path))} -d FOLDER"
+            )
+        if member_name.endswith("/"):
             found.folders.add(name)
         else:
             found.add(name, member)

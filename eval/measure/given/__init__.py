@@ -22,6 +22,7 @@ from eval.measure.given.answers import Logits as Logits
 from eval.measure.given.answers import Ranked as Ranked
 from eval.measure.given.answers import match as match
 from eval.measure.given.arrays import SUFFIXES, read_arrays, read_names
+from eval.text import decoded
 
 _LARGEST_TEXT = 2 << 30  # bytes; logits of 50,000 images as CSV have about 1 GB
 
@@ -116,8 +117,10 @@ def read_answers(
                 raise DataError(
                     f"{path} is too large for text ({size >> 20} MiB).\nSave logits as .npy."
                 )
-            text = (head + file.read()).decode("utf-8-sig")
-    except UnicodeDecodeError:
+            text = decoded(head + file.read())
+            if "\0" in text:
+                raise ValueError("not text")
+    except ValueError:
         raise DataError(
             f"{path} is not a UTF-8 text file.\n"
             "Predictions are CSV, JSON, parquet, .npy, .npz, .pt, or a tool's text."

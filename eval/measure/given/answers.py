@@ -183,7 +183,11 @@ def ranked(
                 raise DataError(
                     f"{path}: {shown(name)} has class {shown(cell)}; classes are 0 to "
                     f"{count - 1}.\n"
-                    "If the model has a background class as class 0, subtract 1 first."
+                    + (
+                        "If the model has a background class as class 0, subtract 1 first."
+                        if index
+                        else "Write the index of the class: its place in the list, from 0."
+                    )
                 )
         if len({int(float(cell)) for cell in row}) < places:
             raise DataError(f"{path}: {shown(name)} has a class twice: {' '.join(row)}.")

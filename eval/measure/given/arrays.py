@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from eval.errors import DataError, UsageError
 from eval.files import is_inflated
 from eval.images.labels import examples, shown
-from eval.measure.given.answers import Logits, logits
+from eval.measure.given.answers import Answers, logits, ranked
 from eval.measure.given.tables import delimiter_of, names_columns, parse_json
 from eval.text import read_text, table
 from pplcnet._errors import WeightsError
@@ -29,7 +29,7 @@ _NAMES = ("names", "name", "paths", "path")  # of a list of names, where several
 _LISTED = "Give the name of an image per line, or a table with a column path."
 
 
-def read_arrays(path: Path, classes: int, names: Path | None, array: str | None) -> Logits:
+def read_arrays(path: Path, classes: int, names: Path | None, array: str | None) -> Answers:
     """Read a file of arrays; see `eval.measure.given.read_answers`."""
     try:
         arrays = _load(path)
@@ -52,8 +52,18 @@ def read_arrays(path: Path, classes: int, names: Path | None, array: str | None)
             "Add --names FILE, with the name of an image per line, in the order of the rows."
         )
     listed = read_names(names) if names else _decode(path, written)
-    values = _rows(path, _choose(path, arrays, array, classes), len(listed), classes)
-    return logits(listed, values)
+    values = _choose(path, arrays, array, classes)
+    if _are_classes(values, len(listed), classes):
+        cells = values.reshape(len(listed), -1).astype(str).tolist()
+        return ranked(path, listed, cells, None, classes)
+    return logits(listed, _rows(path, values, len(listed), classes))
+
+
+def _are_classes(values: NDArray[Any], images: int, classes: int) -> bool:
+    """Whether an array has the predicted class of each image, or several, instead of logits."""
+    shape = values.shape
+    is_short = len(shape) == 1 or (len(shape) == 2 and shape[1] < classes)
+    return values.dtype.kind in "iu" and is_short and shape[0] == images and images > 0
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
@@ -105,8 +115,8 @@ def _choose(
 ) -> NDArray[Any]:
     """The array of logits: the one that is named, or the only one that has a fitting size."""
     fitting = [name for name, values in arrays.items() if values.size and not values.size % classes]
-    if array is None and len(fitting) == 1:
-        return arrays[fitting[0]]
+    if array is None and (len(fitting) == 1 or len(arrays) == 1):
+        return arrays[(fitting or list(arrays))[0]]
     if array is None or array not in arrays:
         raise UsageError(
             f"{path} contains the arrays {examples(arrays) or 'none'}: name the one with the "
@@ -135,7 +145,11 @@ def _rows(path: Path, values: NDArray[Any], images: int, classes: int) -> NDArra
     raise DataError(
         f"{path} has an array of {' x '.join(map(str, values.shape))} for {images:,} "
         f"names; {images:,} x {classes} are needed.\n"
-        f"If there are {classes + 1} classes, the first is a background class: remove it."
+        + (
+            "The first class is a background class: remove it."
+            if classes + 1 in shape
+            else "Give the list of exactly these images with --names, in the order of the rows."
+        )
     )
 
 
