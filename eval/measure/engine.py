@@ -283,7 +283,7 @@ class Engine:
         def count(images: int, right: int) -> None:
             nonlocal done, correct
             done, correct = done + images, correct + right
-            self._progress(Event(stage, done, total, correct))
+            self._progress(Event(stage, done, total, correct if forms else None))
 
         part = measure(
             valset,
@@ -419,7 +419,8 @@ def measure(
 
     Args:
         valset: the images.
-        predictor: computes the logits of exactly the forms of the plan.
+        predictor: computes the logits of exactly the forms of the plan; of none, where images are
+            only to be decoded for a cache.
         plan: how to measure them.
         journal: provides the records of an interrupted run, and keeps each new batch.
         kinds: what the outputs of each form are; None: logits.
@@ -439,17 +440,15 @@ def measure(
     old, todo = _remaining(plan, journal.read(len(valset.samples)), len(valset.samples))
     results = [old]
     measured_now = 0
-    last = plan.forms[-1]
     threads = plan.workers * (crew.processes if crew else 1)
     with worker_threads(threads) as pool, closed_on_error(crew):
         for _ in pool.map(lambda record: _check_unchanged(valset, record), old):
             pass
         if progress and len(old):
-            progress(len(old), _correct(old, last))
+            progress(len(old), _correct(old, plan.forms))
         if crew:
-            evaluate = crew.sharing(
-                evaluate, Job(valset, plan, cache.root if cache else None, kinds or {})
-            )
+            job = Job(valset, plan, cache.root if cache else None, kinds or {})
+            evaluate = crew.sharing(evaluate, job, cache)
         started = time.perf_counter()
         certain = stopper.begin(old, len(todo)) if stopper else False
         for records in pool.map(evaluate, [] if certain else todo):
@@ -457,7 +456,7 @@ def measure(
             results.append(records)
             measured_now += len(records)
             if progress:
-                progress(len(records), _correct(records, last))
+                progress(len(records), _correct(records, plan.forms))
             if stopper and stopper.after(records):
                 break
         else:
@@ -528,7 +527,8 @@ class BatchEvaluator:
             _store(records, form, good, scores)
         logits = {form: as_logits(rows, self._kinds[form]) for form, rows in logits.items()}
         records["logit_diff"] = np.nan
-        records["logit_diff"][good] = _largest_difference(list(logits.values()))
+        if len(logits) > 1:
+            records["logit_diff"][good] = _largest_difference(*logits.values())
         for rows in logits.values():
             largest = np.abs(rows).max(axis=1, initial=0.0)
             records["largest_logit"][good] = np.maximum(records["largest_logit"][good], largest)
@@ -636,15 +636,14 @@ def _scores(records: Records, form: str) -> Scores:
     return Scores(*(np.ascontiguousarray(answers[name]) for name in _KEPT))
 
 
-def _correct(records: Records, form: str) -> int:
-    return int((records[form]["rank"] == 0).sum())
+def _correct(records: Records, forms: Sequence[str]) -> int:
+    """How many the last form predicts correctly; 0 without any."""
+    return int((records[forms[-1]]["rank"] == 0).sum()) if forms else 0
 
 
-def _largest_difference(logits: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
-    """Largest absolute difference between two forms' logits, (B,); NaN for a single form."""
-    if len(logits) < 2:
-        return np.full(len(logits[0]), np.nan)
-    first, second = (rows.astype(np.float64) for rows in logits)
+def _largest_difference(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+    """Largest absolute difference between two forms' logits, (B,)."""
+    first, second = first.astype(np.float64), second.astype(np.float64)
     difference: NDArray[np.float64] = np.abs(first - second).max(axis=1)
     return difference
 

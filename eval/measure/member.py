@@ -37,7 +37,6 @@ def main() -> None:
     """Serve the process that started this one, until it is gone or ends this one."""
     parent, store, control, *seats = map(int, sys.argv[1:])
     end_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the first process decides
     member = _Member(store, Connection(control))
     for seat in seats:
         threading.Thread(target=member.answer, args=(Connection(seat),), daemon=True).start()
@@ -52,6 +51,16 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that
         os._exit(0)
+
+
+class _Crops(CropCache):
+    """A cache, into whose index the first process enters what this one has cropped."""
+
+    made = threading.local()
+
+    def enter(self, index: int, record: bytes) -> None:
+        """Keep it for the answer of this thread."""
+        self.made.records.append((index, record))
 
 
 class _Member:
@@ -86,7 +95,7 @@ class _Member:
                 self._held.close()
                 self._cache = None
                 if asked.cache is not None:
-                    cache = CropCache(asked.cache, asked.valset, asked.plan.preprocess)
+                    cache = _Crops(asked.cache, asked.valset, asked.plan.preprocess)
                     self._cache = self._held.enter_context(cache)
                 self._evaluate = BatchEvaluator(
                     asked.valset, self._predictor, asked.plan, self._cache, asked.kinds
@@ -115,10 +124,11 @@ class _Member:
                 indices = connection.recv()
             except (EOFError, OSError):
                 return
+            kept = _Crops.made.records = []
             try:
                 assert self._evaluate is not None
-                used = self._evaluate(indices)
-                found: Any = Answer(used, self._cache.used if self._cache else 0)
+                records = self._evaluate(indices)
+                found: Any = Answer(records, self._cache.used if self._cache else 0, kept)
             except Exception as error:
                 found = Failure.of(error)
             connection.send(found)
