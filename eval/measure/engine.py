@@ -45,6 +45,7 @@ MOST_THREADS = 4
 LEAST_IMAGES = 1000
 GPU_BYTES = 2 << 30  # of a GPU for each process: torch's own, the model and its batches
 _ALONE = Group()
+_LOOK = 0.005  # seconds between two looks at what the workers have done
 _SHOWN = 8  # images, by which is seen what the outputs are
 _INTACT = "Get an intact copy: python -m eval.data lists all that are damaged."
 _RECORD = "Replace the file (images are never skipped), or use --on-bad-image record."
@@ -451,7 +452,7 @@ def measure(
             evaluate = crew.sharing(evaluate, job, cache)
         started = time.perf_counter()
         certain = stopper.begin(old, len(todo)) if stopper else False
-        for records in pool.map(evaluate, [] if certain else todo):
+        for records in _in_order(pool, evaluate, [] if certain else todo):
             journal.append(records)
             results.append(records)
             measured_now += len(records)
@@ -465,6 +466,20 @@ def measure(
     seconds = time.perf_counter() - started
     from_cache = (cache.used if cache else 0) + (crew.from_cache if crew else 0)
     return Part(np.concatenate(results), measured_now, seconds, from_cache)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, evaluate: Evaluator, batches: Sequence[NDArray[np.int64]]
+) -> Iterator[Records]:
+    """The records of each batch, as ``pool.map`` gives them.
+
+    That would wait for each batch, and be woken by the worker that has done it: this takes the
+    worker as long as hundreds of lines of Python, and the interpreter's lock meanwhile.
+    """
+    for future in [pool.submit(evaluate, batch) for batch in batches]:
+        while not future.done():
+            time.sleep(_LOOK)
+        yield future.result()
 
 
 def _remaining(plan: Plan, kept: Records, images: int) -> tuple[Records, list[NDArray[np.int64]]]:
