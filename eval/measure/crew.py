@@ -41,7 +41,7 @@ from eval.errors import EvalError, UsageError
 from eval.images import decoders
 from eval.images.cache import CropCache
 from eval.images.valset import ValSet
-from eval.measure.journal import Records
+from eval.measure.journal import Records, record_dtype
 from eval.measure.settings import freed_memory_kept, in_effect
 from eval.metrics import Kind
 from eval.processes import difference
@@ -93,12 +93,12 @@ class Answer(NamedTuple):
     """What another process gives for a batch.
 
     Attributes:
-        records: of its images.
+        records: of its images, as bytes: pickled, they would take longer than all else here.
         from_cache: how many crops the process has had from a cache so far.
         kept: what the first process enters into the index of the cache: images and their records.
     """
 
-    records: Records
+    records: bytes
     from_cache: int
     kept: Sequence[tuple[int, bytes]]
 
@@ -159,7 +159,7 @@ class Crew:
         """
         length = _write(self._store, task)
         for member in self._members:
-            member.send(member.control, ("task", length, bool(freed_memory_kept())))
+            member.send(member.control, pickle.dumps(("task", length, bool(freed_memory_kept()))))
 
     def ready(self, task: Task, settings: Mapping[str, Any]) -> None:
         """Wait until all have made the model, as the first process did.
@@ -192,9 +192,10 @@ class Crew:
             UsageError: the images cannot be given to another process.
         """
         self._from_cache, self._cache = {}, cache
+        self._dtype = record_dtype(job.plan.forms)
         data = _pickled(job, pickle.dumps)
         for member in self._members:
-            member.send_bytes(data)
+            member.send(member.control, data)
         for member in self._members:
             member.answer(member.control, self._progress)
         seats: queue.SimpleQueue[Evaluator] = queue.SimpleQueue()
@@ -214,7 +215,7 @@ class Crew:
 
     def ask(self, member: _Member, connection: Connection, indices: NDArray[np.int64]) -> Records:
         """The records of a batch, from one of the others."""
-        member.send(connection, indices)
+        member.send(connection, indices.tobytes())
         answer: Answer = member.answer(connection, self._progress)
         for index, record in answer.kept:
             assert self._cache
@@ -222,7 +223,7 @@ class Crew:
         self._from_cache[member.number] = max(
             answer.from_cache, self._from_cache.get(member.number, 0)
         )
-        return answer.records
+        return np.frombuffer(answer.records, self._dtype)
 
     @property
     def from_cache(self) -> int:
@@ -236,7 +237,7 @@ class Crew:
             EvalError: something has, or one of them has ended.
         """
         for member in self._members:
-            member.send(member.control, ("check",))
+            member.send(member.control, pickle.dumps(("check",)))
         for member in self._members:
             member.answer(member.control, self._progress)
 
@@ -321,25 +322,14 @@ class _Member:
             for _, theirs in pairs:
                 theirs.close()
 
-    def send(self, connection: Connection, message: Any) -> None:
+    def send(self, connection: Connection, message: bytes) -> None:
         """Send it a message.
 
         Raises:
             EvalError: it has ended.
         """
         try:
-            connection.send(message)
-        except OSError as error:
-            raise self._lost() from error
-
-    def send_bytes(self, data: bytes) -> None:
-        """Send it a message that has been pickled.
-
-        Raises:
-            EvalError: it has ended.
-        """
-        try:
-            self.control.send_bytes(data)
+            connection.send_bytes(message)
         except OSError as error:
             raise self._lost() from error
 

@@ -16,6 +16,8 @@ from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+
 from eval.backends import predictor_for
 from eval.images.cache import CropCache
 from eval.measure.crew import Answer, Evaluator, Failure, Job, facts, read_task
@@ -121,17 +123,17 @@ class _Member:
         self._asked.connection = connection
         while True:
             try:
-                indices = connection.recv()
+                indices = np.frombuffer(connection.recv_bytes(), np.int64)
             except (EOFError, OSError):
                 return
             kept = _Crops.made.records = []
             try:
                 assert self._evaluate is not None
-                records = self._evaluate(indices)
+                records = self._evaluate(indices).tobytes()
                 found: Any = Answer(records, self._cache.used if self._cache else 0, kept)
             except Exception as error:
                 found = Failure.of(error)
-            connection.send(found)
+            connection.send_bytes(pickle.dumps(found))
 
     def _note(self, message: str) -> None:
         getattr(self._asked, "connection", self._control).send(Event(message=message))
