@@ -222,6 +222,16 @@ with exact_settings():
 """
 
 
+IMPORTING = """
+import time
+from eval.measure import crew
+crew._PROGRAM = crew._PROGRAM.replace("from eval.measure", "import time; time.sleep(600)\\n#")
+others = crew.Crew(2, 1, print)
+print(*(m.process.pid for m in others._members), flush=True)
+time.sleep(600)
+"""
+
+
 def is_running(pid: int) -> bool:
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
@@ -231,17 +241,19 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_no_process_outlives_the_first() -> None:
-    """Not even one that is stopped when the first is killed."""
+@pytest.mark.parametrize("program", [FIRST, IMPORTING], ids=["ready", "importing"])
+def test_no_process_outlives_the_first(program: str) -> None:
+    """Not even one that is stopped when the first is killed, or has just begun."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     with subprocess.Popen(
-        [sys.executable, "-c", FIRST], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": paths},
     ) as first:  # fmt: skip
         assert first.stdout
         (other,) = map(int, first.stdout.readline().split())
         assert is_running(other)
-        os.kill(other, signal.SIGSTOP)
+        if program == FIRST:
+            os.kill(other, signal.SIGSTOP)
         first.kill()
     deadline = time.monotonic() + HANG
     while is_running(other) and time.monotonic() < deadline:

@@ -50,7 +50,14 @@ from eval.provenance import code_sha256, versions
 
 Evaluator = Callable[[NDArray[np.int64]], Records]
 SECONDS = 10  # that a process gets to end by itself
-_PROGRAM = "from eval.measure.member import main; main()"
+# All else takes seconds to import, in which the first process may end.
+_PROGRAM = """
+import sys
+from eval.processes import end_with
+end_with(int(sys.argv[1]))
+from eval.measure.member import main
+main()
+"""
 _ALIGNED = 64  # bytes
 
 

@@ -6,10 +6,8 @@ and ends the process when the first one is gone.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
-import signal
 import sys
 import threading
 from contextlib import ExitStack, suppress
@@ -32,27 +30,16 @@ from eval.measure.settings import (
 from eval.progress import Event
 from eval.provenance import check_code
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
 
 def main() -> None:
     """Serve the process that started this one, until it is gone or ends this one."""
-    parent, store, control, *seats = map(int, sys.argv[1:])
-    end_with(parent)
+    store, control, *seats = map(int, sys.argv[2:])
     member = _Member(store, Connection(control))
     for seat in seats:
         threading.Thread(target=member.answer, args=(Connection(seat),), daemon=True).start()
     with suppress(EOFError, OSError):
         member.serve()
     os._exit(0)
-
-
-def end_with(parent: int) -> None:
-    """Let the system end this process with its parent, where it can (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that
-        os._exit(0)
 
 
 class _Crops(CropCache):
