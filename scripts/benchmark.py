@@ -47,7 +47,8 @@ NETWORKS = ("tf_efficientnet_lite0", "repvgg_a0", "mobilenetv3_large_100")
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SECTIONS = ("pipelines", "batches", "networks", "scaling")
 CORES = (2, 4, 8, 16, 32, 64)  # simulated
-SIMULATED_SECONDS = 6
+SIMULATED_SECONDS = 4
+FAST_GPU = "a GPU that never waits"  # it takes what is decoded and cropped, without any delay
 BEST_FLAGS = ("reparam", "channels-last")  # of timm's validate.py, without a compiler
 TIMM = "timm -b 256 -j 4"
 SMALL_BATCHES = "timm -b 64 -j 2"
@@ -361,6 +362,7 @@ def compare(args: argparse.Namespace, data: Path, weights: Path, cache: Path) ->
 def scaling(places: dict[str, str]) -> None:
     """Print the lock time of an image, the cores at hand, and more of them, simulated."""
     from eval.backends import BACKENDS
+    from eval.measure.engine import CPU_BATCH, GPU_BATCH, MOST_THREADS
     from eval.processes import usable_cores
 
     heading = ("with the lock", "without", "limit, images/s")
@@ -393,49 +395,46 @@ def scaling(places: dict[str, str]) -> None:
     ]
     for _, contender, result in in_turns(contenders, 1, places):
         print(f"{contender.name:30}{result['images'] / result['seconds']:13.1f}", flush=True)
-    simulated = {
-        name: measured[name]
-        for name in (both.name, deploy[0].name, cached.name)
+    print("\nSimulated cores (scripts/simulated.py): images/s, and of the rate of 2 cores")
+    names = {both.name: 2, deploy[0].name: 1, cached.name: 1, crop.name: 1}
+    asked = {
+        name: {
+            "native": measured[name].native / 1000,
+            "locked": measured[name].total / 1000,
+            "batch": GPU_BATCH if name == crop.name else CPU_BATCH,
+            "forms": forms,
+        }
+        for name, forms in names.items()
         if name in measured
     }
-    if crop.name in measured:
-        simulated["a GPU that never keeps one waiting"] = measured[crop.name]
-    for name, found in simulated.items():
-        print(f"\nSimulated cores, {name}: images/s")
-        print(f"{'cores':>6}{'threads alone':>16}{'the default':>14}  as{'of the rate of 2':>26}")
-        first = 0.0
-        for number in CORES:
-            alone, default, how = simulate(found, number)
-            first = first or default
-            part = default / (first * number / CORES[0])
-            print(f"{number:6}{alone:16,.0f}{default:14,.0f}  {how}{part:22.2f} x {number // 2}")
-            sys.stdout.flush()
+    heading = [FAST_GPU if name == crop.name else name for name in asked]
+    print(f"{'cores':>5}{'processes x threads':>21}" + "".join(f"{n:>27}" for n in heading))
+    first: list[float] = []
+    for number in CORES:
+        default = -(-number // MOST_THREADS)
+        for processes in sorted({1, default}):
+            threads = -(-number // processes)
+            found = simulate(list(asked.values()), processes, threads)
+            first = first or found
+            cells = [f"{number:5}{f'{processes} x {threads}':>21}"]
+            for rate, of_two in zip(found, first, strict=True):
+                part = rate / (of_two * number / CORES[0])
+                cells.append(f"{rate:19,.0f} {part:7.2f}")
+            print("".join(cells), flush=True)
 
 
-def simulate(image: LockTime, cores: int) -> tuple[float, float, str]:
-    """Images per second on simulated cores: of threads alone, of the default, and what that is."""
-    from eval.measure.engine import MOST_THREADS
-
-    script = str(Path(__file__).with_name("simulated.py"))
-
-    def rate(processes: int) -> float:
-        threads = -(-cores // processes)
-        ideal = cores * 1000 / (image.native + image.total)
-        images = round(ideal * SIMULATED_SECONDS)
-        asked = {"native": image.native / 1000, "locked": image.total / 1000}
-        words = json.dumps({**asked, "run": [images, processes, threads]})
-        done = subprocess.run(
-            [sys.executable, script, words], capture_output=True, text=True, check=False,
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        if done.returncode:
-            raise EvalError(f"The simulation failed:\n{done.stderr[-2000:]}")
-        return float(done.stdout)
-
-    processes = -(-cores // MOST_THREADS)
-    alone = rate(1)
-    default = rate(processes) if processes > 1 else alone
-    return alone, default, f"{processes} x {-(-cores // processes)}"
+def simulate(rows: Sequence[dict[str, Any]], processes: int, threads: int) -> list[float]:
+    """Images per second of each kind of run, on simulated cores."""
+    asked = {"rows": rows, "processes": processes, "threads": threads, "seconds": SIMULATED_SECONDS}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("simulated.py")), json.dumps(asked)],
+        capture_output=True, text=True, check=False,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    if done.returncode:
+        raise EvalError(f"The simulation failed:\n{done.stderr[-2000:]}")
+    found: list[float] = json.loads(done.stdout)
+    return found
 
 
 def report(table: Table) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def our_pass(contender: Contender, place: Place) -> dict[str, Any]:
     from eval.images.preprocess import PREPROCESS
     from eval.images.valset import open_valset
     from eval.measure import engine
-    from eval.measure.journal import Journal
+    from eval.measure.journal import Journal, NoJournal
 
     preprocess, valset = PREPROCESS["torchvision"], open_valset(place.data)
     if contender.processes > 1:
@@ -167,7 +167,8 @@ def our_pass(contender: Contender, place: Place) -> dict[str, Any]:
     kept = CropCache(place.cache, valset, preprocess) if cached else nullcontext()
     with TemporaryDirectory() as folder, kept as crops:
         if crops:
-            crops.fill(workers)
+            only_crops = replace(plan, forms=())
+            engine.measure(valset, predictor, only_crops, journal=NoJournal(()), cache=crops)
         with Journal(Path(folder), {}, contender.forms) as journal:
             started, cpu = time.perf_counter(), time.process_time()
             part = engine.measure(valset, predictor, plan, journal=journal, cache=crops)

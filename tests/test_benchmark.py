@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,3 +81,18 @@ def test_lock_time_of_samples(benchmark: Any) -> None:
     assert found.total == pytest.approx(30 * 2 * 0.75 / 100)  # 2 ms for a sample
     assert found.native == pytest.approx(30 - 0.45)
     assert found.places == pytest.approx({"read (a.py:1)": 0.3, "call (b.py:2)": 0.15})
+
+
+@pytest.mark.slow
+def test_simulated_cores_do_not_do_more_than_they_can() -> None:
+    """In both processes: four cores of which each image takes 4 and 2 ms."""
+    image = {"locked": 0.0005, "batch": 4}
+    rows = [{"native": 0.0035, "forms": 2, **image}, {"native": 0.0015, "forms": 1, **image}]
+    asked = {"rows": rows, "processes": 2, "threads": 2, "seconds": 0.5}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/simulated.py"), json.dumps(asked)],
+        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    slow, fast = json.loads(done.stdout)
+    assert 0 < slow < 4 / 0.004 * 1.05
+    assert 0 < fast < 4 / 0.002 * 1.05

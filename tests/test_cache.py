@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -11,8 +10,7 @@ import stat
 import tarfile
 import zlib
 from collections import namedtuple
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from eval.images.cache import RECORD, CropCache
 from eval.images.preprocess import PREPROCESS, BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, open_valset
 from eval.measure import engine
-from eval.measure.journal import Journal
+from eval.measure.journal import Journal, NoJournal
 
 MakeVal = Callable[..., Path]
 TORCHVISION = PREPROCESS["torchvision"]
@@ -60,6 +58,13 @@ def measured(
         plan = engine.Plan(preprocess, forms, 4, 2, record_bad=record_bad)
         part = engine.measure(valset, Fake(), plan, journal=journal, cache=cache)
     return engine.assemble(valset, [part], forms)
+
+
+def filled(valset: ValSet, folder: Path, preprocess: Preprocess) -> None:
+    """By a run without a model, as `eval.sweep` does it."""
+    plan = engine.Plan(preprocess, (), 4, 2, record_bad=True)
+    with CropCache(folder, valset, preprocess) as cache:
+        engine.measure(valset, Fake(()), plan, journal=NoJournal(()), cache=cache)
 
 
 def digest(valset: ValSet, index: int) -> bytes:
@@ -213,8 +218,8 @@ def test_an_image_that_cannot_be_read_is_recorded(
 def test_filling_skips_what_cannot_be_read_or_decoded(valset: ValSet, tmp_path: Path) -> None:
     (valset.root / valset.samples[2].path).unlink()
     (valset.root / valset.samples[3].path).write_bytes(b"x")
+    filled(valset, tmp_path / "cache", TORCHVISION)
     with CropCache(tmp_path / "cache", valset, TORCHVISION) as cache:
-        cache.fill(2)
         kept = [cache.get(i, digest(valset, i)) is not None for i in range(11) if i != 2]
     assert kept == [True, True, False, *[True] * 7]
 
@@ -398,45 +403,15 @@ def test_errors_in_words(valset: ValSet, tmp_path: Path, monkeypatch: pytest.Mon
             )
 
 
-def test_filling_reports_each_image_and_decodes_once(valset: ValSet, tmp_path: Path) -> None:
+def test_filling_decodes_once(valset: ValSet, tmp_path: Path) -> None:
     counting = Counting()
-    done: list[int] = []
-    with CropCache(tmp_path / "cache", valset, counting.preprocess) as cache:
-        cache.fill(2, lambda: done.append(counting.calls))
-        assert (len(done), counting.calls) == (11, 11)
-        cache.fill(1)
+    for _ in range(2):
+        filled(valset, tmp_path / "cache", counting.preprocess)
         assert counting.calls == 11
+    with CropCache(tmp_path / "cache", valset, counting.preprocess) as cache:
         for index, sample in enumerate(valset.samples):
             found = cache.get(index, digest(valset, index))
             assert np.array_equal(found, TORCHVISION.crop(valset.read(sample.path)))
-
-
-def test_filling_uses_the_workers_and_the_exact_decoder(
-    valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-    inside: list[bool] = []
-
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, workers: int) -> None:
-            asked.append(workers)
-            super().__init__(workers)
-
-    @contextlib.contextmanager
-    def exact() -> Iterator[None]:
-        inside.append(True)
-        yield
-        inside.clear()
-
-    def crop(data: bytes) -> Crop:
-        assert inside
-        return TORCHVISION.crop(data)
-
-    monkeypatch.setattr("eval.images.cache.ThreadPoolExecutor", Pool)
-    monkeypatch.setattr("eval.images.cache.exact_decoders", exact)
-    with CropCache(tmp_path, valset, dataclasses.replace(TORCHVISION, crop=crop)) as cache:
-        cache.fill(3)
-    assert (asked, inside) == ([3], [])
 
 
 def key(valset: ValSet, folder: Path, preprocess: Preprocess) -> str:

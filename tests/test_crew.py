@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import os
 import pickle
@@ -84,6 +85,22 @@ def test_two_processes_measure_what_one_does(two: Engine, valset: ValSet, tmp_pa
         assert found.from_cache == (len(valset.samples) if turn else 0)
 
 
+def test_the_first_process_alone_writes_the_index(
+    two: Engine, valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[int] = []
+    enter = CropCache.enter
+
+    def noted(self: CropCache, index: int, record: bytes) -> None:
+        entered.append(index)
+        enter(self, index, record)
+
+    monkeypatch.setattr(CropCache, "enter", noted)
+    with CropCache(tmp_path, valset, PREPROCESS["torchvision"]) as cache:
+        two.measure(valset, cache=cache)
+    assert sorted(entered) == list(range(10))
+
+
 def test_every_process_has_its_share(two: Engine, valset: ValSet) -> None:
     """Of ten batches, as many as the other can have at a time, at least."""
     assert two._crew
@@ -113,11 +130,8 @@ def test_an_error_of_another_process_is_that_of_the_run(valset: ValSet) -> None:
         assert [process.poll() for process in processes_of(both)] == [-signal.SIGKILL]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
 def test_a_process_that_ends_ends_the_run_and_what_was_measured_is_kept(
-    number: int, valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other process answers once; it is ended when it is asked again."""
     (tmp_path / "out").mkdir()
@@ -136,13 +150,13 @@ def test_a_process_that_ends_ends_the_run_and_what_was_measured_is_kept(
 
         def end_second(*given: Any) -> Records:
             if next(asked):
-                other.send_signal(number)
+                other.kill()
                 other.wait()
                 ended.set()
             return ask(*given)
 
         monkeypatch.setattr(both._crew, "ask", end_second)
-        message = f"Process 1 of this run was ended by {signal.Signals(number).name}.\nThe same"
+        message = "Process 1 of this run was ended by SIGKILL.\nThe same"
         monkeypatch.setattr(BatchEvaluator, "__call__", wait)
         with (
             Journal(tmp_path / "out", {}, FORMS) as journal,
@@ -158,6 +172,44 @@ def test_a_process_that_ends_ends_the_run_and_what_was_measured_is_kept(
         assert np.array_equal(found.scores[FORM].top, expected.scores[FORM].top)
 
 
+def test_interrupts_are_for_the_first_process(
+    valset: ValSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They reach all of a terminal or a container; another one does not end, not even at birth."""
+    popen, interrupts = subprocess.Popen, (signal.SIGINT, signal.SIGTERM)
+
+    def interrupted(*given: Any, **named: Any) -> subprocess.Popen[bytes]:
+        process = popen(*given, **named)
+        for number in interrupts:
+            process.send_signal(number)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with exact_settings():
+        both = Engine(tiny_task(), processes=2)
+        assert both.measure(valset).measured_now == 10
+        both.close()
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()).intersection(interrupts)
+
+
+def test_a_process_that_cannot_be_started_is_said_and_those_before_it_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def no_more(*given: Any, **named: Any) -> subprocess.Popen[bytes]:
+        if started:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        started.append(popen(*given, **named))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", no_more)
+    with pytest.raises(UsageError, match=r"^--processes 3: process 2 cannot [^(]*\(ulimit"):
+        Engine(tiny_task(), processes=3)
+    assert started[0].returncode == -signal.SIGKILL
+
+
 FIRST = """
 import os, sys, time
 from tiny_task import tiny_task
@@ -170,6 +222,16 @@ with exact_settings():
 """
 
 
+IMPORTING = """
+import time
+from eval.measure import crew
+crew._PROGRAM = crew._PROGRAM.replace("from eval.measure", "import time; time.sleep(600)\\n#")
+others = crew.Crew(2, 1, print)
+print(*(m.process.pid for m in others._members), flush=True)
+time.sleep(600)
+"""
+
+
 def is_running(pid: int) -> bool:
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
@@ -179,17 +241,19 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_no_process_outlives_the_first() -> None:
-    """Not even one that is stopped when the first is killed."""
+@pytest.mark.parametrize("program", [FIRST, IMPORTING], ids=["ready", "importing"])
+def test_no_process_outlives_the_first(program: str) -> None:
+    """Not even one that is stopped when the first is killed, or has just begun."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     with subprocess.Popen(
-        [sys.executable, "-c", FIRST], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": paths},
     ) as first:  # fmt: skip
         assert first.stdout
         (other,) = map(int, first.stdout.readline().split())
         assert is_running(other)
-        os.kill(other, signal.SIGSTOP)
+        if program == FIRST:
+            os.kill(other, signal.SIGSTOP)
         first.kill()
     deadline = time.monotonic() + HANG
     while is_running(other) and time.monotonic() < deadline:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from torch import nn
 
 from eval import Request, evaluate
 from eval.diagnose import main
-from eval.images.preprocess import Preprocess
+from eval.images.preprocess import PREPROCESS, Preprocess
+from eval.jobs.diagnose import diagnose_subject
+from eval.measure import engine
 from eval.recipe import parse
 
 MODEL = "test_resnet"  # 160 pixels; mean and std 0.5
@@ -80,3 +84,27 @@ def test_the_argument_that_is_named_runs_it(
     for text, announced in ((true, "with_changes"), (configured, "as_is")):
         (counted,) = evaluate(Request(**options, preprocess=text)).summary["top1_correct"]
         assert counted == told[announced]["top1_correct"]
+
+
+@pytest.mark.parametrize("processes", [None, 4])
+def test_it_has_a_thread_for_each_core_however_large_the_set_is(
+    processes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of 50,000 images has processes of a few threads each; a diagnosis is one process."""
+    seen: list[Any] = []
+
+    def stop(_subject: Any, _valset: Any, machine: Any, *_: Any) -> None:
+        seen.append(machine)
+        raise InterruptedError
+
+    monkeypatch.setattr(engine, "usable_cores", lambda: 64)
+    monkeypatch.setattr("eval.jobs.diagnose.ModelBench", stop)
+    source = SimpleNamespace(
+        request=Request(data="val", processes=processes),
+        backend="torch",
+        own_preprocess=lambda: PREPROCESS["torchvision"],
+    )
+    valset = SimpleNamespace(samples=range(50_000))
+    with pytest.raises(InterruptedError):
+        diagnose_subject(SimpleNamespace(precision=None), valset, source, 500)  # type: ignore[arg-type]
+    assert seen[0].workers == 64

@@ -13,7 +13,6 @@ images.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -21,18 +20,15 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from eval.errors import UnreadableImage, UsageError
+from eval.errors import UsageError
 from eval.files import open_own, own_folder, read_at, write_at, write_atomically
 from eval.images import decoders
-from eval.images.decoders import exact_decoders
-from eval.images.preprocess import BadImage, Crop, Preprocess
+from eval.images.preprocess import Crop, Preprocess
 from eval.images.valset import ValSet, image_list_sha256
 from eval.provenance import versions
 from eval.snapshot import files_sha256
@@ -148,7 +144,7 @@ class CropCache:
         return self._used
 
     def put(self, index: int, sha256: bytes, crop: Crop) -> None:
-        """Keep a crop. The record is written last, so that half a crop is never used.
+        """Keep a crop. Its record is entered last, so that half a crop is never used.
 
         Args:
             index: of the image.
@@ -165,29 +161,20 @@ class CropCache:
         record["crc32"] = _crc32(record.tobytes())
         try:
             write_at(self._crops, pixels, index * self._crop_bytes)
-            write_at(self._index, record.tobytes(), index * RECORD.itemsize)
         except OSError as error:
             raise self._unwritable(error) from error
+        self.enter(index, record.tobytes())
 
-    def fill(self, workers: int, done: Callable[[], None] = lambda: None) -> None:
-        """Add every crop that is missing, except those of images that cannot be read or decoded.
+    def enter(self, index: int, record: bytes) -> None:
+        """Enter the record of a crop that has been written into the index.
 
-        Args:
-            workers: threads.
-            done: called after each image.
+        Raises:
+            UsageError: the disk is full.
         """
-
-        def add(index: int) -> None:
-            # The run that needs a bad image reports it.
-            with contextlib.suppress(BadImage, UnreadableImage):
-                data = self._valset.read(self._valset.samples[index].path)
-                digest = hashlib.sha256(data).digest()
-                if self.get(index, digest) is None:
-                    self.put(index, digest, self._preprocess.crop(data))
-
-        with exact_decoders(), ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(add, range(len(self._valset.samples))):
-                done()
+        try:
+            write_at(self._index, record, index * RECORD.itemsize)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> UsageError:
         return UsageError(

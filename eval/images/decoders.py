@@ -19,6 +19,8 @@ from eval.ambient import Setting, attribute, held
 
 _LARGEST = 1024**3 // 4 // 3  # pixels: Pillow's own limit, which warns of decompression bombs
 
+_BLOCK = 2**18  # bytes: more than most files and crops have
+
 SETTINGS = (
     # One image is one task of one worker: more threads would only wait for each other.
     Setting("cv2.getNumThreads", 1, cv2.getNumThreads, cv2.setNumThreads),
@@ -32,6 +34,8 @@ SETTINGS = (
     ),
     attribute("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", ImageFile, False),
     attribute("PIL.Image.MAX_IMAGE_PIXELS", Image, _LARGEST),
+    # A file, and a crop, in one piece: for each one Pillow comes back to the interpreter.
+    attribute("PIL.ImageFile.MAXBLOCK", ImageFile, _BLOCK),
 )
 
 

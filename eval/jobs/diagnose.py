@@ -73,7 +73,7 @@ def diagnose_subject(
         images: size of the sample.
         progress: see `diagnose`.
     """
-    setup = choose_computation(source, subject, len(valset.samples), {})
+    setup = choose_computation(source, subject, min(images, len(valset.samples)), {})
     assert setup.batch_size is not None
     assert setup.workers is not None
     machine = Machine(
@@ -81,7 +81,7 @@ def diagnose_subject(
         precision=source.request.precision,
         device=torch.device(setup.device),
         batch_size=setup.batch_size,
-        workers=setup.workers,
+        workers=setup.workers * setup.processes_here,  # one process: each try has another model
         own=source.own_preprocess(),
         output=source.request.output_name,
         background_first=source.request.background_first,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 
-from eval.backends import BACKENDS
+from eval.backends import BACKENDS, Task
 from eval.backends.formats import RUNTIMES, is_exported, precision_of
 from eval.cli import CRASHED
 from eval.config import load_variant
@@ -19,7 +21,7 @@ from eval.files import write_atomically
 from eval.images.cache import CropCache
 from eval.images.sets import ImageSet
 from eval.jobs.evaluate import evaluate
-from eval.measure.engine import choose_workers
+from eval.measure.engine import Engine, choose_batch_size, choose_processes, choose_workers
 from eval.measure.settings import exact_settings
 from eval.measure.setup import open_data
 from eval.models import choose_preprocess, open_source
@@ -219,16 +221,19 @@ def fill_cache(requests: Sequence[Request], progress: Observer) -> ImageSet:
     for request in requests:
         preprocess = choose_preprocess(open_source(request))
         pipelines[preprocess.name, preprocess.description] = preprocess
-    total = len(valset.samples)
+    cpu = torch.device("cpu")
+    processes = choose_processes(len(valset.samples), cpu)
+    workers = choose_workers(processes)
     with exact_settings():
         for preprocess in pipelines.values():
-            done = itertools.count(1)
-            stage = f"decoding, {preprocess.name}"
-            with CropCache(Path(str(first.cache)), valset, preprocess) as cache:
-                cache.fill(
-                    choose_workers(),
-                    lambda stage=stage, done=done: progress(Event(stage, next(done), total)),  # type: ignore[misc]
-                )
+            # A run without a model.
+            task = Task("torch", {}, preprocess, cpu, "fp32", choose_batch_size(cpu), workers)
+            with (
+                CropCache(Path(str(first.cache)), valset, preprocess) as cache,
+                closing(Engine(task, progress, processes)) as engine,
+            ):
+                stage = f"decoding, {preprocess.name}"
+                engine.measure(valset, record_bad=True, cache=cache, stage=stage)
     return valset.image_set
 
 

@@ -39,8 +39,9 @@ from eval import errors
 from eval.backends import BACKENDS, Task
 from eval.errors import EvalError, UsageError
 from eval.images import decoders
+from eval.images.cache import CropCache
 from eval.images.valset import ValSet
-from eval.measure.journal import Records
+from eval.measure.journal import Records, record_dtype
 from eval.measure.settings import freed_memory_kept, in_effect
 from eval.metrics import Kind
 from eval.processes import difference
@@ -49,7 +50,14 @@ from eval.provenance import code_sha256, versions
 
 Evaluator = Callable[[NDArray[np.int64]], Records]
 SECONDS = 10  # that a process gets to end by itself
-_PROGRAM = "from eval.measure.member import main; main()"
+# All else takes seconds to import, in which the first process may end.
+_PROGRAM = """
+import sys
+from eval.processes import end_with
+end_with(int(sys.argv[1]))
+from eval.measure.member import main
+main()
+"""
 _ALIGNED = 64  # bytes
 
 
@@ -89,10 +97,17 @@ class Job(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The records of a batch, and how many crops the process has had from a cache so far."""
+    """What another process gives for a batch.
 
-    records: Records
+    Attributes:
+        records: of its images, as bytes: pickled, they would take longer than all else here.
+        from_cache: how many crops the process has had from a cache so far.
+        kept: what the first process enters into the index of the cache: images and their records.
+    """
+
+    records: bytes
     from_cache: int
+    kept: Sequence[tuple[int, bytes]]
 
 
 def facts(task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,9 +143,19 @@ class Crew:
         self.processes = processes
         self._progress, self._workers = progress, workers
         self._store = tempfile.TemporaryFile(prefix="pplcnet-eval-")  # noqa: SIM115  # no name, no /dev/shm
-        self._members = [_Member(n, workers, self._store.fileno()) for n in range(1, processes)]
+        self._members: list[_Member] = []
         self._ended = weakref.finalize(self, _end, self._members, self._store)
+        try:
+            with closed_on_error(self), _interrupts_blocked():
+                for number in range(1, processes):
+                    self._members.append(_Member(number, workers, self._store.fileno()))
+        except OSError as error:
+            raise UsageError(
+                f"--processes {processes}: process {len(self._members) + 1} cannot be started: "
+                f"{error.strerror or error}.\nUse fewer, or raise the limit (ulimit -n, ulimit -u)."
+            ) from error
         self._from_cache: dict[int, int] = {}
+        self._cache: CropCache | None = None
 
     def take(self, task: Task) -> None:
         """Let all of them make the model; the first process goes on meanwhile.
@@ -141,7 +166,7 @@ class Crew:
         """
         length = _write(self._store, task)
         for member in self._members:
-            member.send(member.control, ("task", length, bool(freed_memory_kept())))
+            member.send(member.control, pickle.dumps(("task", length, bool(freed_memory_kept()))))
 
     def ready(self, task: Task, settings: Mapping[str, Any]) -> None:
         """Wait until all have made the model, as the first process did.
@@ -161,21 +186,23 @@ class Crew:
                     "Leave the installation alone during a run, and start it again."
                 )
 
-    def sharing(self, own: Evaluator, job: Job) -> Evaluator:
+    def sharing(self, own: Evaluator, job: Job, cache: CropCache | None) -> Evaluator:
         """What evaluates a batch in any of the processes; for as many threads as they have in all.
 
         Args:
             own: evaluates a batch in this process.
             job: what the others evaluate batches of.
+            cache: that of the job, if it has one.
 
         Raises:
             EvalError: one of them failed or has ended.
             UsageError: the images cannot be given to another process.
         """
-        self._from_cache = {}
+        self._from_cache, self._cache = {}, cache
+        self._dtype = record_dtype(job.plan.forms)
         data = _pickled(job, pickle.dumps)
         for member in self._members:
-            member.send_bytes(data)
+            member.send(member.control, data)
         for member in self._members:
             member.answer(member.control, self._progress)
         seats: queue.SimpleQueue[Evaluator] = queue.SimpleQueue()
@@ -195,12 +222,15 @@ class Crew:
 
     def ask(self, member: _Member, connection: Connection, indices: NDArray[np.int64]) -> Records:
         """The records of a batch, from one of the others."""
-        member.send(connection, indices)
+        member.send(connection, indices.tobytes())
         answer: Answer = member.answer(connection, self._progress)
+        for index, record in answer.kept:
+            assert self._cache
+            self._cache.enter(index, record)
         self._from_cache[member.number] = max(
             answer.from_cache, self._from_cache.get(member.number, 0)
         )
-        return answer.records
+        return np.frombuffer(answer.records, self._dtype)
 
     @property
     def from_cache(self) -> int:
@@ -214,7 +244,7 @@ class Crew:
             EvalError: something has, or one of them has ended.
         """
         for member in self._members:
-            member.send(member.control, ("check",))
+            member.send(member.control, pickle.dumps(("check",)))
         for member in self._members:
             member.answer(member.control, self._progress)
 
@@ -232,6 +262,20 @@ def closed_on_error(crew: Crew | None) -> Iterator[None]:
         if crew:
             crew.close()
         raise
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Keep Ctrl-C and SIGTERM from what is started meanwhile, from its first moment and for good.
+
+    They reach all processes of a terminal or a container, and the first one alone decides how the
+    run ends. Here, they come as soon as this ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass
@@ -268,36 +312,31 @@ class _Member:
             str(Path(errors.__file__).parents[1]),
             *(path or str(Path.cwd()) for path in sys.path),
         ]
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _PROGRAM, *map(str, (os.getpid(), self.store, *handles))],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self.stderr,
-            pass_fds=(self.store, *handles),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
-        )
-        for _, theirs in pairs:
-            theirs.close()
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM]
+                + [str(number) for number in (os.getpid(), self.store, *handles)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self.stderr,
+                pass_fds=(self.store, *handles),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+            )
+        except OSError:
+            self.stderr.close()
+            raise
+        finally:
+            for _, theirs in pairs:
+                theirs.close()
 
-    def send(self, connection: Connection, message: Any) -> None:
+    def send(self, connection: Connection, message: bytes) -> None:
         """Send it a message.
 
         Raises:
             EvalError: it has ended.
         """
         try:
-            connection.send(message)
-        except OSError as error:
-            raise self._lost() from error
-
-    def send_bytes(self, data: bytes) -> None:
-        """Send it a message that has been pickled.
-
-        Raises:
-            EvalError: it has ended.
-        """
-        try:
-            self.control.send_bytes(data)
+            connection.send_bytes(message)
         except OSError as error:
             raise self._lost() from error
 

@@ -45,6 +45,7 @@ MOST_THREADS = 4
 LEAST_IMAGES = 1000
 GPU_BYTES = 2 << 30  # of a GPU for each process: torch's own, the model and its batches
 _ALONE = Group()
+_LOOK = 0.005  # seconds between two looks at what the workers have done
 _SHOWN = 8  # images, by which is seen what the outputs are
 _INTACT = "Get an intact copy: python -m eval.data lists all that are damaged."
 _RECORD = "Replace the file (images are never skipped), or use --on-bad-image record."
@@ -284,7 +285,7 @@ class Engine:
             nonlocal done, correct
             done, correct = done + images, correct + right
             group.look()
-            self._progress(Event(stage, done, total, correct))
+            self._progress(Event(stage, done, total, correct if forms else None))
 
         part = measure(
             valset,
@@ -417,7 +418,8 @@ def measure(
 
     Args:
         valset: the images.
-        predictor: computes the logits of exactly the forms of the plan.
+        predictor: computes the logits of exactly the forms of the plan; of none, where images are
+            only to be decoded for a cache.
         plan: how to measure them.
         journal: provides the records of an interrupted run, and keeps each new batch.
         kinds: what the outputs of each form are; None: logits.
@@ -437,25 +439,23 @@ def measure(
     old, todo = _remaining(plan, journal.read(len(valset.samples)), len(valset.samples))
     results = [old]
     measured_now = 0
-    last = plan.forms[-1]
     threads = plan.workers * (crew.processes if crew else 1)
     with worker_threads(threads) as pool, closed_on_error(crew):
         for _ in pool.map(lambda record: _check_unchanged(valset, record), old):
             pass
         if progress and len(old):
-            progress(len(old), _correct(old, last))
+            progress(len(old), _correct(old, plan.forms))
         if crew:
-            evaluate = crew.sharing(
-                evaluate, Job(valset, plan, cache.root if cache else None, kinds or {})
-            )
+            job = Job(valset, plan, cache.root if cache else None, kinds or {})
+            evaluate = crew.sharing(evaluate, job, cache)
         started = time.perf_counter()
         certain = stopper.begin(old, len(todo)) if stopper else False
-        for records in pool.map(evaluate, [] if certain else todo):
+        for records in _in_order(pool, evaluate, [] if certain else todo):
             journal.append(records)
             results.append(records)
             measured_now += len(records)
             if progress:
-                progress(len(records), _correct(records, last))
+                progress(len(records), _correct(records, plan.forms))
             if stopper and stopper.after(records):
                 break
         else:
@@ -464,6 +464,20 @@ def measure(
     seconds = time.perf_counter() - started
     from_cache = (cache.used if cache else 0) + (crew.from_cache if crew else 0)
     return Part(np.concatenate(results), measured_now, seconds, from_cache)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, evaluate: Evaluator, batches: Sequence[NDArray[np.int64]]
+) -> Iterator[Records]:
+    """The records of each batch, as ``pool.map`` gives them.
+
+    That would wait for each batch, and be woken by the worker that has done it: this takes the
+    worker as long as hundreds of lines of Python, and the interpreter's lock meanwhile.
+    """
+    for future in [pool.submit(evaluate, batch) for batch in batches]:
+        while not future.done():
+            time.sleep(_LOOK)
+        yield future.result()
 
 
 def _remaining(plan: Plan, kept: Records, images: int) -> tuple[Records, list[NDArray[np.int64]]]:
@@ -526,7 +540,8 @@ class BatchEvaluator:
             _store(records, form, good, scores)
         logits = {form: as_logits(rows, self._kinds[form]) for form, rows in logits.items()}
         records["logit_diff"] = np.nan
-        records["logit_diff"][good] = _largest_difference(list(logits.values()))
+        if len(logits) > 1:
+            records["logit_diff"][good] = _largest_difference(*logits.values())
         for rows in logits.values():
             largest = np.abs(rows).max(axis=1, initial=0.0)
             records["largest_logit"][good] = np.maximum(records["largest_logit"][good], largest)
@@ -634,15 +649,14 @@ def _scores(records: Records, form: str) -> Scores:
     return Scores(*(np.ascontiguousarray(answers[name]) for name in _KEPT))
 
 
-def _correct(records: Records, form: str) -> int:
-    return int((records[form]["rank"] == 0).sum())
+def _correct(records: Records, forms: Sequence[str]) -> int:
+    """How many the last form predicts correctly; 0 without any."""
+    return int((records[forms[-1]]["rank"] == 0).sum()) if forms else 0
 
 
-def _largest_difference(logits: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
-    """Largest absolute difference between two forms' logits, (B,); NaN for a single form."""
-    if len(logits) < 2:
-        return np.full(len(logits[0]), np.nan)
-    first, second = (rows.astype(np.float64) for rows in logits)
+def _largest_difference(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+    """Largest absolute difference between two forms' logits, (B,)."""
+    first, second = first.astype(np.float64), second.astype(np.float64)
     difference: NDArray[np.float64] = np.abs(first - second).max(axis=1)
     return difference
 

@@ -6,15 +6,15 @@ and ends the process when the first one is gone.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
-import signal
 import sys
 import threading
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any
+
+import numpy as np
 
 from eval.backends import predictor_for
 from eval.images.cache import CropCache
@@ -30,14 +30,10 @@ from eval.measure.settings import (
 from eval.progress import Event
 from eval.provenance import check_code
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
 
 def main() -> None:
     """Serve the process that started this one, until it is gone or ends this one."""
-    parent, store, control, *seats = map(int, sys.argv[1:])
-    end_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the first process decides
+    store, control, *seats = map(int, sys.argv[2:])
     member = _Member(store, Connection(control))
     for seat in seats:
         threading.Thread(target=member.answer, args=(Connection(seat),), daemon=True).start()
@@ -46,12 +42,14 @@ def main() -> None:
     os._exit(0)
 
 
-def end_with(parent: int) -> None:
-    """Let the system end this process with its parent, where it can (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that
-        os._exit(0)
+class _Crops(CropCache):
+    """A cache, into whose index the first process enters what this one has cropped."""
+
+    made = threading.local()
+
+    def enter(self, index: int, record: bytes) -> None:
+        """Keep it for the answer of this thread."""
+        self.made.records.append((index, record))
 
 
 class _Member:
@@ -86,7 +84,7 @@ class _Member:
                 self._held.close()
                 self._cache = None
                 if asked.cache is not None:
-                    cache = CropCache(asked.cache, asked.valset, asked.plan.preprocess)
+                    cache = _Crops(asked.cache, asked.valset, asked.plan.preprocess)
                     self._cache = self._held.enter_context(cache)
                 self._evaluate = BatchEvaluator(
                     asked.valset, self._predictor, asked.plan, self._cache, asked.kinds
@@ -112,16 +110,17 @@ class _Member:
         self._asked.connection = connection
         while True:
             try:
-                indices = connection.recv()
+                indices = np.frombuffer(connection.recv_bytes(), np.int64)
             except (EOFError, OSError):
                 return
+            kept = _Crops.made.records = []
             try:
                 assert self._evaluate is not None
-                used = self._evaluate(indices)
-                found: Any = Answer(used, self._cache.used if self._cache else 0)
+                records = self._evaluate(indices).tobytes()
+                found: Any = Answer(records, self._cache.used if self._cache else 0, kept)
             except Exception as error:
                 found = Failure.of(error)
-            connection.send(found)
+            connection.send_bytes(pickle.dumps(found))
 
     def _note(self, message: str) -> None:
         getattr(self._asked, "connection", self._control).send(Event(message=message))
