@@ -52,6 +52,10 @@ def test_its_own_preprocessing(folder: Path) -> None:
     own = open_source(request).own_preprocess()
     # floor(192 / 0.95)
     assert own.name == "torchvision,resize=202,crop=192,mean=0.1/0.2/0.3,std=0.5"
+    tested = stated | {"test_input_size": [3, 224, 224], "test_crop_pct": 1.0}
+    changed(folder, pretrained_cfg=tested)
+    at_test_size = open_source(request).own_preprocess()
+    assert at_test_size.name.startswith("torchvision,resize=224,crop=224,")
     processor = {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "resample": 2,
         "size": {"height": 160, "width": 160}, "do_rescale": True, "rescale_factor": 1 / 255,
