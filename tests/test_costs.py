@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -16,11 +18,12 @@ from PIL import Image
 from small_valsets import name
 
 from eval.config import load_config
-from eval.errors import DataError, UsageError
+from eval.errors import DataError, UnreadableImage, UsageError
 from eval.images.classes import IMAGENET
 from eval.images.labels import official_labels, read_labels
 from eval.images.layouts import shards as layout
 from eval.images.layouts.arrow import list_shards
+from eval.images.layouts.pages import pages_of
 from eval.images.preprocess import MOST_SCANS, BadImage, crop_of
 from eval.images.valset import open_valset
 from eval.measure.given import read_answers
@@ -195,6 +198,80 @@ def test_columns_of_parquet_that_are_none(tmp_path: Path) -> None:
     rows = pyarrow.table({"path": ["a"], "top1": [7], "prob1": half})
     pyarrow.parquet.write_table(rows, tmp_path / "x")
     assert read_answers(tmp_path / "x", 1000).prob.tolist() == [[0.5]]  # type: ignore[union-attr]
+
+
+def understated(path: Path, column: int, name: str) -> None:
+    """Edit the index of a file so that it says little of a column."""
+
+    def said() -> int:
+        about = pyarrow.parquet.read_metadata(path).row_group(0).column(column)
+        return int(getattr(about, name))
+
+    length = -(-said().bit_length() // 7)
+    number, small = (
+        bytes(n << 1 >> 7 * k & 127 | 128 * (k < length - 1) for k in range(length))
+        for n in (said(), 9)
+    )
+    data = path.read_bytes()
+    places = [m.start() for m in re.finditer(re.escape(number), data)]
+    for place in reversed(places):
+        path.write_bytes(data[:place] + small + data[place + len(small) :])
+        if said() == 9:
+            return
+    pytest.fail("not found")
+
+
+def test_pages_that_are_larger_than_the_index_says(tmp_path: Path) -> None:
+    path = shard(tmp_path / "x.parquet", pyarrow.array([bytes(3 << 20)]), names_of(1))
+    understated(path, 0, "total_uncompressed_size")
+    message = r"x.parquet: the pages of image.bytes are not what the file says of them\.\n"
+    valset = open_valset(path)
+    with pytest.raises(UnreadableImage, match=message):
+        valset.read(valset.samples[0].path)
+    names = [f"{n}.JPEG" for n in range(5000)]
+    rows = pyarrow.table({"x": ["x" * 900] * 5000, "path": names, "top1": [7] * 5000})
+    for column, said in ((0, "total_uncompressed_size"), (2, "num_values")):
+        pyarrow.parquet.write_table(rows, path, compression="zstd", use_dictionary=["top1"])
+        understated(path, column, said)
+        again = f"the pages of {rows.column_names[column]} are not what .*\nSave it again"
+        with pytest.raises(DataError, match=again):
+            read_answers(path, 1000)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_texts_that_are_written_as_differences(version: str, tmp_path: Path) -> None:
+    """Of a few bytes each, and as long as one likes."""
+    names = [f"{'x' * 1000}{n}" for n in range(9)]
+    rows = pyarrow.table({"image": [b"a"] * 9, "file_name": names, "label": [1] * 9})
+    pyarrow.parquet.write_table(
+        rows, tmp_path / "x.parquet", use_dictionary=False, data_page_version=version,
+        column_encoding={"file_name": "DELTA_BYTE_ARRAY"},
+    )  # fmt: skip
+    with pytest.raises(DataError, match="has file_name as DELTA_BYTE_ARRAY, whose size cannot"):
+        open_valset(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"data_page_version": "2.0"}, {"use_dictionary": False}, {"compression": "none"},
+    {"write_page_checksum": True}, {"write_page_index": True}, {"row_group_size": 700},
+    {"data_page_size": 99}, {"compression": "gzip", "version": "1.0"},
+    {"use_dictionary": False, "column_encoding": {"s": "DELTA_LENGTH_BYTE_ARRAY"}},
+])  # fmt: skip
+def test_pages_of_every_kind(options: dict[str, Any], tmp_path: Path) -> None:
+    """As pyarrow writes them: their sizes and values are those of the index."""
+    rows = pyarrow.table({
+        "s": [f"n{n % 50}" for n in range(2000)], "i": range(2000), "b": [True, None] * 1000,
+        "l": [[1.0, 2.0], None] * 1000, "t": [{"a": b"x" * n, "b": None} for n in range(2000)],
+    })  # fmt: skip
+    pyarrow.parquet.write_table(rows, tmp_path / "x", **options)
+    about = pyarrow.parquet.read_metadata(tmp_path / "x")
+    data = memoryview((tmp_path / "x").read_bytes())
+    for group in map(about.row_group, range(about.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            pages = list(pages_of(data, column))  # type: ignore[arg-type]
+            assert sum(page.values for page in pages) == column.num_values
+            # Which includes the headers.
+            assert sum(page.size for page in pages) < column.total_uncompressed_size
 
 
 @pytest.mark.parametrize("suffix", ["npz", "pt"])

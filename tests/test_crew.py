@@ -277,7 +277,7 @@ def test_what_cannot_be_sent_is_said() -> None:
 
 
 def test_weights_are_shared_and_the_same() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Linear(7, 2).bfloat16())
+    model = nn.Sequential(nn.Conv2d(3, 500, 3), nn.BatchNorm2d(500), nn.Linear(7, 2).bfloat16())
     model.register_buffer("none", torch.empty(0, 4))
     model.register_buffer("turned", torch.randn(4, 6).t())
     sent = tiny_task(models={FORM: model.eval()})
@@ -291,6 +291,7 @@ def test_weights_are_shared_and_the_same() -> None:
     for name, value in found.state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
         assert value.dtype == model.state_dict()[name].dtype
+        assert value.stride() == model.state_dict()[name].stride()
     assert not found.training
 
 
@@ -343,10 +344,13 @@ V1 = {"proc/self/cgroup": "4:memory:/x\n3:cpu,cpuacct:/pod\n0::/\n"}
         (V2 | {"cpu.max": "50000 100000\n"}, 1),
         (V2 | {"cpu.max": "6400000 100000\n"}, 8),
         (V2 | {"cpu.max": "nonsense\n"}, 8),
+        (V2 | {"cpu.max": "100000 0\n"}, 8),
         (V1 | {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
         (V1 | {"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
         (V1 | {"cpu/pod/cpu.cfs_quota_us": "300000\n", "cpu/pod/cpu.cfs_period_us": "100000\n"}, 3),
         (V1 | {"cpu.max": "100000 100000\n"}, 1),
+        # A group of another controller, of which this process is no part.
+        (V1 | {"cpu/x/cpu.cfs_quota_us": "100000\n", "cpu/x/cpu.cfs_period_us": "100000\n"}, 8),
     ],
 )
 def test_cores_that_one_may_use(

@@ -52,6 +52,10 @@ def test_its_own_preprocessing(folder: Path) -> None:
     own = open_source(request).own_preprocess()
     # floor(192 / 0.95)
     assert own.name == "torchvision,resize=202,crop=192,mean=0.1/0.2/0.3,std=0.5"
+    tested = stated | {"test_input_size": [3, 208, 208], "test_crop_pct": 1.0}
+    changed(folder, pretrained_cfg=tested)
+    at_test_size = open_source(request).own_preprocess()
+    assert at_test_size.name.startswith("torchvision,resize=208,crop=208,")
     processor = {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "resample": 2,
         "size": {"height": 160, "width": 160}, "do_rescale": True, "rescale_factor": 1 / 255,
@@ -100,6 +104,16 @@ def test_what_it_is_not(tmp_path: Path, config: object, message: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=message):
         open_source(Request(data=".", weights=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("tag", "name"), [("a2_in1k", "resnet50.a2_in1k"), ("my_own", "resnet50.a1_in1k")]
+)
+def test_the_tag_of_its_weights(tag: str, name: str, tmp_path: Path) -> None:
+    """By which timm's figures are found; one that timm does not know means nothing."""
+    config = {"architecture": "resnet50", "pretrained_cfg": {"tag": tag}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_source(Request(data=".", weights=tmp_path)).name == name
 
 
 def test_preprocessing_that_cannot_be_said(folder: Path) -> None:

@@ -7,6 +7,7 @@ parquet is read for a whole row group.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from eval.errors import DataError, UsageError
 from eval.files import is_inflated
 from eval.images.labels import shown
+from eval.images.layouts.pages import DELTA_BYTE_ARRAY, pages_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -32,7 +34,7 @@ LONGEST_TEXT = 4096  # bytes of a name
 _MOST_ROWS = 2_000_000  # of a shard; ImageNet's training set has 1.3 million images
 _LARGEST = 2 << 30  # bytes of a column of a row group
 _AGAIN = "Download the shard again."
-_ERRORS = (OSError, ValueError, KeyError, TypeError, MemoryError, struct.error)
+_ERRORS = (OSError, ValueError, LookupError, TypeError, MemoryError, struct.error)
 _END = ARROW_STREAM + bytes(4)  # of a stream
 
 
@@ -116,6 +118,8 @@ class _Parquet:
 
     def column(self, group: int, name: str, field: str = "") -> pyarrow.Array:
         wanted = f"{name}.{field}" if field else name
+        about = self._file.metadata.row_group(group)
+        check_pages(self._path, about, lambda each: f"{each}.".startswith(f"{wanted}."), _AGAIN)
         table = self._file.read_row_group(group, columns=[wanted], use_threads=False)
         column = table[name].combine_chunks()
         column.validate(full=True)  # indices and offsets are followed only where they are right
@@ -150,7 +154,7 @@ def parquet_file(
 
         about = pyarrow.parquet.read_metadata(path)
         for group in map(about.row_group, range(about.num_row_groups)):
-            for column in map(group.column, range(group.num_columns)):
+            for column in _columns(group):
                 size, stored = column.total_uncompressed_size, column.total_compressed_size
                 name = column.path_in_schema
                 if is_read(name) and (size > _LARGEST or is_inflated(size, stored)):
@@ -162,6 +166,42 @@ def parquet_file(
         texts = [c.path for c in columns if is_read(c.path) and c.physical_type == "BYTE_ARRAY"]
         with pyarrow.parquet.ParquetFile(path, metadata=about, read_dictionary=texts) as file:
             yield file
+
+
+def check_pages(path: Path, about: Any, is_read: Callable[[str], bool], again: str) -> None:
+    """Check that the pages of a row group are what the index of the file says of them.
+
+    Args:
+        path: of the file.
+        about: `pyarrow.parquet.RowGroupMetaData`.
+        is_read: see `parquet_file`.
+        again: the same.
+
+    Raises:
+        DataError: they are not, or their texts are written as what differs from the one before.
+        ValueError: they are no pages.
+    """
+    if not about.num_rows:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for column in filter(lambda each: is_read(each.path_in_schema), _columns(about)):
+            size = values = 0
+            for page in pages_of(data, column):
+                size, values = size + page.size, values + page.values
+                if page.encoding == DELTA_BYTE_ARRAY:
+                    raise DataError(
+                        f"{path} has {column.path_in_schema} as DELTA_BYTE_ARRAY, whose size "
+                        "cannot be known.\nWrite it again in parquet's default encodings."
+                    )
+            if size > column.total_uncompressed_size or values != column.num_values:
+                raise DataError(
+                    f"{path}: the pages of {column.path_in_schema} are not what the file says of "
+                    f"them.\n{again}"
+                )
+
+
+def _columns(about: Any) -> Iterator[Any]:
+    return map(about.column, range(about.num_columns))
 
 
 def _is_known(column: str) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 from eval.errors import DataError, UsageError
 from eval.files import is_inflated
 from eval.images.labels import examples, image_key, is_image, shown
-from eval.images.layouts.shards import parquet_file
+from eval.images.layouts.shards import check_pages, parquet_file
 from eval.images.lists import NAME_KEYS
 from eval.measure.given.answers import Answers, Ranked, logits, ranked
 from eval.text import from_csv_cell, table
@@ -193,7 +193,10 @@ def read_parquet(path: Path, count: int, form: str | None) -> Answers:
         DataError: also: it stands for more than its bytes show.
         UsageError: pyarrow is not installed.
     """
-    with parquet_file(path, lambda _: True, "Save it again, or as CSV.") as file:
+    again = "Save it again, or as CSV."
+    with parquet_file(path, _every, again) as file:
+        for group in range(file.num_row_groups):
+            check_pages(path, file.metadata.row_group(group), _every, again)
         _check_cells(path, file.metadata)
         content = file.read()
         if twice := [name for name, n in Counter(content.column_names).items() if n > 1]:
@@ -206,6 +209,10 @@ def read_parquet(path: Path, count: int, form: str | None) -> Answers:
             )
         columns = content.to_pydict()
     return from_columns(path, columns, count, form)
+
+
+def _every(_column: str) -> bool:
+    return True
 
 
 def _check_cells(path: Path, about: pyarrow.parquet.FileMetaData) -> None:
