@@ -6,6 +6,7 @@ beside them, ``model.safetensors.index.json``, which says which tensor is in whi
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -70,9 +71,20 @@ def _only(folder: Path) -> Path:
         raise WeightsError(
             f"{folder}: a folder with {len(found)} checkpoints: {listed}.\nGive one of them."
         )
+    advice = "Give the path of the file."
+    if any(name.endswith(".distcp") for name in names):
+        advice = (
+            "torch.distributed.checkpoint wrote it; make one file of it: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} NEW.pth"
+        )
+    elif below := sorted(
+        path
+        for path in itertools.islice(itertools.chain(folder.glob("*/*"), folder.glob("*/*/*")), 999)
+        if path.name.endswith(_ENDINGS)
+    ):
+        advice = f"Did you mean {' or '.join(map(str, below[:3]))}?"
     raise WeightsError(
-        f"{folder}: a folder without a checkpoint ({', '.join(_ENDINGS)}).\n"
-        "Give the path of the file."
+        f"{folder}: a folder without a checkpoint ({', '.join(_ENDINGS)}).\n{advice}"
     )
 
 
