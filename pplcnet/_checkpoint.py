@@ -247,6 +247,16 @@ def _not_weights(kind: str, path: Path, data: bytes) -> tuple[str, str]:
     for (begin, magic), found, advice in _OTHER_KINDS:
         if data[begin:].startswith(magic):
             return found, advice
+    for suffixes, found in _OTHER_SUFFIXES:
+        if path.suffix.lower() in suffixes:
+            return found, (
+                "Run it there, and score what it predicts: python -m eval.score PREDICTIONS --data "
+                "PATH; or give the checkpoint or ONNX file that it was made from."
+            )
+    graph = next((path.with_suffix(s) for s in (".xml", ".param") if path.suffix == ".bin"
+                  and path.with_suffix(s).is_file()), None)  # fmt: skip
+    if graph is not None:
+        return "the tensors of an exported model", f"Give its graph: --weights {graph}"
     claim = f"not a {path.suffix} file" if path.suffix in SUFFIXES else "not a weights file"
     return f"{claim}: it begins with {quoted(data[:16])}", f"Supported: {', '.join(SUFFIXES)}."
 
@@ -258,6 +268,19 @@ _OTHER_KINDS = (
     ((0, b"\x1f\x8b"), "compressed with gzip", "Unpack it first: gunzip FILE"),
     ((4, b"TFL3"), "a model of LiteRT", "Name it .tflite, and add --backend litert."),
     ((1, b"\xa6params"), "weights of Flax (msgpack)", "Convert them to safetensors."),
+)
+
+
+_OTHER_SUFFIXES = (
+    ((".engine", ".trt", ".plan"), "an engine of TensorRT"),
+    ((".mlmodel", ".mlpackage"), "a model of Core ML"),
+    ((".pb",), "a graph of TensorFlow"),
+    ((".caffemodel",), "a model of Caffe"),
+    ((".om",), "a model of Ascend's CANN"),
+    ((".rknn",), "a model of Rockchip's NPU"),
+    ((".ort",), "a model in ONNX Runtime's own format"),
+    ((".dlc",), "a model of Qualcomm's SNPE"),
+    ((".hef",), "a model of Hailo"),
 )
 
 
