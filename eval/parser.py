@@ -72,6 +72,8 @@ _NOTHING = (
 )
 _NEEDLESS = frozenset(_NOTHING.split())
 _DEVICES = frozenset(["--gpu", "--gpus", "--gpu-id", "--device-id", "--use-gpu"])
+# What a command calls it that lacks an option of others here.
+_ELSEWHERE = {"--model": "--variant", "--limit": "--images"}
 _MEANT = {name: option for option, names in _OTHER_NAMES.items() for name in names.split()}
 
 # PaddleClas's `-o KEY=VALUE`, by the last part of the key.
@@ -294,6 +296,9 @@ class _Reading:
             return ["--device", "cpu" if is_cpu else f"cuda{number}"]
         close = difflib.get_close_matches(plain, known, n=1, cutoff=0.8)
         guesses = [_MEANT.get(name, ""), plain, _MEANT.get(plain, ""), *close]
+        guesses += [_ELSEWHERE[guess] for guess in guesses if guess in _ELSEWHERE]
+        if (images := self._parser.action_of("--images")) and images.metavar == "PATH":
+            guesses = [guess for guess in guesses if guess != "--images" or name == guess]
         for guess in guesses:
             option, _, value = guess.partition(" ")
             if option in known and option not in self._named:

@@ -87,6 +87,8 @@ def answer(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> list
         ("imagenet", "--data V -o out -q", "--data V --output out --quiet"),
         ("imagenet", "data=V variant=base", "--data V --variant base"),
         ("imagenet", "\u2014data V", "--data V"),
+        ("sweep", "--data V --model timm:a,timm:b", "--data V --variant timm:a,timm:b"),
+        ("diagnose", "--data V --limit 9", "--data V --images 9"),
     ],
 )  # fmt: skip
 def test_the_command_that_was_meant(
