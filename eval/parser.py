@@ -20,16 +20,18 @@ from eval.values import Kind, OneOf, text
 # Names that timm, torchvision's references, PaddleClas and others have for our options.
 _OTHER_NAMES = {
     "--data": "--data-dir --data-path --dataset --dataset-path --val-dir --val-path --val --valdir "
-    "--imagenet --root --image-root --images-dir --input -d",
+    "--imagenet --root --image-root --images-dir --image-dir --images --input --dir --folder "
+    "--path --datadir --test-dir -d -i",
     "--weights": "--checkpoint --ckpt --checkpoint-path --initial-checkpoint --resume -w "
     "--pretrained-model --pretrained-path --model-path --load --state-dict",
     "--batch-size": "-b --bs --batch --batchsize",
     "--workers": "-j --num-workers --threads --num-threads --jobs --nproc",
     "--model": "-m --arch -a --model-name",
-    "--limit": "-n --num-samples --num-images --max-images --subset",
-    "--output": "--out --out-dir --output-dir --save-dir --results-file --results-dir --log-dir",
+    "--limit": "-n --num-samples --num-images --max-images --subset --count "
+    "--performance-sample-count",
+    "--output": "-o --out --out-dir --output-dir --save-dir --results-file --results-dir --log-dir",
     "--classes": "--class-map --class-file --class-names --classes-file --label-map",
-    "--labels": "--ground-truth --gt --val-list --label-file --annotations",
+    "--labels": "--ground-truth --gt --val-list --label-file --labels-file --annotations",
     "--preprocess": "--transform --transforms --preprocessing",
     "--precision": "--dtype --amp-dtype",
     "--forms": "--form",
@@ -47,7 +49,31 @@ _OTHER_NAMES = {
     "--weights-entry state_dict_ema": "--use-ema --ema",
     "--calibrate": "--calibration-data --calib --calib-data",
     "--max-drop-top1": "--tolerance --threshold",
+    "--classes FILE": "--num-classes --nb-classes",
+    "--quiet": "-q --silent",
+    "--verbose": "-v",
 }
+# Options of theirs for steps that are written as `--preprocess NAME,key=value` here.
+_STEPS = {
+    "crop": "--img-size --image-size --imgsz --input-size --crop-size --val-crop-size",
+    "resize": "--resize --resize-size --val-resize-size --resize-short",
+    "crop-pct": "--crop-pct",
+    "interpolation": "--interpolation",
+    "mean": "--mean",
+    "std": "--std",
+}
+_STEP = {name: key for key, names in _STEPS.items() for name in names.split()}
+# What needs no option here: all that is done is evaluation, the same in each run.
+_NOTHING = (
+    "--eval --evaluate -e --evaluate-only --eval-only --test-only --test --val-only --validate "
+    "--channels-last --center-crop --seed --log-freq --print-freq -p --log-interval --pin-mem "
+    "--no-prefetcher --split --mlperf-conf --scenario --profile --distributed --world-size "
+    "--local-rank"
+)
+_NEEDLESS = frozenset(_NOTHING.split())
+_DEVICES = frozenset(["--gpu", "--gpus", "--gpu-id", "--device-id", "--use-gpu"])
+# What a command calls it that lacks an option of others here.
+_ELSEWHERE = {"--model": "--variant", "--limit": "--images"}
 _MEANT = {name: option for option, names in _OTHER_NAMES.items() for name in names.split()}
 
 # PaddleClas's `-o KEY=VALUE`, by the last part of the key.
@@ -61,6 +87,9 @@ _PADDLE = {
     "output_dir": "--output",
 }
 _PADDLE_DEVICES = {"gpu": "cuda"}
+
+_DASHES = ("\u2014", "\u2013", "\u2212")
+_MANY = {"-o", "--mean", "--std", *_STEPS["crop"].split()}  # of several words
 
 _WEIGHTS = {
     *(".pdparams", ".safetensors", ".pth", ".pt", ".ckpt", ".bin"),
@@ -165,6 +194,10 @@ class Parser(argparse.ArgumentParser):
         """The option of this name."""
         return self._option_string_actions.get(name)
 
+    def kind_of(self, action: argparse.Action) -> Kind:
+        """What the values of an option may be."""
+        return next((kind for own, kind in self._kinds if own is action), text)
+
     def arguments(self) -> int:
         """How many words it takes that are no options."""
         return len(self._get_positional_actions())
@@ -186,12 +219,18 @@ class _Reading:
         self._parser = parser
         self._rest = deque(words)
         self._named = {word.partition("=")[0] for word in words if _is_option(word)}
+        self._steps: list[str] = []
         self.unknown: list[str] = []
         self.meant: list[str] | None = []
         arguments = parser.arguments()
+        after_flag = False
         while self._rest:
             word = self._rest.popleft()
             name, equals, value = word.partition("=")
+            if attached := re.fullmatch(r"(-[a-zA-Z])([0-9]+)", word):
+                name, equals, value = attached[1], "=", attached[2]
+            is_bare = not arguments and bool(equals) and f"--{name}" in {*parser.options(), *_MEANT}
+            is_dash = word.startswith(_DASHES)  # as word processors change it
             action = parser.action_of(name)
             if word == "--":
                 self._means([word, *self._rest])
@@ -200,16 +239,25 @@ class _Reading:
                 many = action.nargs == "+"
                 takes = action.nargs != 0 and not equals
                 self._means([word, *(self._values(many=many) if takes else ())])
-            elif _is_option(word):
-                self.unknown.append(name)
-                values = [value] if equals else list(self._values(many=name == "-o"))
+            elif _is_option(word) or is_bare or is_dash:
+                self.unknown.append(name if _is_option(word) else word)
+                name = name if _is_option(word) else f"--{name.lstrip(''.join(_DASHES))}"
+                many = name in _MANY
+                values = [value] if equals else list(self._values(many=many))
                 self._means(self._option(name, values))
             elif arguments:
                 arguments -= 1
                 self._means([word])
             else:
                 self.unknown.append(word)
-                self._means(self._home(word))
+                home = self._home(word)
+                self._means([] if home is None and after_flag else home)
+            after_flag = action is not None and action.nargs == 0
+        if self._steps:
+            base = "own" if "--model" in self._named else "torchvision"
+            is_free = parser.action_of("--preprocess") and "--preprocess" not in self._named
+            recipe = ",".join((base, *self._steps))
+            self._means(["--preprocess", recipe] if is_free else None)
         if parser.action_of("--data") and not {"--data", "--demo"} & self._named:
             self._means(["--data", "PATH"])
 
@@ -233,21 +281,46 @@ class _Reading:
             return self._paddle(name, values)
         plain = f"--{name.lstrip('-').replace('_', '-').lower()}"
         known = self._parser.options()
-        close = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
+        if name in known and len(values) == 1:
+            return self._with_values(name, [], values)
+        if {name, plain} & _NEEDLESS or (plain == "--dataset" and self._names_data()):
+            self._rest.extendleft(values if values and "/" in values[0] else [])
+            return []
+        if plain in _STEP and values:
+            last = "/".join(values) if plain in ("--mean", "--std") else values[-1]
+            self._steps.append(f"{_STEP[plain]}={last}")
+            return []
+        if plain in _DEVICES and "--device" in known and values:
+            is_cpu = values[0].lower() in ("false", "-1", "none")
+            number = f":{values[0]}" if values[0].isdecimal() and plain != "--gpus" else ""
+            return ["--device", "cpu" if is_cpu else f"cuda{number}"]
+        close = difflib.get_close_matches(plain, known, n=1, cutoff=0.8)
         guesses = [_MEANT.get(name, ""), plain, _MEANT.get(plain, ""), *close]
+        guesses += [_ELSEWHERE[guess] for guess in guesses if guess in _ELSEWHERE]
+        if (images := self._parser.action_of("--images")) and images.metavar == "PATH":
+            guesses = [guess for guess in guesses if guess != "--images" or name == guess]
         for guess in guesses:
             option, _, value = guess.partition(" ")
             if option in known and option not in self._named:
                 return self._with_values(option, [value] if value else [], values)
         return None
 
+    def _names_data(self) -> bool:
+        """Whether another word names the data, too."""
+        others = {f"--{name.lstrip('-').replace('_', '-')}" for name in self._named} - {"--dataset"}
+        return any(name == "--data" or _MEANT.get(name) == "--data" for name in others)
+
     def _with_values(self, option: str, fixed: list[str], values: list[str]) -> list[str]:
         """An option with its value; words that it does not take are read again."""
         action = self._parser.action_of(option)
         assert action is not None
         if fixed or action.nargs == 0:
-            self._rest.extendleft(reversed(values))
+            is_number = fixed == ["FILE"] and values[:1] and values[0].isdecimal()
+            self._rest.extendleft(() if is_number else reversed(values))
             return [option, *fixed]
+        kind = self._parser.kind_of(action)
+        if isinstance(kind, OneOf):
+            values = [kind.meant.get(value.lower(), value) for value in values]
         return [option, *(values or [str(action.metavar or option.lstrip("-").upper())])]
 
     def _home(self, word: str) -> list[str] | None:

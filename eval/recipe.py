@@ -347,6 +347,16 @@ def parse(text: str, own: Recipe | None = None, where: str = "--preprocess") -> 
     base = named.get(name)
     if base is None:
         known = [*named]
+        words = text.replace(" ", ",").split(",")
+        if any(words[0] in names for names in INTERPOLATIONS.values()):
+            words[0] = f"interpolation={words[0]}"
+        if words[0].partition("=")[0] in KEYS:
+            words.insert(0, next(iter(NAMED)))
+        if words[0] in known and len(words) > 1:
+            raise UsageError(
+                f"{where} {text}: there is no preprocessing {name!r}.\n"
+                f"Did you mean {','.join(words)}?"
+            )
         raise UsageError(
             f"{where} {text}: there is no preprocessing {name!r}.{_hint(name, known)}\n"
             f"Use one of {', '.join(known)}, or a file: .toml, .json or .yml."
@@ -356,7 +366,9 @@ def parse(text: str, own: Recipe | None = None, where: str = "--preprocess") -> 
         key, equals, value = pair.partition("=")
         if not equals or key in values:
             problem = "given twice" if equals else "no key=value"
-            raise UsageError(f"{where} {text}: {pair!r} is {problem}.\nWrite {name},key=value,...")
+            split = next(iter(reversed(values)), "") if not equals else ""
+            way = f"{split}={values[split]}/{pair}/..." if split in ("mean", "std") else "key=value"
+            raise UsageError(f"{where} {text}: {pair!r} is {problem}.\nWrite {name},{way},...")
         values[key] = value
     return changed(base, values, f"{where} {text}")
 

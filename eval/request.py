@@ -74,7 +74,11 @@ def read_forms(option: str, value: Any) -> tuple[str, ...]:
     """
     asked = ListOf(all_words={"both": FORMS, "all": FORMS})(option, value)
     if len(set(asked)) != len(asked) or not set(asked) <= set(FORMS):
-        raise UsageError(f"{option} {','.join(asked)}: use unfused, reparameterized, or both.")
+        fused = {"fused", "deploy", "rep", "reparam", "inference"} & set(asked)
+        hint = f"\nDid you mean {option} reparameterized?" if fused else ""
+        raise UsageError(
+            f"{option} {','.join(asked)}: use unfused, reparameterized, or both.{hint}"
+        )
     return tuple(form for form in FORMS if form in asked)
 
 
@@ -277,7 +281,7 @@ class Request:
         metadata=_subject(
             "val: these images are the ILSVRC2012 validation set, although their names do not "
             "show it",
-            OneOf(IMAGE_SETS),
+            OneOf(IMAGE_SETS, dict.fromkeys(("validation", "ilsvrc2012", "imagenet"), "val")),
         ),
     )
     folders: str | None = field(

@@ -53,16 +53,16 @@ def path(option: str, value: Any) -> Path:
     Raises:
         UsageError: as of `text`, or it is a URL.
     """
-    if isinstance(value, str) and _URL.match(value):
-        raise UsageError(
-            f"{option} {shown(value)} is a URL; what is evaluated lies on this machine.\n"
-            "Download it first, and give its path."
-        )
     return Path(file_or_word(option, value))
 
 
 def file_or_word(option: str, value: Any) -> str | Path:
     """A path as `path` takes it, or something else that is kept as it is, such as ``auto``."""
+    if isinstance(value, str) and _URL.match(value):
+        raise UsageError(
+            f"{option} {shown(value)} is a URL; what is evaluated lies on this machine.\n"
+            "Download it first, and give its path."
+        )
     if isinstance(value, os.PathLike):
         return Path(os.path.expanduser(os.fsdecode(value)))  # noqa: PTH111
     return os.path.expanduser(text(option, value))  # noqa: PTH111  # leaves an unknown ~user

@@ -110,6 +110,12 @@ def _read(path: Path, entry: str, *, whole: bool = False) -> Checkpoint:
             raise Refused("it contains no tensors", SAVE_TENSORS)
         _check_names(tensors)
         _refuse_complex(tensors)
+        if quantized := next((name for name in tensors if name.endswith("zero_point")), ""):
+            raise Refused(
+                f"quantized weights of torch ({quoted(quantized)})",
+                "Give the checkpoint from before the quantization, or export the quantized model "
+                "to ONNX.",
+            )
         stored = _mark(data) if kind == "safetensors file" else ""
         return replace(found, tensors=tensors, stored=stored)
     except Refused as refusal:
@@ -184,6 +190,11 @@ def kind_of(head: bytes) -> str:
 
 
 def _read_bytes(path: Path) -> bytes:
+    if path.suffix == ".pdstates":
+        raise WeightsError(
+            f"{path}: what Paddle keeps of the training, without the weights.\n"
+            f"Give the file beside it: {path.with_suffix('.pdparams')}"
+        )
     try:
         if not path.exists():
             raise WeightsError(f"{path}: no such file.\n{_missing_advice(path)}")
@@ -209,7 +220,12 @@ def _missing_advice(path: Path) -> str:
         there = [entry.name for entry in path.parent.iterdir() if entry.suffix in SUFFIXES]
     except OSError:
         there = []
-    close = difflib.get_close_matches(path.name, there, n=1)
+    if str(path).startswith(("hf_hub:", "hf-hub:")):
+        name = str(path).partition(":")[2]
+        return f"A model of the hub is named as one: --model timm:{name.rpartition('/')[2]}"
+    # PaddleClas names checkpoints without the suffix.
+    close = [name for name in there if Path(name).stem == path.name]
+    close = close or difflib.get_close_matches(path.name, there, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
     return hint + "Give the path of a checkpoint, or use --weights auto to download one."
 
@@ -228,8 +244,44 @@ def _not_weights(kind: str, path: Path, data: bytes) -> tuple[str, str]:
             "Give the graph that belongs to them, inference.json or inference.pdmodel, or a state "
             "dict (paddle.save without use_binary_format)."
         )
+    for (begin, magic), found, advice in _OTHER_KINDS:
+        if data[begin:].startswith(magic):
+            return found, advice
+    for suffixes, found in _OTHER_SUFFIXES:
+        if path.suffix.lower() in suffixes:
+            return found, (
+                "Run it there, and score what it predicts: python -m eval.score PREDICTIONS --data "
+                "PATH; or give the checkpoint or ONNX file that it was made from."
+            )
+    graph = next((path.with_suffix(s) for s in (".xml", ".param") if path.suffix == ".bin"
+                  and path.with_suffix(s).is_file()), None)  # fmt: skip
+    if graph is not None:
+        return "the tensors of an exported model", f"Give its graph: --weights {graph}"
     claim = f"not a {path.suffix} file" if path.suffix in SUFFIXES else "not a weights file"
     return f"{claim}: it begins with {quoted(data[:16])}", f"Supported: {', '.join(SUFFIXES)}."
+
+
+# What else is taken for weights: where its first bytes are, what it is, and what to do.
+_OTHER_KINDS = (
+    ((0, b"\x93NUMPY"), "a NumPy array", "Save tensors by their names, as safetensors."),
+    ((0, b"GGUF"), "a GGUF file, whose weights are quantized", "Give the weights it was made of."),
+    ((0, b"\x1f\x8b"), "compressed with gzip", "Unpack it first: gunzip FILE"),
+    ((4, b"TFL3"), "a model of LiteRT", "Name it .tflite, and add --backend litert."),
+    ((1, b"\xa6params"), "weights of Flax (msgpack)", "Convert them to safetensors."),
+)
+
+
+_OTHER_SUFFIXES = (
+    ((".engine", ".trt", ".plan"), "an engine of TensorRT"),
+    ((".mlmodel", ".mlpackage"), "a model of Core ML"),
+    ((".pb",), "a graph of TensorFlow"),
+    ((".caffemodel",), "a model of Caffe"),
+    ((".om",), "a model of Ascend's CANN"),
+    ((".rknn",), "a model of Rockchip's NPU"),
+    ((".ort",), "a model in ONNX Runtime's own format"),
+    ((".dlc",), "a model of Qualcomm's SNPE"),
+    ((".hef",), "a model of Hailo"),
+)
 
 
 def _check_names(tensors: Mapping[str, Tensor]) -> None:
@@ -329,6 +381,15 @@ def _check_archive(data: bytes) -> bytes:
         if "model.weights.h5" in names:
             raise Refused("a Keras model", KERAS)
         if "data.pkl" not in names:
+            if names and all(name.endswith(".npy") for name in names):
+                raise Refused(
+                    "arrays of NumPy (.npz)",
+                    "Save them as tensors: torch.save({k: torch.from_numpy(v) for k, v in "
+                    "numpy.load(FILE).items()}, NEW)",
+                )
+            inside = next((n for n in names if n.endswith((*SUFFIXES, ".ckpt", ".bin"))), "")
+            if inside:
+                raise Refused(f"a zip file with {quoted(inside)} in it", "Unpack it: unzip FILE")
             raise Refused("a zip file, but not one written by torch.save", FETCH_AGAIN)
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise Refused("a compressed zip file; torch.save does not compress", FETCH_AGAIN)

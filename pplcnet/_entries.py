@@ -39,6 +39,9 @@ _OPTIMIZER = re.compile(
     r".+_(velocity|momentum|moment|moment1|moment2|inf_norm|beta[12]_pow_acc|mean_square|mean_grad|"
     r"_?avg_squared_(grad|update))_[0-9]+"
 )
+# What FSDP, activation checkpointing and torch.compile put around any part of a model.
+_WRAPPERS = frozenset(["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"])
+_COUNTS = frozenset(["total_ops", "total_params"])  # which thop leaves in every module
 _HEADS = {"backbone", "head"}  # of one model: mmpretrain's, mmcls's
 _SHOWN = 8  # names in a message
 _DEEPEST = 4  # entries in entries
@@ -181,7 +184,7 @@ def _parts(tensors: Mapping[str, Tensor]) -> Iterator[Checkpoint]:
     if not models and len(dotted) == 1 and not _is_layer(groups[dotted[0]]):
         models = dotted
     if not models:
-        yield Checkpoint(tensors)
+        yield _plain(tensors)
         return
     beside = (*groups.get("", ()), *(f"{word}.*" for word in dotted if word not in models))
     for word in models:
@@ -190,6 +193,18 @@ def _parts(tensors: Mapping[str, Tensor]) -> Iterator[Checkpoint]:
             entry = ".".join(filter(None, [word if len(models) > 1 else "", part.entry]))
             prefix = f"{word}.{part.prefix}" if len(models) == 1 else part.prefix
             yield Checkpoint(part.tensors, entry, prefix, (*part.ignored, *beside, *others))
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """One model, without the names of wrappers around its parts and the counts of a profiler."""
+    counts = [name for name in tensors if name.rpartition(".")[2] in _COUNTS]
+    rest = {name: tensor for name, tensor in tensors.items() if name not in counts}
+    renamed = {".".join(w for w in n.split(".") if w not in _WRAPPERS): t for n, t in rest.items()}
+    found = {word for name in rest for word in name.split(".") if word in _WRAPPERS}
+    if not found or len(renamed) < len(rest):
+        return Checkpoint(rest if rest else tensors, ignored=tuple(counts if rest else ()))
+    inner = " and ".join(f"*.{word}." for word in sorted(found))
+    return Checkpoint(renamed, prefix=inner, ignored=tuple(counts))
 
 
 def _is_layer(names: Mapping[str, Tensor]) -> bool:

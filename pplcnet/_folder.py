@@ -6,6 +6,7 @@ beside them, ``model.safetensors.index.json``, which says which tensor is in whi
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from pplcnet._errors import WeightsError, quoted
 
 _ENDINGS = (".pdparams", ".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
 _BEST = ("model.safetensors", "pytorch_model.bin")  # of a model on the Hugging Face hub
+_GRAPHS = (".onnx", ".xml", ".tflite", ".param", ".mnn", ".pte")
 _INDEX = ".index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.(safetensors|bin)")
 _LARGEST_INDEX = 1 << 24  # bytes
@@ -57,10 +59,12 @@ def _only(folder: Path) -> Path:
     entries = sorted(entry for entry in folder.iterdir() if entry.is_file())
     names = {entry.name: entry for entry in entries if entry.name[0] != "."}
     found = [entry for name, entry in names.items() if name.endswith(_INDEX)]
+    graphs = [name for name in names if name.endswith(_GRAPHS)]
+    beside = {f"{Path(name).stem}.bin" for name in graphs}
     found += [
         entry
         for name, entry in names.items()
-        if name.endswith(_ENDINGS) and not _SHARD.fullmatch(name)
+        if name.endswith(_ENDINGS) and not _SHARD.fullmatch(name) and name not in beside
     ]
     best = [names[name] for stem in _BEST for name in (stem, stem + _INDEX) if name in names]
     if len(found) == 1 or best:
@@ -70,9 +74,29 @@ def _only(folder: Path) -> Path:
         raise WeightsError(
             f"{folder}: a folder with {len(found)} checkpoints: {listed}.\nGive one of them."
         )
+    advice = "Give the path of the file."
+    if graphs:
+        raise WeightsError(
+            f"{folder}: a folder with exported models: {', '.join(graphs[:8])}.\nGive one of them."
+        )
+    if "saved_model.pb" in names:
+        raise WeightsError(
+            f"{folder}: a SavedModel of TensorFlow.\nExport it to ONNX: python -m tf2onnx.convert "
+            f"--saved-model {folder} --output FILE.onnx"
+        )
+    if any(name.endswith(".distcp") for name in names):
+        advice = (
+            "torch.distributed.checkpoint wrote it; make one file of it: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} NEW.pth"
+        )
+    elif below := sorted(
+        path
+        for path in itertools.islice(itertools.chain(folder.glob("*/*"), folder.glob("*/*/*")), 999)
+        if path.name.endswith(_ENDINGS)
+    ):
+        advice = f"Did you mean {' or '.join(map(str, below[:3]))}?"
     raise WeightsError(
-        f"{folder}: a folder without a checkpoint ({', '.join(_ENDINGS)}).\n"
-        "Give the path of the file."
+        f"{folder}: a folder without a checkpoint ({', '.join(_ENDINGS)}).\n{advice}"
     )
 
 

@@ -360,6 +360,12 @@ def _find_global(module: object, name: object) -> _Global:
     full = f"{module.replace('__builtin__', 'builtins')}.{name}"
     if found is None and full in INERT and "." not in name:
         return _Global.INERT
+    if found is None and module == "torch._utils":
+        raise Refused(
+            "refused: a pickle of torch's tensors that torch.save did not write; nothing in it was "
+            "run",
+            "If you trust it, save it again: torch.save(pickle.load(open(FILE, 'rb')), NEW)",
+        )
     if found is None:
         raise Refused(
             f"refused: loading it would use {quoted(f'{module}.{name}')}, which weights do not "

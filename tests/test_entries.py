@@ -361,7 +361,76 @@ def test_the_state_of_an_optimizer_is_no_model(tmp_path: Path) -> None:
     assert len(read_checkpoint(tmp_path / "w.pdparams").tensors) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "found", "advice"),
+    [
+        ("w.npz", None, "arrays of NumPy", "torch.from_numpy"),
+        ("w.pkl", pickle.dumps(STATE), "torch.save did not write", "torch.save(pickle.load("),
+        ("w.npy", b"\x93NUMPY\x01\0", "a NumPy array", "by their names"),
+        ("w.pth.gz", b"\x1f\x8b\x08\0", "compressed with gzip", "gunzip"),
+        ("w.pth", b"\x1c\0\0\0TFL3", "a model of LiteRT", "Name it .tflite"),
+        ("w.engine", b"ftrt", "an engine of TensorRT", "python -m eval.score"),
+        ("w.pdstates", b"x", "without the weights", "w.pdparams"),
+    ],
+)
+def test_what_else_is_given(
+    tmp_path: Path, name: str, content: bytes | None, found: str, advice: str
+) -> None:
+    if content is None:
+        np.savez(tmp_path / name, **{key: tensor.numpy() for key, tensor in STATE.items()})
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError) as caught:
+        read_checkpoint(tmp_path / name)
+    first, second = str(caught.value).splitlines()
+    assert found in first
+    assert advice in second
+
+
+def test_wrappers_inside_of_names_and_counts_of_a_profiler() -> None:
+    wrapped = {name.replace("stem.", "stem._fsdp_wrapped_module."): t for name, t in STATE.items()}
+    found = choose(under("module.", wrapped))
+    assert_is(found)
+    assert found.note == "prefix module.*._fsdp_wrapped_module. removed"
+    found = choose({**STATE, "stem.total_ops": torch.ones(1), "total_params": torch.ones(1)})
+    assert_is(found)
+    assert found.note == "not used: stem.total_ops, total_params"
+    both = {"a.weight": STATE["fc.weight"], "a._orig_mod.weight": STATE["fc.weight"]}
+    assert set(choose({**STATE, **both}).tensors) == {*STATE, *both}, "neither may vanish"
+
+
+def test_quantized_weights(tmp_path: Path) -> None:
+    state = {**STATE, "fc.scale": torch.ones(()), "fc.zero_point": torch.ones(())}
+    (tmp_path / "w.pth").write_bytes(saved(state))
+    with pytest.raises(WeightsError, match="quantized weights of torch"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
 # --- folders and shards
+
+
+def test_folders_without_a_checkpoint(tmp_path: Path) -> None:
+    def refusal() -> str:
+        with pytest.raises(WeightsError) as caught:
+            read_checkpoint(tmp_path)
+        return str(caught.value).splitlines()[-1]
+
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+    assert refusal() == f"Did you mean {tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}?"
+    (tmp_path / "__0_0.distcp").touch()
+    assert "format_utils dcp_to_torch" in refusal()
+    (tmp_path / "saved_model.pb").touch()
+    assert "python -m tf2onnx.convert --saved-model" in refusal()
+    for name in ("model.xml", "model.bin"):
+        (tmp_path / name).touch()
+    assert refusal() == "Give one of them."
+
+
+def test_a_name_without_its_suffix(tmp_path: Path) -> None:
+    (tmp_path / "latest.pdparams").touch()
+    with pytest.raises(WeightsError, match=r"Did you mean latest\.pdparams\?"):
+        read_checkpoint(tmp_path / "latest")
 
 
 def test_shards(tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def _pickled(save: Callable[..., None]) -> bytes:
         (_relay("a.JPEG: Relay top-1 id: 1, prob: 1, class name: x\n"), DataError, "out of order"),
         (lambda folder: _npz(folder, logits=logits().reshape(8, 50, 20)), DataError, "8 x 50 x 20"),
         (lambda folder: _npz(folder, logits=logits()[:7]), DataError, "7 x 1000 for 8 names"),
-        (lambda folder: _npz(folder, logits=np.zeros((8, 1001))), DataError, "first class is a back"),
+        (lambda folder: _npz(folder, logits=np.zeros((8, 1001))), DataError, "is a backgr"),
         (lambda folder: _npz(folder, logits=np.zeros((8, 1000))), LogitsError, "same value"),
         (lambda folder: _npz(folder, logits=logits() * np.nan), LogitsError, "NaN or infinity"),
         (lambda folder: _npz(folder, logits=logits() > 3), DataError, "bool, not real numbers"),

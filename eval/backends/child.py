@@ -15,6 +15,7 @@ import ctypes
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,12 +105,21 @@ def main() -> None:
     os._exit(0)  # the answer is there: some runtimes crash when they are taken down
 
 
+# What ONNX Runtime says before its reason: its own name, the path, and the C++ function.
+_ONNX_RUNTIMES = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?"
+    r"(/\S+:\d+ .*?\) +(?=[A-Z]))?"
+    r"(ONNX Runtime only .* (?=Current official support))?"
+)
+
+
 def first_line(error: BaseException) -> str:
     """The kind of an error, and the first line of what it says that is of use."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    return f"{type(error).__name__}: {lines[0][:300]}"
+    line = _ONNX_RUNTIMES.sub("", lines[0])
+    return f"{type(error).__name__}: {line[:300]}"
 
 
 def limit_memory() -> None:

@@ -104,10 +104,12 @@ def check_file(path: Path) -> None:
     head = _readable(path, _head)
     if not head or not row.load().begins(head):
         found = f"not a valid {row.file} file" if head else "empty"
-        raise ModelError(
-            f"{path} is {found}: no runtime can load it.\n"
-            "Export the model again, or get an intact copy."
-        )
+        advice = "Export the model again, or get an intact copy."
+        if head.startswith(b"version https://git-lfs"):
+            found, advice = "a pointer of Git LFS", "Run git lfs pull in its repository."
+        elif head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            found, advice = "a web page", "Download the file again, logged in if need be."
+        raise ModelError(f"{path} is {found}: no runtime can load it.\n{advice}")
     for beside in companions(path):
         if not beside.is_file():
             raise ModelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,8 +174,11 @@ def side(path: Path) -> int | None:
 
 
 def begins(head: bytes) -> bool:
-    """Whether a file may be XML; see `eval.backends.session`."""
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+    """Whether a file may be a network in XML; see `eval.backends.session`."""
+    return (
+        re.match(rb"(\xef\xbb\xbf)?\s*(<\?[^>]*>\s*|<!--.*)*(<net\b|$)", head, re.DOTALL)
+        is not None
+    )
 
 
 def companions(path: Path) -> tuple[Path, ...]:

@@ -413,9 +413,15 @@ def probe_here(backend: str, path: str, name: str, options: Mapping[str, Any]) -
     except (EvalError, ImportError):
         raise
     except Exception as error:
+        reason = child.first_line(error)
+        is_newer = "IR version" in reason or "till opset" in reason
         raise ModelError(
-            f"{name}: {entry.title} cannot load it ({child.first_line(error)}).\n"
-            "Export the model again, or get an intact copy with all of its files."
+            f"{name}: {entry.title} cannot load it ({reason.rstrip('.')}).\n"
+            + (
+                f"Upgrade {entry.title}, or export the model with an older version."
+                if is_newer
+                else "Export the model again, or get an intact copy with all of its files."
+            )
         ) from error
     feed = check_signature(
         name, loaded.inputs, loaded.outputs, size, classes, options.get("output")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import ModelError, UsageError
+from pplcnet._errors import name_classes
 
 # Type, shape and, where the file has one, name. A size that is no int is dynamic; a shape without
 # sizes is not known.
@@ -148,6 +149,14 @@ def _other(name: str, output: Port, classes: int | None, expected: str) -> str:
             f"{name} gives {classes + 1} outputs for {classes} classes.\n"
             "If the first is a background class, as in TensorFlow's models, add --background-first."
         )
+    if classes is not None and len(shape) == 2 and shape[1] == classes - 1:
+        return (
+            f"{name} gives {classes - 1} outputs, without a background class.\n"
+            "Omit --background-first, or give the list of its classes with --classes FILE."
+        )
+    if classes is not None and len(shape) == 2 and isinstance(shape[1], int):
+        advice = name_classes(shape[1], classes)
+        return f"{name} gives {shape[1]} outputs for {classes} classes.\n{advice}"
     return f"{name} gives {_shown(output[:2])}.\n{expected}"
 
 

@@ -34,6 +34,7 @@ from eval.progress import Observer
 from eval.recipe import OWN
 from eval.recipe_files import recipe_of
 from eval.request import Request
+from eval.text import printable
 
 if TYPE_CHECKING:  # torch takes seconds to import, and wrong options are refused without it
     from torch import nn
@@ -217,7 +218,9 @@ def open_source(request: Request) -> Source:
     variant = meant_variant(name)
     library = "torchvision" if name.startswith("torchvision") else "timm"
     plain = re.sub(r".*[/:]|torchvision\.models\.", "", name) or "mobileone_s1"
-    meant = f"--variant {variant}" if variant else f"--model {library}:{plain}"
+    meant = f"--variant {variant}" if variant else f"--model {library}:{plain.lower()}"
+    if Path(name).exists():
+        meant = f"--weights {printable(name)}"
     raise UsageError(f"--model {name}: write timm:NAME or torchvision:NAME.\nDid you mean {meant}?")
 
 

@@ -35,7 +35,9 @@ _VAL_FOLDERS = ("val", "validation")
 _BRACES = re.compile(r"(.*)\{([^{}]*)\}([^{}]*)", re.DOTALL)
 _RANGE = re.compile(r"([0-9]{1,6})\.\.([0-9]{1,6})")
 # With what timm puts before it; without, only where the name speaks of ImageNet.
-_HUB_NAME = re.compile(r"(hfi?ds/|(?=[^/]*/[^/]*imagenet))([\w.-]+/[\w.-]+)", re.IGNORECASE)
+_HUB_NAME = re.compile(
+    r"(hfi?ds/|(?!wds/|tfds/)(?=[^/]*/[^/]*imagenet))([\w.-]+/[\w.-]+)", re.IGNORECASE
+)
 _MOST_SHARDS = 10_000
 _TEXTS = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 _DATA = (".parquet", ".arrow", ".tar", ".zip", ".gz")

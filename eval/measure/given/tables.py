@@ -267,9 +267,9 @@ def from_columns(path: Path, columns: Columns, count: int, form: str | None) -> 
     listed = list(_rows(columns, classes))
     _check_index(path, classes, listed, has_outputs=prob is not None)
     places = max(map(len, listed), default=0)
-    if values and places == 1 and max(map(len, values)) == 2:
-        if all(cell.isdecimal() for row in values for cell in row):
-            values = [[".".join(row)] for row in values]  # 0,5 as some countries write it
+    if values and places == 1 and {len(row) for row in values} in ({1, 2}, {2}):
+        is_split = all(cell.isdecimal() for row in values for cell in row)
+        values = [[".".join(row)] for row in values] if is_split else values  # 0,5 is a half
     if values and any(len(row) < len(cells) for row, cells in zip(values, listed, strict=True)):
         values = None
     return ranked(path, names, listed, values and [row[:places] for row in values], count)
