@@ -167,8 +167,8 @@ def our_pass(contender: Contender, place: Place) -> dict[str, Any]:
     kept = CropCache(place.cache, valset, preprocess) if cached else nullcontext()
     with TemporaryDirectory() as folder, kept as crops:
         if crops:
-            only_crops = replace(plan, forms=())
-            engine.measure(valset, predictor, only_crops, journal=NoJournal(()), cache=crops)
+            without = replace(plan, forms=())
+            engine.measure(valset, lambda _: {}, without, journal=NoJournal(()), cache=crops)
         with Journal(Path(folder), {}, contender.forms) as journal:
             started, cpu = time.perf_counter(), time.process_time()
             part = engine.measure(valset, predictor, plan, journal=journal, cache=crops)

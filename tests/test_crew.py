@@ -15,6 +15,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from small_valsets import folders, parquet, tar
 from tiny_task import FORM, tiny_task
 from torch import nn
 
+from eval.backends import Task, session
 from eval.errors import DataError, EvalError, UsageError
 from eval.images.cache import CropCache
 from eval.images.preprocess import PREPROCESS
@@ -371,3 +373,57 @@ def test_the_smaller_of_affinity_and_quota(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text("400000 100000\n")
     assert usable_cores(tmp_path) == 1
+
+
+class Graph:
+    """A graph of a runtime that takes one image, or two, at a time, and is slow with two."""
+
+    layout = "NCHW"
+    outputs = (("float", [None, 5]),)
+
+    def __init__(self, batch: int) -> None:
+        self.inputs = (("float", [batch, 3, 224, 224]),)
+        self.outputs = (("float", [batch, 5]),)
+
+    def session(self, _feed: Any, _batch: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        return lambda images: images[:, :1, 0, :5].reshape(-1, 5) + np.arange(5, dtype=np.float32)
+
+
+@pytest.mark.parametrize("told", [None, 0, 1])
+def test_what_is_found_out_by_timing_is_told_to_the_others(
+    told: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MNN, LiteRT and ExecuTorch take the faster batch size: processes of a run the same one."""
+    seconds = {1: 0.5, 2: 0.25}
+    timed: list[int] = []
+
+    def time_it(_self: Any, _label: str, _loaded: Any, _feed: Any, _layout: str, n: int) -> float:
+        timed.append(n)
+        return seconds[n]
+
+    monkeypatch.setattr(session.RuntimePredictor, "_seconds", time_it)
+    task = tiny_task(backend="mnn", classes=5, chosen={} if told is None else {FORM: told})
+    graphs = [Graph(1), Graph(2)]
+    form = session._Candidates(FORM, graphs, session.Converted(FORM, {}))
+    made = session.RuntimePredictor(task, [form], {})
+    assert timed == ([1, 2] if told is None else [])
+    assert made.chosen == {FORM: 1 if told is None else told}
+    assert made.settings["batch"] == {FORM: 2 if told is None else told + 1}
+
+    sent: list[Task] = []
+
+    class Others:
+        processes = 2
+
+        def __init__(self, *_: Any) -> None: ...
+
+        def take(self, task: Task) -> None:
+            sent.append(task)
+
+        def ready(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr(engine, "Crew", Others)
+    monkeypatch.setattr(engine, "prepared", nullcontext)
+    monkeypatch.setattr(engine, "predictor_for", lambda _: made)
+    Engine(task, processes=2)
+    assert sent[0].chosen == made.chosen

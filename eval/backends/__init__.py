@@ -68,6 +68,8 @@ class Task:
         output: the name of the output of a file that counts; None: the only one that can be it.
         background_first: whether the first of the classes is left out, as by `eval.measure.engine`.
         converted: the models as files that the runtime loads, if `prepared` made them.
+        chosen: by form, which of its graphs and batch sizes was the fastest, where that is known:
+            all processes of a run compute alike.
     """
 
     backend: str
@@ -82,6 +84,7 @@ class Task:
     output: str | None = None
     background_first: bool = False
     converted: Mapping[str, Converted] = field(default_factory=dict)
+    chosen: Mapping[str, int] = field(default_factory=dict)
 
 
 def _torch(task: Task) -> Predictor:

@@ -180,6 +180,7 @@ class RuntimePredictor:
     Attributes:
         settings: those, and the batch size of each form where one was chosen.
         kinds: what a form's outputs are, where the graph itself shows it.
+        chosen: see `eval.backends.Task`.
 
     Raises:
         ModelError: a graph is not an image classifier of the right shape, or cannot be run.
@@ -196,6 +197,7 @@ class RuntimePredictor:
         self._preprocess = task.preprocess
         self._classes = task.classes
         self.kinds: dict[str, Kind] = {}
+        self.chosen: dict[str, int] = {}
         self._forms = {form.name: self._prepared(task, form) for form in forms}
         if any(form.batch for form in self._forms.values()):
             self.settings["batch"] = {name: form.batch for name, form in self._forms.items()}
@@ -217,8 +219,12 @@ class RuntimePredictor:
             batches = self._batches(task, feed)
             options.extend((loaded, feed, layout, batch) for batch in batches)
         if len(options) > 1:
-            options.sort(key=lambda option: self._seconds(label, *option))
-        loaded, feed, layout, batch = options[0]
+            chosen = task.chosen.get(candidates.name)
+            if chosen is None:
+                seconds = [self._seconds(label, *option) for option in options]
+                chosen = seconds.index(min(seconds))
+            self.chosen[candidates.name] = chosen
+        loaded, feed, layout, batch = options[self.chosen.get(candidates.name, 0)]
         self.settings.update(getattr(loaded, "settings", {}))
         if len(loaded.outputs) > 1:
             self.settings["output"] = output_name(loaded.outputs[feed.output], feed.output)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.backends import Predictor, Task, predictor_for, prepared
+from eval.backends import BACKENDS, Predictor, Task, predictor_for, prepared
 from eval.errors import DataError, UnreadableImage, UsageError
 from eval.images.cache import CropCache
 from eval.images.preprocess import BadImage, Crop, Preprocess
@@ -200,10 +200,15 @@ class Engine:
         self.task, self._progress = task, progress
         self._crew = Crew(processes, task.workers, progress) if processes > 1 else None
         with closed_on_error(self._crew), prepared(task) as ready:
-            if self._crew:
+            # What this process finds out by timing, the others are told.
+            timed = BACKENDS[task.backend].fixed_batch
+            if self._crew and not timed:
                 self._crew.take(ready)
+            predictor = predictor_for(ready)
+            if self._crew and timed:
+                self._crew.take(replace(ready, chosen=getattr(predictor, "chosen", {})))
             self._predictor = ShrinkOnOutOfMemory(
-                predictor_for(ready), lambda message: progress(Event(message=message))
+                predictor, lambda message: progress(Event(message=message))
             )
             give_back_freed_memory()
             if self._crew:
