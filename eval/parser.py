@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from eval.cli import program
 from eval.config import builtin_variants, meant_variant
 from eval.errors import UsageError
-from eval.text import printable
+from eval.text import examples, printable
 from eval.values import Kind, OneOf, text
 
 # Names that timm, torchvision's references, PaddleClas and others have for our options.
@@ -184,11 +184,25 @@ class Parser(argparse.ArgumentParser):
         reading = _Reading(self, words)
         if not reading.unknown:
             return
+        self._refuse_expanded(words, reading.unknown)
         what = ", ".join(map(printable, reading.unknown))
         advice = f"{self.prog} --help explains the options."
         if reading.meant is not None:
             advice = f"Did you mean: {self.prog} {printable(shlex.join(reading.meant))}"
         raise UsageError(f"{self.prog} does not take {what}.\n{advice}")
+
+    def _refuse_expanded(self, words: Sequence[str], unknown: Sequence[str]) -> None:
+        """Refuse the shards that a shell makes of one name with a star or braces."""
+        first = Path(self.said("--data", words)) if self.action_of("--data") else Path()
+        if first.suffix and all(
+            (path.parent, path.suffix) == (first.parent, first.suffix)
+            for path in map(Path, unknown)
+        ):
+            raise UsageError(
+                f"--data names {1 + len(unknown)} files: {examples([str(first), *unknown])}.\n"
+                f"Give their folder, --data {printable(shlex.quote(str(first.parent)))}, or quote "
+                f"the name: --data 'x-{{00..63}}{printable(first.suffix)}'"
+            )
 
     def action_of(self, name: str) -> argparse.Action | None:
         """The option of this name."""

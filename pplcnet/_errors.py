@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+OTHER_WEIGHTS = "The training diverged, or the file is damaged: give another one."
 FETCH_AGAIN = "Download the file again, or use --weights auto."
 SAVE_TENSORS = "Give a file with nothing but the weights: model.state_dict()."
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pplcnet._checkpoint import read_checkpoint
-from pplcnet._errors import WeightsError, name_classes
+from pplcnet._errors import OTHER_WEIGHTS, WeightsError, name_classes
 from pplcnet._model import STAGES, PPLCNetV2, RepDepthwise
 from pplcnet._paddle_graph import find_graph
 from pplcnet._reparam import is_reparameterized, reparameterize
@@ -229,7 +229,9 @@ def _matched_state(model: PPLCNetV2, weights: Weights) -> dict[str, Tensor]:
     state = own_state(weights, model.state_dict())
     for ours, value in state.items():
         if not value.isfinite().all():
-            raise WeightsError(f"{weights.source}: {ours} contains NaN or infinite values.")
+            raise WeightsError(
+                f"{weights.source}: {ours} contains NaN or infinite values.\n{OTHER_WEIGHTS}"
+            )
     for ours, value in model.state_dict().items():
         if ours.endswith(".num_batches_tracked"):
             state[ours] = torch.zeros_like(value, device="cpu")

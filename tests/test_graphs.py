@@ -17,7 +17,7 @@ from test_runtimes import needs
 
 from eval import Request, evaluate
 from eval.backends import Task, mnn
-from eval.backends.formats import side_of
+from eval.backends.formats import check_file, side_of
 from eval.backends.signature import check_signature
 from eval.errors import ModelError, UsageError
 from eval.images.preprocess import PREPROCESS, Crop, Preprocess
@@ -301,3 +301,54 @@ def test_ties_at_the_maximum_are_said(val_folder: MakeVal, tmp_path: Path) -> No
 def test_names_are_of_graphs(val_folder: MakeVal) -> None:
     with pytest.raises(UsageError, match="--output-name is of an exported file"):
         evaluate(Request(data=val_folder(FILES), variant="base", output_name="y"))
+
+
+@pytest.mark.parametrize(
+    ("given", "classes", "advice"),
+    [
+        (10, 1000, "Name its classes with --classes FILE, one per line in index order."),
+        (1001, 1000, "If the first is a background class, as in TensorFlow's models, add"),
+        (1000, 1001, "Omit --background-first, or give the list of its classes with --classes"),
+    ],
+)
+def test_another_number_of_classes(given: int, classes: int, advice: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        check_signature(
+            "g", [("float", ["n", 3, 224, 224])], [("float", ["n", given])], 224, classes
+        )
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"g gives {given} outputs")
+    assert second.startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (b'<?xml version="1.0"?><annotation>', "is not a valid OpenVINO file"),
+        (b'<?xml version="1.0"?>\n<net name="m">', "keeps its weights in m.bin, which is not"),
+    ],
+)
+def test_files_that_are_no_graphs(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "m.xml").write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        check_file(tmp_path / "m.xml")
+
+
+def test_what_a_runtime_does_not_know_is_said(tmp_path: Path) -> None:
+    path = graph(tmp_path / "m.onnx", give={"l": (FLOAT, ["n", CLASSES])})
+    model = onnx.load(path)
+    for change, reason in (("ir_version", "IR version: 99"), ("opset", "is till opset")):
+        newer = onnx.ModelProto.FromString(model.SerializeToString())
+        if change == "ir_version":
+            newer.ir_version = 99
+        else:
+            newer.opset_import[0].version = 999
+        onnx.save(newer, path)
+        with pytest.raises(ModelError) as caught:
+            engine(path)
+        first, second = str(caught.value).splitlines()
+        assert reason in first
+        assert "onnxruntime::" not in first
+        assert second == "Upgrade ONNX Runtime, or export the model with an older version."

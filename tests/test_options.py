@@ -108,6 +108,14 @@ def _unknown(command: str, words: list[str]) -> str:
     return ""
 
 
+def test_shards_that_the_shell_named(capsys: pytest.CaptureFixture[str]) -> None:
+    shards = " ".join(f"val/x-{number:02}.tar" for number in range(64))
+    assert answer("data", f"--data {shards}", capsys) == [
+        "--data names 64 files: val/x-00.tar, val/x-01.tar, val/x-02.tar, ... (64 in all).",
+        "Give their folder, --data val, or quote the name: --data 'x-{00..63}.tar'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [

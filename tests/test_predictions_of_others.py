@@ -465,3 +465,27 @@ def test_all_classes_of_a_small_model_are_known(tmp_path: Path) -> None:
     answers = read_answers(tmp_path / "x", 3)
     assert isinstance(answers, Ranked)
     assert (answers.known, of_three(answers)) == (5, [1, 0])
+
+
+@pytest.mark.parametrize(("values", "places"), [(TOP, 5), ([65, 970, 7], 1)])
+def test_arrays_of_classes(tmp_path: Path, values: Any, places: int) -> None:
+    np.save(tmp_path / "x.npy", np.array(values))
+    (tmp_path / "names").write_text("\n".join(NAMES))
+    found = read_answers(tmp_path / "x.npy", 1000, tmp_path / "names")
+    assert isinstance(found, Ranked)
+    assert found.classes.tolist() == [row[:places] for row in TOP]
+
+
+def test_the_shape_of_an_array_that_does_not_fit_is_said(tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("\n".join(NAMES))
+    for shape, advice in (((3, 1001), "a background class"), ((2, 1000), "exactly these images")):
+        np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=shape))
+        with pytest.raises(DataError, match=f"{shape[0]} x {shape[1]} for 3 names.*\n.*{advice}"):
+            read_answers(tmp_path / "x.npy", 1000, tmp_path / "names")
+
+
+@pytest.mark.parametrize("cell", ["n01440764", "tench", "-1"])
+def test_names_are_no_indices(tmp_path: Path, cell: str) -> None:
+    (tmp_path / "x").write_text(f"path,top1\na.JPEG,{cell}\n")
+    with pytest.raises(DataError, match="Write the index of the class: its place in the list"):
+        read_answers(tmp_path / "x", 1000)

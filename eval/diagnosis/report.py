@@ -169,7 +169,9 @@ def text(diagnosis: Diagnosis) -> str:
     ]
     lines += ["", *_table(findings), ""]
     lines += [line for sentence in sentences for line in _wrap(sentence)]
-    if findings.pass_seconds:
+    if (
+        findings.pass_seconds and findings.seconds >= 1
+    ):  # else it had the answers, and computed nothing
         lines.append(
             f"{findings.seconds:.0f} s, {findings.passes:.1f} times one pass over the sample."
         )

@@ -15,7 +15,7 @@ from eval.images.labels import examples, shown
 from pplcnet import WeightsError
 from pplcnet._checkpoint import read_checkpoint
 from pplcnet._entries import Checkpoint
-from pplcnet._errors import name_classes
+from pplcnet._errors import OTHER_WEIGHTS, name_classes
 from pplcnet._folder import hashed_files_of as checkpoint_files
 from pplcnet._paddle_graph import files_of as graph_files
 from pplcnet._paddle_graph import find_graph
@@ -55,7 +55,7 @@ def read_tensors(path: Path, entry: str) -> Checkpoint:
     floats = {key: value for key, value in found.tensors.items() if value.is_floating_point()}
     bad = [key for key, value in floats.items() if not value.float().isfinite().all()]
     if bad:
-        raise ModelError(f"{path}: {examples(bad)}: NaN or infinite values.")
+        raise ModelError(f"{path}: {examples(bad)}: NaN or infinite values.\n{OTHER_WEIGHTS}")
     return found
 
 
