@@ -156,6 +156,7 @@ def our_pass(contender: Contender, place: Place) -> dict[str, Any]:
     from eval.images.valset import open_valset
     from eval.measure import engine
     from eval.measure.journal import Journal, NoJournal
+    from eval.measure.settings import exact_settings
 
     preprocess, valset = PREPROCESS["torchvision"], open_valset(place.data)
     if contender.processes > 1:
@@ -165,7 +166,7 @@ def our_pass(contender: Contender, place: Place) -> dict[str, Any]:
     plan = engine.Plan(preprocess, contender.forms, batch, workers)
     cached = contender.kind == "cached"
     kept = CropCache(place.cache, valset, preprocess) if cached else nullcontext()
-    with TemporaryDirectory() as folder, kept as crops:
+    with exact_settings(), TemporaryDirectory() as folder, kept as crops:
         if crops:
             without = replace(plan, forms=())
             engine.measure(valset, lambda _: {}, without, journal=NoJournal(()), cache=crops)
@@ -247,6 +248,7 @@ def our_forms(contender: Contender, weights: Path) -> dict[str, Any]:
 
 def crop_pass(contender: Contender, place: Place) -> dict[str, Any]:
     """Reading, decoding, resizing and cropping alone, in as many workers as a run has."""
+    from eval.images.decoders import exact_decoders
     from eval.images.preprocess import PREPROCESS
     from eval.images.valset import open_valset
     from eval.measure.engine import choose_workers
@@ -258,7 +260,7 @@ def crop_pass(contender: Contender, place: Place) -> dict[str, Any]:
             crop(valset.read(sample.path))
 
     parts = [valset.samples[start : start + 8] for start in range(0, len(valset.samples), 8)]
-    with ThreadPoolExecutor(contender.workers or choose_workers()) as pool:
+    with exact_decoders(), ThreadPoolExecutor(contender.workers or choose_workers()) as pool:
         started, cpu = time.perf_counter(), time.process_time()
         for _ in pool.map(crop_all, parts):
             pass
