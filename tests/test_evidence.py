@@ -476,10 +476,11 @@ def test_labels_beside_the_images_that_contradict(tmp_path: Path, names: str) ->
 @pytest.mark.parametrize(
     ("suffix", "content", "message"),
     [
-        ("cls", b"tench", ".cls is not a class: tench"),
+        ("cls", b"tinker", ".cls is not a class: tinker"),
         ("cls", b"", ".cls is not a class"),
         ("cls", b"1000", ".cls has the class 1000; indices are 0 to 999"),
-        ("json", b'{"label": -1}', ".json has the class -1"),
+        ("json", b'{"label": -1}', "labels are unknown"),  # as Hugging Face has it
+        ("json", b'{"label": -2}', ".json has the class -2"),
     ],
 )
 def test_labels_of_other_classes(tmp_path: Path, suffix: str, content: bytes, message: str) -> None:
@@ -571,7 +572,7 @@ def test_classes_are_in_the_order_of_their_indices(tmp_path: Path, text: str) ->
         ("1 cat\n0 dog\n", "numbers before its names, in another order than its lines"),
         ('{"cat": 1, "dog": 2}', "does not give each of the indices"),
         ('{"cat": 0, "dog": 0}', "does not give each of the indices"),
-        ('{"0": "cat", "1": "cat"}', "names a class twice"),
+        ('{"0": "cat", "1": "cat"}', "class 1: cat is also class 0"),
         ("{", "is not JSON"),
     ],
 )

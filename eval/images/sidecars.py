@@ -23,7 +23,8 @@ from eval.text import table
 METADATA = ("metadata.csv", "metadata.jsonl")
 
 _NAMES = ("file_name", "filename")
-_NUMBER = re.compile(r"[0-9]{1,9}")
+_NUMBER = re.compile(r"-?[0-9]{1,9}")
+_NO_LABEL = "-1"  # in the sets of Hugging Face
 _PICKLE = b"\x80"  # its first byte, which no text begins with
 _LARGEST = 16 << 20  # bytes
 
@@ -151,7 +152,9 @@ def _meaning(path: str, code: str, classes: ClassList) -> int | None:
     if not _NUMBER.fullmatch(code):
         meant = classes.meant_by(code)
         return meant[0] if len(meant) == 1 else None
-    if int(code) >= len(classes):
+    if code == _NO_LABEL:
+        return None
+    if not 0 <= int(code) < len(classes):
         raise DataError(
             f"{path} has the class {code}; indices are 0 to {len(classes) - 1}.\n"
             "Are these labels of other classes? List them with --classes FILE."

@@ -87,8 +87,8 @@ class Members(Generic[Place]):
         tars = [name for name in self.place_of if name.endswith(".tar")]
         if tars and not any(map(is_image, self.place_of)):
             raise DataError(
-                f"--data {self.root} holds tars and no images ({examples(tars)}), as the archive of "
-                f"the training set does.\nUnpack it, and then those: {EACH}"
+                f"--data {self.root} holds tars and no images ({examples(tars)}), as the archive "
+                f"of the training set does.\nUnpack it, and then those: {EACH}"
             )
         top = top_folder(self.root, filter(is_image, self.place_of), classes)
         inside = {
