@@ -357,7 +357,8 @@ def test_a_folder_is_used_by_one_run_at_a_time(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize(
-    ("redirection", "top1", "code"), [("| true", 100.0, 1), (">/dev/full", 0.0, 2)]
+    ("redirection", "top1", "code"),
+    [pytest.param("| true", 100.0, 1, marks=pytest.mark.slow), (">/dev/full", 0.0, 2)],
 )
 def test_a_lost_stdout_loses_neither_the_verdict_nor_the_history(
     redirection: str, top1: float, code: int, val: Path, weights: Path, tmp_path: Path

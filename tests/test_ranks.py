@@ -18,6 +18,7 @@ from conftest import FILES, MakeVal, randomize_bn
 from safetensors.torch import save_file
 
 import pplcnet
+from eval.imagenet import main
 
 WORLD = """
 import json, os, sys
@@ -137,3 +138,6 @@ def test_what_differs_ends_both(
             assert message in ended.stderr or (message == "Process 1: " and rank == 1), ended
             assert "bug" not in ended.stderr
     assert (tmp_path / "o" / "summary.csv").is_file(), "only of the last run"
+    assert main(words(output=tmp_path / "alone")) == 0
+    for name in ("predictions.csv", "per_class.csv"):
+        assert (tmp_path / "o" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()

@@ -151,8 +151,8 @@ def _draw(random: np.random.RandomState, width: int, height: int) -> NDArray[np.
     Cells and stripes give every image its own texture, with edges at all phases, so that a shifted
     crop or another resize changes the predictions.
     """
-    y = np.arange(height, dtype=np.int32)[:, None]
-    x = np.arange(width, dtype=np.int32)[None, :]
+    down = np.arange(height, dtype=np.int32)[:, None]
+    across = np.arange(width, dtype=np.int32)[None, :]
     image = np.zeros((height, width, 3), np.int16)
     image += random.randint(40, 216, 3, dtype=np.int16)
     for cell, most in (96, 70), (40, 70), (17, 70), (7, 40), (3, 20):
@@ -160,13 +160,20 @@ def _draw(random: np.random.RandomState, width: int, height: int) -> NDArray[np.
         shape = (height // cell + 2, width // cell + 2, 3)
         grid = random.randint(-strength, strength + 1, shape, dtype=np.int16)
         top, left = _integer(random, 0, cell - 1), _integer(random, 0, cell - 1)
-        rows = grid.repeat(cell, 0)[top : top + height]
-        image += rows.repeat(cell, 1)[:, left : left + width]
+        wide = grid.repeat(cell, 1)[:, left : left + width]
+        image += wide.repeat(cell, 0)[top : top + height]
     for _ in range(_integer(random, 3, 8)):
         shape_kind = _integer(random, 0, 3)
         center_x, center_y = _integer(random, 0, width), _integer(random, 0, height)
         radius, period = _integer(random, 12, 110), _integer(random, 4, 40)
         slope_x, slope_y = _integer(random, -3, 3), _integer(random, -3, 3)
+        # Only where the shape can be: stripes are everywhere, the others near their center.
+        rows = (
+            slice(max(0, center_y - radius), center_y + radius) if shape_kind < 2 else slice(None)
+        )
+        columns = slice(max(0, center_x - radius), center_x + radius)
+        part = rows, slice(None) if shape_kind == 2 else columns
+        y, x = down[part[0]], across[:, part[1]]
         if shape_kind == 0:
             mask = (abs(x - center_x) < radius) & (abs(y - center_y) < radius * 2 // 3)
         elif shape_kind == 1:
@@ -175,7 +182,7 @@ def _draw(random: np.random.RandomState, width: int, height: int) -> NDArray[np.
             mask = (slope_x * x + slope_y * y) // period % 2 == 0
         else:
             mask = ((x // period + y // period) % 2 == 0) & (abs(x - center_x) < radius)
-        image += mask[:, :, None] * random.randint(-120, 121, 3, dtype=np.int16)
+        image[part] += mask[:, :, None] * random.randint(-120, 121, 3, dtype=np.int16)
     return image.clip(0, 255).astype(np.uint8)
 
 
