@@ -334,7 +334,9 @@ def _from_document(path: Path, text: str) -> tuple[ImageClass, ...]:
         # The list of ImageNet's titles that is passed around is written as Python has it.
         document = json.loads(text) if '"' in text.partition(":")[0] else ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise DataError(f"{path} is not JSON: {shown(str(error))}.\n{_ROWS}") from None
+        # Python's own reasons name its parts, and may be empty.
+        reason = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{path} is not JSON{reason}.\n{_ROWS}") from None
     for key in _DOCUMENT_KEYS:
         if isinstance(document, dict) and isinstance(document.get(key), (dict, list)):
             document = document[key]
