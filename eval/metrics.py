@@ -129,7 +129,7 @@ def rank_of_label(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np
     Returns:
         int64 (B,); 0 is best.
     """
-    own = np.take_along_axis(logits, labels[:, np.newaxis], axis=1)
+    own = logits[np.arange(len(logits)), labels][:, np.newaxis]
     lower = np.arange(logits.shape[1]) < labels[:, np.newaxis]
     rank: NDArray[np.int64] = ((logits > own) | ((logits == own) & lower)).sum(axis=1)
     return rank
@@ -224,11 +224,12 @@ class Scores:
             kind: what the outputs are.
         """
         if among is not None:
-            rows = logits[:, among]
+            chosen = logits[:, among]
             if kind is Kind.PROBABILITIES:
-                rows = rows / rows.sum(axis=1, keepdims=True)
-            part = cls.of(rows, np.searchsorted(among, labels), kind=kind)
+                chosen = chosen / chosen.sum(axis=1, keepdims=True)
+            part = cls.of(chosen, np.searchsorted(among, labels), kind=kind)
             return replace(part, top=np.where(part.top < 0, -1, among[part.top]))
+        rows = np.arange(len(logits))
         top, rank = top_classes(logits), rank_of_label(logits, labels)
         tied = (logits == logits.max(axis=1, keepdims=True)).sum(axis=1) > 1
         if kind is Kind.CLASSES:
@@ -239,17 +240,17 @@ class Scores:
             values = logits.astype(np.float64)
             with np.errstate(divide="ignore"):
                 log_prob = np.log(values)
-            prob = np.take_along_axis(values, top, axis=1)
+            prob = values[rows[:, np.newaxis], top]
         elif kind in (Kind.SCORES, Kind.CLASSES):
             log_prob, prob = np.full(logits.shape, np.nan), np.full(top.shape, np.nan)
         else:
             log_prob = log_softmax(logits)
-            prob = np.exp(np.take_along_axis(log_prob, top, axis=1))
+            prob = np.exp(log_prob[rows[:, np.newaxis], top])
         return cls(
             rank=rank,
             top=padded(top, -1),
             prob=padded(prob, np.nan),
-            nll=-np.take_along_axis(log_prob, labels[:, np.newaxis], axis=1)[:, 0],
+            nll=-log_prob[rows, labels],
             tied=tied,
             known=1 if kind is Kind.CLASSES else TOP,
         )

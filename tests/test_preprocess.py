@@ -232,7 +232,7 @@ def test_a_lack_of_memory_is_a_bad_image(
     else:
         monkeypatch.setattr(cv2, "imdecode" if step == "decode" else "resize", fail)
     with pytest.raises(BadImage, match=r"too much memory|OpenCV"):
-        PREPROCESS[name].crop(jpeg(noise(90, 120)))
+        PREPROCESS[name].crop(jpeg(noise(90, 120), progressive=True))
 
 
 def opencv_settings() -> tuple[int, int]:

@@ -531,8 +531,10 @@ class BatchEvaluator:
         # Whole parts, so that the last images are computed like all others.
         whole = math.ceil(len(indices) / self._part) * self._part
         crops = np.zeros((whole, size, size, 3), np.uint8)
-        for row, record in enumerate(records):
-            self._read_image(record, crops[row])
+        read = [self._read_image(index, crops[row]) for row, index in enumerate(indices.tolist())]
+        digests = b"".join(digest for digest, _ in read)
+        records["sha256"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
+        records["reason"] = [reason for _, reason in read]
         good = np.flatnonzero(records["reason"] == b"")
         logits = {form: rows[good] for form, rows in self._predictor(crops).items()}
         names = [self._valset.samples[i].path for i in indices[good]]
@@ -552,13 +554,16 @@ class BatchEvaluator:
             records["largest_logit"][good] = np.maximum(records["largest_logit"][good], largest)
         return records
 
-    def _read_image(self, record: np.void, crop: Crop) -> None:
-        """Fill in a crop (size, size, 3) and the hash of the file, or the reason why it is bad."""
-        index, cache = record["index"], self._cache
+    def _read_image(self, index: int, crop: Crop) -> tuple[bytes, bytes]:
+        """Fill in a crop (size, size, 3).
+
+        Returns:
+            SHA-256 of the file, zeros if it cannot be read; and the reason why the image is bad.
+        """
+        cache, digest = self._cache, bytes(32)
         path = self._valset.samples[index].path
         try:
             data, digest = read_hashed(self._valset, path)
-            record["sha256"] = np.frombuffer(digest, np.uint8)
             cached = cache.get(index, digest) if cache else None
             crop[:] = self._plan.preprocess.crop(data) if cached is None else cached
             if cache and cached is None:
@@ -568,7 +573,8 @@ class BatchEvaluator:
                 with decoding(self._valset, path, _RECORD):
                     raise
             reason = str(error).partition("\n")[0] or type(error).__name__
-            record["reason"] = reason.encode()[:REASON_BYTES]
+            return digest, reason.encode()[:REASON_BYTES]
+        return digest, b""
 
 
 def assemble(

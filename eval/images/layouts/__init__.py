@@ -464,14 +464,13 @@ def read_regular(path: Path | str, size: int = -1) -> bytes:
     handle = os.open(path, _READ)
     try:
         status = os.fstat(handle)
-        check_regular(path, status.st_mode)
-        if stat.S_ISDIR(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):
+            check_regular(path, status.st_mode)
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        left = status.st_size + 1 if size < 0 else size
-        parts = []
-        while left and (part := os.read(handle, left)):
-            parts.append(part)
-            left -= len(part) if size >= 0 else 0
-        return b"".join(parts)
+        data = os.read(handle, status.st_size + 1 if size < 0 else size)
+        if len(data) in (status.st_size, size):  # all of it, in one call
+            return data
+        with open(handle, "rb", closefd=False) as file:
+            return data + file.read(max(-1, size - len(data)))
     finally:
         os.close(handle)
