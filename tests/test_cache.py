@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import os
@@ -22,11 +23,13 @@ from test_run import Fake, assert_same
 from eval import snapshot
 from eval.errors import UnreadableImage, UsageError
 from eval.images import decoders
-from eval.images.cache import RECORD, CropCache
+from eval.images.cache import CODE, RECORD, CropCache
 from eval.images.preprocess import PREPROCESS, BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, open_valset
 from eval.measure import engine
 from eval.measure.journal import Journal, NoJournal
+
+ROOT = Path(__file__).parents[1]
 
 MakeVal = Callable[..., Path]
 TORCHVISION = PREPROCESS["torchvision"]
@@ -259,7 +262,7 @@ def test_folder_and_files_by_hand(
     finally:
         os.umask(before)
     table = hashlib.sha256(TORCHVISION.table.tobytes()).hexdigest()
-    code = "eval/images/decoders.py eval/images/preprocess.py eval/recipe.py"
+    code = "eval/images/decoders.py eval/images/jpeg.py eval/images/preprocess.py eval/recipe.py"
     text = (
         '{\n  "format": 2,\n  "preprocess": "mine: crop \\u00e9",\n  "size": 2,\n'
         f'  "table_sha256": "{table}",\n  "code_sha256": "{code}",\n  "images": 11,\n'
@@ -419,13 +422,25 @@ def key(valset: ValSet, folder: Path, preprocess: Preprocess) -> str:
         return cache.folder.name
 
 
+def test_the_code_of_crops_is_whole() -> None:
+    """All that the modules import of ours, but for what makes no pixels."""
+    found = {"eval/images/preprocess.py"}
+    for _ in range(3):
+        for name in sorted(found):
+            tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+            imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+            modules = {str(node.module).replace(".", "/") + ".py" for node in imports}
+            found |= {module for module in modules if module.startswith("eval/")}
+    assert found - {"eval/errors.py"} == {*CODE} - {"eval/images/decoders.py"}
+
+
 def test_crops_of_other_code_or_decoders_are_not_used(
     valset: ValSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = key(valset, tmp_path, TORCHVISION)
     assert key(valset, tmp_path, TORCHVISION) == before
     hashes = snapshot._HASHES
-    for name in ("eval/images/preprocess.py", "eval/images/decoders.py", "eval/recipe.py"):
+    for name in CODE:
         with monkeypatch.context() as patch:
             patch.setitem(hashes, name, "other")
             assert key(valset, tmp_path, TORCHVISION) != before

@@ -7,6 +7,7 @@ classes.py     the classes of a model, in index order
 labelset.py    which predictions are correct: the set's own labels, or ReaL
 sets.py        ImageNet's validation set, and third-party test sets
 preprocess.py  from the bytes of a file to the model's input, as a recipe says (eval/recipe.py)
+jpeg.py        the same for ordinary JPEGs, in fewer steps
 cache.py       crops kept on disk
 survey.py      checks every image of a set before it is evaluated
 text.py        small text files, and names fit for a message

@@ -34,7 +34,12 @@ from eval.provenance import versions
 from eval.snapshot import files_sha256
 
 # The code that makes crops, beside the module of a transform that no recipe can say.
-CODE = ("eval/images/decoders.py", "eval/images/preprocess.py", "eval/recipe.py")
+CODE = (  # the modules that make the crops
+    "eval/images/decoders.py",
+    "eval/images/jpeg.py",
+    "eval/images/preprocess.py",
+    "eval/recipe.py",
+)
 FORMAT = 2  # of the records; others get another folder
 RECORD = np.dtype(
     [
