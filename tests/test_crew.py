@@ -331,6 +331,16 @@ def test_how_many_processes(
     assert engine.choose_workers(processes) == workers
 
 
+@pytest.mark.parametrize(
+    ("cores", "images", "processes"), [(2, 50_000, 2), (16, 50_000, 16), (16, 3000, 3), (2, 999, 1)]
+)
+def test_a_runtime_that_keeps_the_lock_gets_processes_of_one_thread(
+    cores: int, images: int, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "usable_cores", lambda: cores)
+    assert engine.choose_processes(images, torch.device("cpu"), "mnn") == processes
+
+
 V2 = {"proc/self/cgroup": "0::/pod/run\n"}
 V1 = {"proc/self/cgroup": "4:memory:/x\n3:cpu,cpuacct:/pod\n0::/\n"}
 

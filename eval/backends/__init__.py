@@ -147,6 +147,8 @@ class Backend:
         converts: those needed to convert a torch model as well.
         fixed_batch: its graphs have one batch size, so that the faster one is measured.
         silent_batch: its files do not say whether their batch size is fixed.
+        keeps_lock: its module computes with the interpreter's lock, so that threads wait for each
+            other: a run on many cores has processes of one thread.
         own_process: its sessions are processes of their own, so that no file has to be tried in
             one first.
         official: PP-LCNetV2 was published in it: its files are checkpoints, too, which `pplcnet`
@@ -167,6 +169,7 @@ class Backend:
     converts: tuple[str, ...] = ()
     fixed_batch: bool = False
     silent_batch: bool = False
+    keeps_lock: bool = False
     own_process: bool = False
     official: bool = False
 
@@ -241,6 +244,7 @@ BACKENDS: Mapping[str, Backend] = {
         converts=("onnx", "onnxscript"),
         fixed_batch=True,
         silent_batch=True,
+        keeps_lock=True,
     ),
     "executorch": Backend(
         "ExecuTorch",

@@ -732,16 +732,18 @@ def choose_workers(processes: int = 1) -> int:
     return -(-_cores() // processes)
 
 
-def choose_processes(images: int, device: torch.device) -> int:
+def choose_processes(images: int, device: torch.device, backend: str = "torch") -> int:
     """Processes for so many images: few enough threads in each, enough images and memory for each.
 
     Args:
         images: how many there are.
         device: that all of them share.
+        backend: that computes in each.
     """
     if os.name != "posix":
         return 1
-    most = min(-(-_cores() // MOST_THREADS), images // LEAST_IMAGES)
+    threads = 1 if BACKENDS[backend].keeps_lock else MOST_THREADS
+    most = min(-(-_cores() // threads), images // LEAST_IMAGES)
     if device.type == "cuda":
         most = min(most, torch.cuda.mem_get_info(device)[0] // GPU_BYTES)
     return max(1, most)

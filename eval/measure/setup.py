@@ -105,9 +105,12 @@ def choose_computation(
     device = choose_device(request.device, group.local_number)
     if subject.precision == "int8":
         settings = {**settings, "int8": int8_note()}
-    processes = request.processes or (1 if request.workers else choose_processes(images, device))
+    backend = request.backend or source.backend
+    processes = request.processes
+    if not processes:
+        processes = 1 if request.workers else choose_processes(images, device, backend)
     return Computation(
-        backend=request.backend or source.backend,
+        backend=backend,
         device=str(device),
         precision=subject.precision or request.precision,
         batch_size=min(request.batch_size or choose_batch_size(device), images),
