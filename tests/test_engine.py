@@ -52,7 +52,8 @@ def test_ranks_are_those_of_plain_torch(valset: ValSet) -> None:
     labels = np.array([0, 0, 1])
     assert measured.scores[FORM].rank.tolist() == rank_of_label(expected, labels).tolist()
     assert measured.scores[FORM].top[:, 0].tolist() == expected.argmax(1).tolist()
-    assert [event.done for event in seen if event.stage == "evaluating"] == [2, 3]
+    done = [event.done for event in seen if event.stage == "evaluating"]
+    assert done in ([2, 3], [1, 3]), "whichever batch is done first"
     assert made.kinds == {FORM: Kind.LOGITS}
     assert "outputs" not in made.settings
     made.close()

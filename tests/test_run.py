@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -130,6 +132,25 @@ def test_a_missing_share_is_noticed(valset: ValSet, tmp_path: Path) -> None:
         engine.assemble(valset, [part, part], ("a",))
 
 
+class Bell:
+    """A stopper that stops after some batches, and remembers what it was asked."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches, self.asked = batches, list[object]()
+
+    def begin(self, kept: Records, batches: int) -> bool:
+        self.asked.append(("begin", len(kept), batches))
+        return self.batches == 0
+
+    def after(self, records: Records) -> bool:
+        self.asked.append(("after", len(records)))
+        self.batches -= 1
+        return self.batches == 0
+
+    def finish(self) -> None:
+        self.asked.append("finish")
+
+
 class Dies(Fake):
     """Is interrupted when it is asked for the n-th time."""
 
@@ -153,6 +174,56 @@ def test_an_interrupted_run_continues(valset: ValSet, tmp_path: Path, after: int
     assert len(rest.batches) == 4 - after
     assert found.measured_now == 11 - 3 * after
     assert_same(found, expected)
+
+
+class HeldUp(Fake):
+    """Its first batch is interrupted, not before the others are done and two are in the journal.
+
+    Args:
+        journal: of 11 images.
+        first: the first crop of the first batch.
+        patience: seconds for the latter.
+    """
+
+    def __init__(self, journal: Journal, first: Crop, patience: float) -> None:
+        super().__init__()
+        self.journal, self.first, self.patience = journal, first, patience
+        self.others, self.kept = threading.Semaphore(0), 0
+
+    def __call__(self, crops: Crop) -> dict[str, NDArray[np.float32]]:
+        answers = super().__call__(crops)
+        if (crops[0] == self.first).all():
+            for _ in range(3):
+                self.others.acquire()
+            until = time.monotonic() + self.patience
+            while self.kept < 6 and time.monotonic() < until:
+                time.sleep(0.01)
+                self.kept = len(self.journal.read(11))
+            raise KeyboardInterrupt
+        self.others.release()
+        return answers
+
+
+@pytest.mark.parametrize("stopper", [None, Bell(9)])
+def test_records_are_kept_although_an_earlier_batch_is_held_up(
+    valset: ValSet, tmp_path: Path, stopper: Bell | None
+) -> None:
+    plan = engine.Plan(PREPROCESSING, ("a", "b"), batch_size=3, workers=2)
+    first = PREPROCESSING.crop(valset.read(valset.samples[0].path))
+    with Journal(tmp_path, {}, plan.forms) as journal:
+        held = HeldUp(journal, first, patience=0.1 if stopper else 60)
+        with pytest.raises(KeyboardInterrupt):
+            engine.measure(valset, held, plan, journal=journal, stopper=stopper)
+        kept = set(journal.read(11)["index"].tolist())
+    if stopper:  # it decides by the images in their order
+        assert not kept
+        return
+    assert held.kept >= 6, "and not at the end only"
+    assert not kept & {0, 1, 2}
+    expected = measured(valset, tmp_path / "whole", Fake(), batch_size=3)
+    rest = Fake()
+    assert_same(measured(valset, tmp_path, rest, batch_size=3), expected)
+    assert len(rest.batches) <= 2
 
 
 def test_continues_with_another_number_of_processes(valset: ValSet, tmp_path: Path) -> None:
@@ -280,25 +351,6 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(valset: ValSet, tmp_pat
     with pytest.raises(RuntimeError, match="Float but found Half"):
         measured(valset, tmp_path / "out", shrinking, batch_size=11)
     assert len(broken.batches) == 1, "not tried again"
-
-
-class Bell:
-    """A stopper that stops after some batches, and remembers what it was asked."""
-
-    def __init__(self, batches: int) -> None:
-        self.batches, self.asked = batches, list[object]()
-
-    def begin(self, kept: Records, batches: int) -> bool:
-        self.asked.append(("begin", len(kept), batches))
-        return self.batches == 0
-
-    def after(self, records: Records) -> bool:
-        self.asked.append(("after", len(records)))
-        self.batches -= 1
-        return self.batches == 0
-
-    def finish(self) -> None:
-        self.asked.append("finish")
 
 
 def part(valset: ValSet, output: Path, bell: Bell | None, told: list[object]) -> engine.Part:

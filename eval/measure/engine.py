@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -443,7 +444,12 @@ def measure(
     evaluate: Evaluator = BatchEvaluator(valset, predictor, plan, cache, kinds or {})
     old, todo = _remaining(plan, journal.read(len(valset.samples)), len(valset.samples))
     results = [old]
-    measured_now = 0
+
+    def keep(records: Records) -> None:
+        journal.append(records)
+        if progress:
+            progress(len(records), _correct(records, plan.forms))
+
     threads = plan.workers * (crew.processes if crew else 1)
     with worker_threads(threads) as pool, closed_on_error(crew):
         for _ in pool.map(lambda record: _check_unchanged(valset, record), old):
@@ -455,33 +461,59 @@ def measure(
             evaluate = crew.sharing(evaluate, job, cache)
         started = time.perf_counter()
         certain = stopper.begin(old, len(todo)) if stopper else False
-        for records in _in_order(pool, evaluate, [] if certain else todo):
-            journal.append(records)
-            results.append(records)
-            measured_now += len(records)
-            if progress:
-                progress(len(records), _correct(records, plan.forms))
-            if stopper and stopper.after(records):
-                break
+        todo = [] if certain else todo
+        if not stopper:
+            results += _in_order(pool, evaluate, todo, keep)
         else:
-            if stopper and not certain:
-                stopper.finish()
+            # What is kept is what the decision was made from: nothing out of order.
+            for records in _in_order(pool, evaluate, todo):
+                keep(records)
+                results.append(records)
+                if stopper.after(records):
+                    break
+            else:
+                if not certain:
+                    stopper.finish()
     seconds = time.perf_counter() - started
     from_cache = (cache.used if cache else 0) + (crew.from_cache if crew else 0)
+    measured_now = sum(len(records) for records in results[1:])
     return Part(np.concatenate(results), measured_now, seconds, from_cache)
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, evaluate: Evaluator, batches: Sequence[NDArray[np.int64]]
+    pool: ThreadPoolExecutor,
+    evaluate: Evaluator,
+    batches: Sequence[NDArray[np.int64]],
+    keep: Callable[[Records], None] = lambda _: None,
 ) -> Iterator[Records]:
     """The records of each batch, as ``pool.map`` gives them.
 
     That would wait for each batch, and be woken by the worker that has done it: this takes the
     worker as long as hundreds of lines of Python, and the interpreter's lock meanwhile.
+
+    Args:
+        pool: the workers.
+        evaluate: a batch.
+        batches: in the order in which they are begun.
+        keep: called with the records of each batch soon after it is done, although an earlier one
+            may be held up.
     """
-    for future in [pool.submit(evaluate, batch) for batch in batches]:
+    done: deque[Records] = deque()
+
+    def evaluated(batch: NDArray[np.int64]) -> Records:
+        records = evaluate(batch)
+        done.append(records)
+        return records
+
+    def keep_all() -> None:
+        while done:
+            keep(done.popleft())
+
+    for future in [pool.submit(evaluated, batch) for batch in batches]:
         while not future.done():
+            keep_all()
             time.sleep(_LOOK)
+        keep_all()
         yield future.result()
 
 
