@@ -331,7 +331,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def compare(args: argparse.Namespace, data: Path, weights: Path, cache: Path) -> int:
     """Measure all, print and write what was found; 1 if predictions differ."""
-    from eval.measure.engine import choose_workers
+    from eval.measure.cores import choose_workers
 
     table = Table(choose_workers())
     places = {"data": str(data), "weights": str(weights), "cache": str(cache)}
@@ -362,7 +362,7 @@ def compare(args: argparse.Namespace, data: Path, weights: Path, cache: Path) ->
 def scaling(places: dict[str, str]) -> None:
     """Print the lock time of an image, the cores at hand, and more of them, simulated."""
     from eval.backends import BACKENDS
-    from eval.measure.engine import CPU_BATCH, GPU_BATCH, MOST_THREADS
+    from eval.measure.cores import CPU_BATCH, GPU_BATCH, MOST_THREADS
     from eval.processes import usable_cores
 
     heading = ("with the lock", "without", "limit, images/s")

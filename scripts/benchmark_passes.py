@@ -154,7 +154,8 @@ def our_pass(contender: Contender, place: Place) -> dict[str, Any]:
     from eval.images.cache import CropCache
     from eval.images.preprocess import PREPROCESS
     from eval.images.valset import open_valset
-    from eval.measure import engine
+    from eval.measure import cores, engine, measurement
+    from eval.measure.batch import Plan
     from eval.measure.journal import Journal, NoJournal
     from eval.measure.settings import exact_settings
 
@@ -162,8 +163,8 @@ def our_pass(contender: Contender, place: Place) -> dict[str, Any]:
     if contender.processes > 1:
         return our_processes(contender, place)
     predictor, batch = our_predictor(contender, place.weights)
-    workers = contender.workers or engine.choose_workers()
-    plan = engine.Plan(preprocess, contender.forms, batch, workers)
+    workers = contender.workers or cores.choose_workers()
+    plan = Plan(preprocess, contender.forms, batch, workers)
     cached = contender.kind == "cached"
     kept = CropCache(place.cache, valset, preprocess) if cached else nullcontext()
     with exact_settings(), TemporaryDirectory() as folder, kept as crops:
@@ -174,7 +175,7 @@ def our_pass(contender: Contender, place: Place) -> dict[str, Any]:
             started, cpu = time.perf_counter(), time.process_time()
             part = engine.measure(valset, predictor, plan, journal=journal, cache=crops)
             seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    measured = engine.assemble(valset, [part], contender.forms)
+    measured = measurement.assemble(valset, [part], contender.forms)
     classes = [scores.top[:, 0].tolist() for scores in measured.scores.values()]
     return {"images": len(valset.samples), "seconds": seconds, "cpu": cpu, "classes": classes}
 
@@ -186,7 +187,7 @@ def our_processes(contender: Contender, place: Place) -> dict[str, Any]:
     from eval.backends import Task
     from eval.images.preprocess import PREPROCESS
     from eval.images.valset import open_valset
-    from eval.measure import engine
+    from eval.measure import cores, engine
     from eval.measure.settings import exact_settings, keep_freed_memory
 
     keep_freed_memory()
@@ -194,7 +195,7 @@ def our_processes(contender: Contender, place: Place) -> dict[str, Any]:
     cpu = torch.device("cpu")
     task = Task(
         contender.backend, our_forms(contender, place.weights), PREPROCESS["torchvision"], cpu,
-        "fp32", contender.batch or engine.choose_batch_size(cpu), contender.workers,
+        "fp32", contender.batch or cores.choose_batch_size(cpu), contender.workers,
     )  # fmt: skip
     with exact_settings():
         ours = engine.Engine(task, processes=contender.processes)
@@ -213,7 +214,7 @@ def our_predictor(contender: Contender, weights: Path) -> tuple[Any, int]:
 
     from eval.backends import create_predictor
     from eval.images.preprocess import PREPROCESS
-    from eval.measure.engine import choose_batch_size, choose_workers
+    from eval.measure.cores import choose_batch_size, choose_workers
     from eval.measure.settings import keep_freed_memory
 
     keep_freed_memory()
@@ -251,7 +252,7 @@ def crop_pass(contender: Contender, place: Place) -> dict[str, Any]:
     from eval.images.decoders import exact_decoders
     from eval.images.preprocess import PREPROCESS
     from eval.images.valset import open_valset
-    from eval.measure.engine import choose_workers
+    from eval.measure.cores import choose_workers
 
     valset, crop = open_valset(place.data), PREPROCESS["torchvision"].crop
 
@@ -275,7 +276,7 @@ def model_pass(contender: Contender, place: Place) -> dict[str, Any]:
 
     from eval.images.preprocess import PREPROCESS
     from eval.images.valset import open_valset
-    from eval.measure.engine import choose_workers
+    from eval.measure.cores import choose_workers
 
     predictor, batch = our_predictor(contender, place.weights)
     valset, crop = open_valset(place.data), PREPROCESS["torchvision"].crop

@@ -37,7 +37,7 @@ from eval.cli import run_command
 from eval.errors import ModelError, UsageError
 from eval.images.preprocess import PREPROCESS
 from eval.images.valset import open_valset
-from eval.measure.engine import CPU_BATCH
+from eval.measure.cores import CPU_BATCH
 from eval.measure.journal import Journal, record_dtype
 from eval.measure.settings import keep_freed_memory
 from eval.metrics import Scores, check_logits

@@ -30,7 +30,7 @@ from eval.cli import run_command
 from eval.images.preprocess import PREPROCESS
 from eval.images.sets import UNIDENTIFIED
 from eval.images.valset import Sample, ValSet
-from eval.measure import engine, member
+from eval.measure import batch, engine, member
 from eval.measure.journal import Journal, Records, record_dtype
 from eval.measure.settings import exact_settings
 from eval.progress import ProgressBar
@@ -81,9 +81,9 @@ class Image:
 
 
 class Evaluator:
-    """In place of `eval.measure.engine.BatchEvaluator`."""
+    """In place of `eval.measure.batch.BatchEvaluator`."""
 
-    def __init__(self, _valset: ValSet, _predictor: Any, plan: engine.Plan, *_: Any) -> None:
+    def __init__(self, _valset: ValSet, _predictor: Any, plan: batch.Plan, *_: Any) -> None:
         assert isinstance(plan.preprocess.crop, Image)
         self._image = plan.preprocess.crop
         self._records = np.zeros(plan.batch_size, record_dtype(plan.forms))

@@ -18,7 +18,7 @@ from eval.images.preprocess import PREPROCESS
 from eval.images.sets import VAL
 from eval.images.valset import Sample, ValSet
 from eval.judge.verdict import judge
-from eval.measure.engine import Measurement
+from eval.measure.measurement import Measurement
 from eval.measure.setup import Computation
 from eval.metrics import Scores
 from eval.models import ModelFile, Subject

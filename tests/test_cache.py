@@ -26,7 +26,7 @@ from eval.images import decoders
 from eval.images.cache import CODE, RECORD, CropCache
 from eval.images.preprocess import PREPROCESS, BadImage, Crop, Preprocess
 from eval.images.valset import ValSet, open_valset
-from eval.measure import engine
+from eval.measure import batch, engine, measurement
 from eval.measure.journal import Journal, NoJournal
 
 ROOT = Path(__file__).parents[1]
@@ -55,17 +55,17 @@ class Counting:
 
 def measured(
     valset: ValSet, folder: Path, output: Path, preprocess: Preprocess, *, record_bad: bool = False
-) -> engine.Measurement:
+) -> measurement.Measurement:
     forms = ("a", "b")
     with Journal(output, {}, forms) as journal, CropCache(folder, valset, preprocess) as cache:
-        plan = engine.Plan(preprocess, forms, 4, 2, record_bad=record_bad)
+        plan = batch.Plan(preprocess, forms, 4, 2, record_bad=record_bad)
         part = engine.measure(valset, Fake(), plan, journal=journal, cache=cache)
-    return engine.assemble(valset, [part], forms)
+    return measurement.assemble(valset, [part], forms)
 
 
 def filled(valset: ValSet, folder: Path, preprocess: Preprocess) -> None:
     """By a run without a model, as `eval.sweep` does it."""
-    plan = engine.Plan(preprocess, (), 4, 2, record_bad=True)
+    plan = batch.Plan(preprocess, (), 4, 2, record_bad=True)
     with CropCache(folder, valset, preprocess) as cache:
         engine.measure(valset, Fake(()), plan, journal=NoJournal(()), cache=cache)
 

@@ -33,9 +33,11 @@ from eval.errors import DataError, EvalError, UsageError
 from eval.images.cache import CropCache
 from eval.images.preprocess import PREPROCESS
 from eval.images.valset import ValSet, open_valset
-from eval.measure import crew, engine
-from eval.measure.engine import BatchEvaluator, Engine, Measurement
+from eval.measure import cores, crew, engine
+from eval.measure.batch import BatchEvaluator
+from eval.measure.engine import Engine
 from eval.measure.journal import Journal, Records
+from eval.measure.measurement import Measurement
 from eval.measure.settings import exact_settings
 from eval.processes import usable_cores
 
@@ -317,28 +319,29 @@ def test_images_of_every_layout_can_be_read_by_another_process(
 
 
 @pytest.mark.parametrize(
-    ("cores", "images", "processes", "workers"),
+    ("usable", "images", "processes", "workers"),
     [
         (2, 50_000, 1, 2), (4, 50_000, 1, 4), (5, 50_000, 2, 3), (16, 50_000, 4, 4),
         (64, 50_000, 16, 4), (64, 300, 1, 64), (64, 3000, 3, 22), (1, 50_000, 1, 1),
     ],
 )  # fmt: skip
 def test_how_many_processes(
-    cores: int, images: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
+    usable: int, images: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "usable_cores", lambda: cores)
-    assert engine.choose_processes(images, torch.device("cpu")) == processes
-    assert engine.choose_workers(processes) == workers
+    monkeypatch.setattr("eval.measure.cores.usable_cores", lambda: usable)
+    assert cores.choose_processes(images, torch.device("cpu")) == processes
+    assert cores.choose_workers(processes) == workers
 
 
 @pytest.mark.parametrize(
-    ("cores", "images", "processes"), [(2, 50_000, 2), (16, 50_000, 16), (16, 3000, 3), (2, 999, 1)]
+    ("usable", "images", "processes"),
+    [(2, 50_000, 2), (16, 50_000, 16), (16, 3000, 3), (2, 999, 1)],
 )
 def test_a_runtime_that_keeps_the_lock_gets_processes_of_one_thread(
-    cores: int, images: int, processes: int, monkeypatch: pytest.MonkeyPatch
+    usable: int, images: int, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "usable_cores", lambda: cores)
-    assert engine.choose_processes(images, torch.device("cpu"), "mnn") == processes
+    monkeypatch.setattr("eval.measure.cores.usable_cores", lambda: usable)
+    assert cores.choose_processes(images, torch.device("cpu"), "mnn") == processes
 
 
 V2 = {"proc/self/cgroup": "0::/pod/run\n"}

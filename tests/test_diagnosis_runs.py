@@ -19,7 +19,6 @@ from eval import Request, evaluate
 from eval.diagnose import main
 from eval.images.preprocess import PREPROCESS, Preprocess
 from eval.jobs.diagnose import diagnose_subject
-from eval.measure import engine
 from eval.recipe import parse
 
 MODEL = "test_resnet"  # 160 pixels; mean and std 0.5
@@ -97,7 +96,7 @@ def test_it_has_a_thread_for_each_core_however_large_the_set_is(
         seen.append(machine)
         raise InterruptedError
 
-    monkeypatch.setattr(engine, "usable_cores", lambda: 64)
+    monkeypatch.setattr("eval.measure.cores.usable_cores", lambda: 64)
     monkeypatch.setattr("eval.jobs.diagnose.ModelBench", stop)
     source = SimpleNamespace(
         request=Request(data="val", processes=processes),

@@ -19,7 +19,7 @@ from eval.diagnosis.search import search
 from eval.diagnosis.setups import Setup
 from eval.images.classes import IMAGENET
 from eval.images.valset import open_valset
-from eval.measure.engine import choose_workers
+from eval.measure.cores import choose_workers
 from eval.measure.settings import exact_settings
 from eval.models import open_source
 from eval.models.demo import demo_weights, fitted

@@ -15,7 +15,7 @@ from tiny_task import FORM, Tiny, tiny_task
 
 from eval.errors import DataError
 from eval.images.valset import ValSet, open_valset
-from eval.measure import engine
+from eval.measure import reading
 from eval.measure.engine import Engine
 from eval.measure.settings import exact_settings
 from eval.metrics import Kind, rank_of_label
@@ -90,7 +90,7 @@ def test_a_background_class_is_dropped(valset: ValSet) -> None:
 def test_images_are_hashed_as_they_are(valset: ValSet) -> None:
     seen: list[Event] = []
     contents = [(valset.root / sample.path).read_bytes() for sample in valset.samples]
-    assert engine.hash_images(valset, seen.append) == [
+    assert reading.hash_images(valset, seen.append) == [
         hashlib.sha256(data).hexdigest() for data in contents
     ]
     assert [event.done for event in seen] == [1, 2, 3]

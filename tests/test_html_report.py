@@ -27,7 +27,7 @@ from eval.config import OtherResult, Reference, VariantConfig
 from eval.images.preprocess import PREPROCESS
 from eval.images.valset import Sample
 from eval.judge.verdict import FormResult, Verdict
-from eval.measure.engine import Measurement
+from eval.measure.measurement import Measurement
 from eval.models.demo import CAUTION
 from eval.results.calibration import coverage_curve, reliability
 from eval.results.html import THUMBNAIL, count_in_words, html_report
@@ -453,7 +453,7 @@ def test_names_from_outside_are_escaped(plotted: None) -> None:
 def test_a_name_that_is_no_text_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eval.measure.engine.fingerprint", lambda samples, digests: "00" * 32)
+    monkeypatch.setattr("eval.measure.measurement.fingerprint", lambda samples, digests: "00" * 32)
     measured = random_measurement(200)
     scores = measured.scores["reparameterized"]
     wrong = int(np.flatnonzero(scores.rank > 0)[0])

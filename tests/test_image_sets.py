@@ -24,7 +24,7 @@ from eval.images.classes import imagenet_classes
 from eval.images.sets import VAL, recognize
 from eval.images.valset import Sample, ValSet, open_valset
 from eval.judge.verdict import Verdict, judge
-from eval.measure.engine import Measurement
+from eval.measure.measurement import Measurement
 from eval.metrics import Scores
 from eval.score import main as score_main
 

@@ -31,7 +31,7 @@ from eval.errors import UsageError
 from eval.images.valset import Sample
 from eval.judge.gate import compare
 from eval.judge.verdict import Verdict, expected_correct
-from eval.measure.engine import Measurement
+from eval.measure.measurement import Measurement
 from eval.results.history import append_history
 from eval.results.read import (
     ADDED_COLUMNS,

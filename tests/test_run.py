@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from eval.errors import DataError, LogitsError, UsageError
 from eval.images.preprocess import PREPROCESS, Crop
 from eval.images.valset import ValSet, open_valset
-from eval.measure import engine
+from eval.measure import batch, engine, measurement
 from eval.measure.journal import Journal, Records
 
 PREPROCESSING = PREPROCESS["torchvision"]
@@ -52,10 +52,10 @@ def measured(
     workers: int = 2,
     record_bad: bool = False,
     shares: int = 1,
-) -> engine.Measurement:
+) -> measurement.Measurement:
     parts = []
     for number in range(shares):
-        plan = engine.Plan(
+        plan = batch.Plan(
             PREPROCESSING,
             tuple(forms),
             batch_size,
@@ -65,10 +65,10 @@ def measured(
         )
         with Journal(output, {}, forms, number) as journal:
             parts.append(engine.measure(valset, predictor, plan, journal=journal))
-    return engine.assemble(valset, parts, forms)
+    return measurement.assemble(valset, parts, forms)
 
 
-def assert_same(one: engine.Measurement, other: engine.Measurement) -> None:
+def assert_same(one: measurement.Measurement, other: measurement.Measurement) -> None:
     assert one.scores.keys() == other.scores.keys()
     for form in one.scores:
         for name in ("rank", "top", "prob", "nll"):
@@ -108,7 +108,7 @@ def test_the_last_batch_has_only_the_parts_that_are_needed(valset: ValSet, tmp_p
     """Of a predictor that works in parts: its last part is as large as the others."""
     fake = Fake()
     fake.part = 3  # type: ignore[attr-defined]
-    careful = engine.ShrinkOnOutOfMemory(fake, print)
+    careful = batch.ShrinkOnOutOfMemory(fake, print)
     found = measured(valset, tmp_path / "out", careful, batch_size=9, workers=1)
     assert fake.batches == [9, 3]
     assert_same(found, measured(valset, tmp_path / "other", Fake()))
@@ -124,12 +124,12 @@ def test_shares_make_a_whole(valset: ValSet, tmp_path: Path, shares: int) -> Non
 
 def test_a_missing_share_is_noticed(valset: ValSet, tmp_path: Path) -> None:
     with Journal(tmp_path / "out", {}, ("a",)) as journal:
-        plan = engine.Plan(PREPROCESSING, ("a",), batch_size=4, workers=1, share=(0, 2))
+        plan = batch.Plan(PREPROCESSING, ("a",), batch_size=4, workers=1, share=(0, 2))
         part = engine.measure(valset, Fake(("a",)), plan, journal=journal)
     with pytest.raises(DataError, match="4 images were not measured and 0 more than once"):
-        engine.assemble(valset, [part], ("a",))
+        measurement.assemble(valset, [part], ("a",))
     with pytest.raises(DataError, match="4 images were not measured and 7 more than once"):
-        engine.assemble(valset, [part, part], ("a",))
+        measurement.assemble(valset, [part, part], ("a",))
 
 
 class Bell:
@@ -208,7 +208,7 @@ class HeldUp(Fake):
 def test_records_are_kept_although_an_earlier_batch_is_held_up(
     valset: ValSet, tmp_path: Path, stopper: Bell | None
 ) -> None:
-    plan = engine.Plan(PREPROCESSING, ("a", "b"), batch_size=3, workers=2)
+    plan = batch.Plan(PREPROCESSING, ("a", "b"), batch_size=3, workers=2)
     first = PREPROCESSING.crop(valset.read(valset.samples[0].path))
     with Journal(tmp_path, {}, plan.forms) as journal:
         held = HeldUp(journal, first, patience=0.1 if stopper else 60)
@@ -333,7 +333,7 @@ def test_smaller_batches_when_memory_is_short(
             return super().__call__(crops)
 
     small, told = Small(), list[str]()
-    shrinking = engine.ShrinkOnOutOfMemory(small, told.append)
+    shrinking = batch.ShrinkOnOutOfMemory(small, told.append)
     found = measured(valset, tmp_path / "out", shrinking, batch_size=8, workers=1)
     assert_same(found, measured(valset, tmp_path / "whole", Fake()))
     assert set(small.batches) == {2}
@@ -347,14 +347,14 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(valset: ValSet, tmp_pat
             raise RuntimeError("expected scalar type Float but found Half")
 
     broken = Broken()
-    shrinking = engine.ShrinkOnOutOfMemory(broken, lambda _: None)
+    shrinking = batch.ShrinkOnOutOfMemory(broken, lambda _: None)
     with pytest.raises(RuntimeError, match="Float but found Half"):
         measured(valset, tmp_path / "out", shrinking, batch_size=11)
     assert len(broken.batches) == 1, "not tried again"
 
 
-def part(valset: ValSet, output: Path, bell: Bell | None, told: list[object]) -> engine.Part:
-    plan = engine.Plan(PREPROCESSING, ("a", "b"), batch_size=4, workers=1)
+def part(valset: ValSet, output: Path, bell: Bell | None, told: list[object]) -> measurement.Part:
+    plan = batch.Plan(PREPROCESSING, ("a", "b"), batch_size=4, workers=1)
     with Journal(output, {}, ("a", "b")) as journal:
         return engine.measure(
             valset,
@@ -375,7 +375,7 @@ def test_a_run_can_be_stopped_and_continued(valset: ValSet, tmp_path: Path) -> N
     counts = [int((first.records["b"]["rank"][4 * i : 4 * i + 4] == 0).sum()) for i in (0, 1)]
     assert told == [(4, counts[0]), (4, counts[1])]
 
-    stopped = engine.assemble(valset, [first], ("a", "b"), "certain", {"limit": 3})
+    stopped = measurement.assemble(valset, [first], ("a", "b"), "certain", {"limit": 3})
     assert [sample.path for sample in stopped.valset.samples] == [
         sample.path for sample in valset.samples[:8]
     ]
@@ -392,8 +392,10 @@ def test_a_run_can_be_stopped_and_continued(valset: ValSet, tmp_path: Path) -> N
     last = part(valset, tmp_path, bell, [])
     assert bell.asked == [("begin", 8, 1), ("after", 3), "finish"]
     whole = measured(valset, tmp_path / "x", Fake())
-    assert_same(engine.assemble(valset, [last], ("a", "b")), whole)
-    late = engine.assemble(valset, [last], ("a", "b"), "certain in the last batch", {"limit": 3})
+    assert_same(measurement.assemble(valset, [last], ("a", "b")), whole)
+    late = measurement.assemble(
+        valset, [last], ("a", "b"), "certain in the last batch", {"limit": 3}
+    )
     assert (late.stopped, late.bound) == ("", {}), "every image was measured: the counts decide"
 
 

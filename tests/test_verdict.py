@@ -14,7 +14,7 @@ from small_evaluations import counted
 from eval.config import Reference, Tolerance, VariantConfig, load_variant
 from eval.images.sets import ImageSet
 from eval.judge.verdict import FormResult, Judgment, Verdict, expected_correct, gravest, judge
-from eval.measure.engine import Measurement
+from eval.measure.measurement import Measurement
 from eval.metrics import Scores
 
 

@@ -22,7 +22,8 @@ from eval.diagnosis.setups import Facts, Setup
 from eval.errors import EvalError, UsageError
 from eval.images.preprocess import Crop, Preprocess, Table, table_of
 from eval.images.valset import ValSet
-from eval.measure.engine import Engine, decoding, worker_threads
+from eval.measure.engine import Engine
+from eval.measure.reading import decoding, worker_threads
 from eval.metrics import rank_of_label
 from eval.progress import Event, Observer
 from eval.recipe import OWN, Recipe

@@ -30,8 +30,10 @@ from eval.judge.audit import (
     rankings_differ,
 )
 from eval.judge.verdict import JUDGED_PRECISION, judge
-from eval.measure.engine import Engine, Measurement, hash_images
+from eval.measure.engine import Engine
 from eval.measure.given import Answers, match, read_answers
+from eval.measure.measurement import Measurement
+from eval.measure.reading import hash_images
 from eval.measure.settings import exact_settings
 from eval.measure.setup import (
     Computation,

@@ -15,7 +15,9 @@ from eval.backends.formats import EXPORTS, companions, size_of
 from eval.errors import ModelError
 from eval.images.preprocess import Crop, Preprocess
 from eval.images.valset import open_valset
-from eval.measure.engine import Engine, choose_workers, read_crops
+from eval.measure.cores import choose_workers
+from eval.measure.engine import Engine
+from eval.measure.reading import read_crops
 from eval.progress import Event, Observer, ignore
 
 WITHIN = 1e-3  # of the largest logit

@@ -29,10 +29,11 @@ from eval.jobs.compare import check_baseline, compare_results
 from eval.judge.early import SequentialStopper, stopper_for
 from eval.judge.gate import Asked
 from eval.judge.verdict import judge
-from eval.measure.engine import Engine, Measurement
+from eval.measure.engine import Engine
 from eval.measure.identity import Identity, agree, identity_of
 from eval.measure.journal import Journal
 from eval.measure.latency import LatencyRow, measure_latency
+from eval.measure.measurement import Measurement
 from eval.measure.settings import check_settings, exact_settings, precision_in_effect
 from eval.measure.setup import Computation, choose_computation, open_images, outputs_of, task_of
 from eval.models import Source, Subject, choose_preprocess, open_source

@@ -25,8 +25,9 @@ from eval.images.sets import VAL
 from eval.images.valset import ValSet
 from eval.judge.result import SCORED
 from eval.judge.verdict import JUDGED_PRECISION, Judgment, judge
-from eval.measure.engine import Measurement, hash_images
 from eval.measure.given import Answers, match, read_answers
+from eval.measure.measurement import Measurement
+from eval.measure.reading import hash_images
 from eval.measure.setup import Computation, open_data
 from eval.models import ModelFile, Subject, identify
 from eval.progress import Observer, ignore

@@ -21,7 +21,8 @@ from eval.files import write_atomically
 from eval.images.cache import CropCache
 from eval.images.sets import ImageSet
 from eval.jobs.evaluate import evaluate
-from eval.measure.engine import Engine, choose_batch_size, choose_processes, choose_workers
+from eval.measure.cores import choose_batch_size, choose_processes, choose_workers
+from eval.measure.engine import Engine
 from eval.measure.settings import exact_settings
 from eval.measure.setup import open_data
 from eval.models import choose_preprocess, open_source

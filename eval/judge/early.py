@@ -97,7 +97,7 @@ class ReferenceTest:
 
     @property
     def bound(self) -> dict[str, Any]:
-        """See `eval.measure.engine.Measurement`."""
+        """See `eval.measure.measurement.Measurement`."""
         return self._test.bound
 
 

@@ -18,7 +18,7 @@ from eval.images.sets import VAL
 from eval.metrics import TOP, anytime_interval, percent, wilson_interval
 
 if TYPE_CHECKING:
-    from eval.measure.engine import Measurement
+    from eval.measure.measurement import Measurement
 
 # Largest difference between the forms' logits, relative to the largest logit. Folding changes the
 # order of float32 roundings only: 5e-5 was seen with a head that amplifies them on purpose.

@@ -91,7 +91,7 @@ class Job(NamedTuple):
     """What the processes of a crew measure: the arguments of `eval.measure.engine.measure`."""
 
     valset: ValSet
-    plan: Any  # `eval.measure.engine.Plan`
+    plan: Any  # `eval.measure.batch.Plan`
     cache: Path | None  # the folder of all caches
     kinds: Mapping[str, Kind]
 

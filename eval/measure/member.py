@@ -18,8 +18,8 @@ import numpy as np
 
 from eval.backends import predictor_for
 from eval.images.cache import CropCache
+from eval.measure.batch import BatchEvaluator, ShrinkOnOutOfMemory
 from eval.measure.crew import Answer, Evaluator, Failure, Job, facts, read_task
-from eval.measure.engine import BatchEvaluator, ShrinkOnOutOfMemory
 from eval.measure.settings import (
     check_settings,
     enter_worker,

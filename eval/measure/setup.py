@@ -14,7 +14,7 @@ from eval.backends.device import choose_device, int8_note
 from eval.images.classes import read_classes
 from eval.images.sets import STATED, ImageSet
 from eval.images.valset import ValSet, open_valset
-from eval.measure.engine import choose_batch_size, choose_processes, choose_workers
+from eval.measure.cores import choose_batch_size, choose_processes, choose_workers
 from eval.models import Source, Subject
 from eval.processes import Group
 from eval.progress import Observer, ignore

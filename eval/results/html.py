@@ -27,7 +27,7 @@ from eval.errors import EvalError
 from eval.images.preprocess import BadImage
 from eval.images.sets import VAL
 from eval.judge.verdict import FormResult, Verdict
-from eval.measure.engine import Measurement
+from eval.measure.measurement import Measurement
 from eval.metrics import TOP, ClassFigures
 from eval.results.calibration import confusions, coverage_curve, place_counts, reliability
 from eval.results.plots import (

@@ -13,8 +13,8 @@ from eval.models import Subject
 from eval.provenance import Provenance
 
 if TYPE_CHECKING:
-    from eval.measure.engine import Measurement
     from eval.measure.latency import LatencyRow
+    from eval.measure.measurement import Measurement
     from eval.measure.setup import Computation
 
 
