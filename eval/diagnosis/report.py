@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from eval.diagnosis.search import ERROR, Findings, Trial, Undecided
+from eval.diagnosis.search import Findings, Trial, Undecided
 from eval.diagnosis.setups import Setup
 
 FAR_BELOW = 0.001  # an accuracy is called too low if chance gives it with less probability
@@ -261,6 +261,3 @@ def _more_images(images: int | None) -> str:
     if images is None:
         return "The difference, if there is one, is too small to matter."
     return f"About {images:,} images would decide (--images {images})."
-
-
-__all__ = ["ERROR", "Diagnosis", "Expected", "text"]

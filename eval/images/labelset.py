@@ -1,4 +1,4 @@
-"""Which predictions are correct for each image: the set's own labels, or the ReaL labels.
+"""Which predictions are correct for each image by the ReaL labels.
 
 ReaL (Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159) gives the validation images all
 the labels that annotators agreed on. A prediction is correct if it is any of them; images that were
@@ -67,11 +67,6 @@ class LabelScore:
     def top5(self) -> float:
         """In percent, unrounded."""
         return 100.0 * self.top5_correct / self.images
-
-
-def single(valset: ValSet) -> LabelSet:
-    """One label per image: the validation set's own."""
-    return LabelSet("labels", tuple(frozenset({sample.label}) for sample in valset.samples))
 
 
 def real(valset: ValSet) -> LabelSet:
