@@ -563,10 +563,10 @@ def test_whole_numbers_are_no_weights_of_a_librarys_model(library: str, tmp_path
     state = dict(model.state_dict())
     load = timm.load_model if library == "timm" else torchvision.load_model
     save_file(state, tmp_path / "x.safetensors")
-    assert load(name, tmp_path / "x.safetensors", 1000)[1] == "fp32"
+    assert load(name, tmp_path / "x.safetensors", 1000).stored == "fp32"
     halves = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
     save_file(halves, tmp_path / "x.safetensors")
-    assert load(name, tmp_path / "x.safetensors", 1000)[1] == "fp16 weights"
+    assert load(name, tmp_path / "x.safetensors", 1000).stored == "fp16 weights"
     key = next(iter(state))
     save_file({**state, key: state[key].to(torch.int8)}, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match=rf"{key}.*int8 instead of floating-point"):

@@ -16,6 +16,7 @@ To add a source, write one module and add one row to `SOURCES`.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import re
@@ -237,6 +238,12 @@ class RequestedImages:
         """The validation set of the request."""
         assert self.request.data is not None
         return Path(self.request.data)
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The names of a library's models that are like a word, for the end of a message."""
+    close = difflib.get_close_matches(word, known, n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def published_of(source: Source) -> VariantConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from eval.backends.precision import UNKNOWN, describe
 from eval.errors import ModelError
 from eval.images.labels import examples, shown
+from eval.models import ModelFile, Source, Subject, choose_preprocess, counts, published_of
 from pplcnet import WeightsError
 from pplcnet._checkpoint import read_checkpoint
 from pplcnet._entries import Checkpoint
@@ -57,6 +59,49 @@ def read_tensors(path: Path, entry: str) -> Checkpoint:
     if bad:
         raise ModelError(f"{path}: {examples(bad)}: NaN or infinite values.\n{OTHER_WEIGHTS}")
     return found
+
+
+class Loaded(NamedTuple):
+    """A library's model in its unfused form, and the checkpoint that it was loaded from."""
+
+    library: str
+    name: str
+    model: nn.Module
+    found: Checkpoint
+
+    @property
+    def stored(self) -> str:
+        """The precision that its weights are stored in."""
+        return stored_precision(self.found.tensors.values(), self.found.stored)
+
+
+def subject_of(
+    source: Source,
+    path: Path,
+    files: tuple[ModelFile, ...],
+    loaded: Loaded,
+    forms: Mapping[str, nn.Module],
+) -> Subject:
+    """A library's model as the subject of an evaluation.
+
+    Raises:
+        ModelError: a file has changed since it was hashed.
+    """
+    preprocess = choose_preprocess(source)
+    subject = Subject(
+        name=source.name,
+        title=f"{loaded.library}'s {loaded.name}",
+        weights=str(path),
+        layout="; ".join(filter(None, [loaded.library, loaded.found.note])),
+        files=files,
+        forms=forms,
+        preprocess=preprocess,
+        published=published_of(source),
+        precision=in_what(source.request.precision, loaded.stored),
+        **counts(forms, preprocess.size),
+    )
+    subject.check_unchanged()  # the hash must be that of the bytes that were read
+    return subject
 
 
 _KEYS = re.compile(r"(Missing|Unexpected) key\(s\) in state_dict: (.*?)\.?\s*$", re.MULTILINE)

@@ -9,7 +9,6 @@ FastViT, RepVGG, RepViT, ...) are reparameterized by timm's `reparameterize_mode
 from __future__ import annotations
 
 import csv
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,23 +25,8 @@ from eval.config import IMAGENET_VAL_IMAGES, OtherResult, Reference, VariantConf
 from eval.errors import ModelError, UsageError
 from eval.images.labels import examples, shown
 from eval.images.preprocess import Crop, Preprocess, bad_image_errors, open_rgb, table_of
-from eval.models import (
-    RequestedImages,
-    Subject,
-    choose_preprocess,
-    counts,
-    identify,
-    judged_by,
-    published_of,
-)
-from eval.models.stored import (
-    check_types,
-    files_of,
-    in_what,
-    misfit,
-    read_tensors,
-    stored_precision,
-)
+from eval.models import RequestedImages, Subject, did_you_mean, identify, judged_by
+from eval.models.stored import Loaded, check_types, files_of, misfit, read_tensors, subject_of
 from eval.progress import Event, Observer
 from eval.recipe import INTERPOLATIONS, OWN, Recipe
 from eval.request import Request
@@ -82,27 +66,11 @@ class TimmSource(RequestedImages):
             observer(Event(message=f"{self.model}: looking for timm's weights"))
         path = weights_path(self.model, str(self.request.weights))
         files = identify((*files_of(path), *self.beside))
-        model, stored, note = load_model(
-            self.model, path, classes, self.request.weights_entry or ""
-        )
-        preprocess = choose_preprocess(self)
-        forms = forms_of(model, tuple(self.request.forms or ()), self.model)
+        loaded = load_model(self.model, path, classes, self.request.weights_entry or "")
+        forms = forms_of(loaded.model, tuple(self.request.forms or ()), self.model)
         if len(forms) == 1 and not self.request.forms:
             observer(Event(message=f"{self.model}: no reparameterized form in timm"))
-        subject = Subject(
-            name=self.name,
-            title=f"timm's {self.model}",
-            weights=str(path),
-            layout="; ".join(filter(None, ["timm", note])),
-            files=files,
-            forms=forms,
-            preprocess=preprocess,
-            published=published_of(self),
-            precision=in_what(self.request.precision, stored),
-            **counts(forms, preprocess.size),
-        )
-        subject.check_unchanged()  # the hash must be that of the bytes that were read
-        return subject
+        return subject_of(self, path, files, loaded, forms)
 
 
 def open_source(request: Request) -> TimmSource:
@@ -124,9 +92,7 @@ def timm_variant(model: str, results: Path | None) -> VariantConfig:
     if not model.startswith(PREFIX):
         raise UsageError(f"--model {model}: write {PREFIX}NAME, such as {PREFIX}mobileone_s1.")
     if not timm.is_model(name) or "/" in name:
-        known = timm.list_models()
-        close = difflib.get_close_matches(name.partition(".")[0], known, n=3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        hint = did_you_mean(name.partition(".")[0], timm.list_models())
         raise UsageError(f"--model {model}: timm {timm.__version__} has no such model.{hint}")
     try:
         cfg = get_pretrained_cfg(name)
@@ -231,9 +197,7 @@ def weights_path(name: str, weights: str) -> Path:
         ) from error
 
 
-def load_model(
-    name: str, path: Path, num_classes: int = 1000, entry: str = ""
-) -> tuple[nn.Module, str, str]:
+def load_model(name: str, path: Path, num_classes: int = 1000, entry: str = "") -> Loaded:
     """Load a timm model in its unfused form, in evaluation mode.
 
     Args:
@@ -241,10 +205,6 @@ def load_model(
         path: a ``.safetensors``, ``.pth`` or ``.pt`` file; no code in it is run.
         num_classes: number of classes, which is the number of logits.
         entry: see `eval.models.stored.read_tensors`.
-
-    Returns:
-        The model, the precision that its weights are stored in, and which tensors of the file they
-        are, in words.
 
     Raises:
         ModelError: the weights cannot be read, do not fit, are not finite or not floating-point
@@ -270,7 +230,7 @@ def load_model(
     if classes != num_classes:
         raise ModelError(f"{name} has {classes} classes, not {num_classes}.")
     check_types(path, tensors, model)
-    return model.eval(), stored_precision(found.tensors.values(), found.stored), found.note
+    return Loaded("timm", name, model.eval(), found)
 
 
 def forms_of(model: nn.Module, asked: tuple[str, ...], name: str) -> dict[str, nn.Module]:
