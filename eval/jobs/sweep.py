@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from eval.backends import BACKENDS, Task
 from eval.backends.formats import RUNTIMES, is_exported, precision_of
@@ -29,6 +28,7 @@ from eval.models.exported import EXPORTED
 from eval.progress import Event, Observer
 from eval.request import Request
 from eval.results.console import format_evaluation
+from eval.results.drawing import Figure, save
 from eval.results.evaluation import Evaluation
 from eval.results.schema import CONSOLE_FILE
 
@@ -344,11 +344,7 @@ def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) ->
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axes.set(xlabel="median latency of one image on one thread, ms", ylabel="top-1 accuracy, %")
     axes.grid(alpha=0.3)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+    save(figure, path)
 
 
 def _rows(

@@ -224,7 +224,7 @@ def plot(series: Series, path: Path) -> None:
             f"--plot draws at most {MOST_PANELS} variants, and there are {len(variants)}. "
             "Choose one with --variant."
         )
-    from eval.results.drawing import Figure, matplotlib
+    from eval.results.drawing import Figure, matplotlib, save
 
     # Text stays text, also if it holds a $ or a sign that the font does not have.
     with (
@@ -237,11 +237,7 @@ def plot(series: Series, path: Path) -> None:
         for variant, panel in zip(variants, panels, strict=True):
             _draw(panel, variant, [row for (name, _), rows in series.items() for row in rows
                                    if name == variant])  # fmt: skip
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=120)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+        save(figure, path)
 
 
 def _draw(panel: Axes, variant: str, rows: Sequence[Row]) -> None:
