@@ -50,11 +50,6 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
     )  # fmt: skip
 
 
-def _scale_geometry(channels: int) -> tuple[list[int], list[int], list[int], int]:
-    """Padding, stride, dilation and groups of a convolution that only scales each channel."""
-    return [0, 0], [1, 1], [1, 1], channels
-
-
 class PackedConv2d(nn.Module):
     """A convolution, and the activation after it, with weights in the layout that oneDNN wants.
 
@@ -85,8 +80,9 @@ class PackedConv2d(nn.Module):
             weight, *geometry, list(input_size)
         )
         self.activation: Activation = ("none", [], "")
-        plain = geometry == _scale_geometry(len(weight)) and weight.shape[1:] == (1, 1, 1)
-        self.factor = weight.flatten() if plain and bias is None else None
+        only_scales = ([0, 0], [1, 1], [1, 1], len(weight))
+        plain = geometry == only_scales and weight.shape[1:] == (1, 1, 1) and bias is None
+        self.factor = weight.flatten() if plain else None
         depthwise = "depthwise" if 1 < geometry[3] == len(weight) else "dense"
         self.kind = f"{depthwise} convolution {weight.shape[2]}x{weight.shape[3]}"
         self.products = weight[0].numel()
@@ -408,7 +404,7 @@ def _branch(module: fx.GraphModule, term: Any) -> tuple[Any, list[ChannelScale |
 
 def _called(module: fx.GraphModule, node: Any) -> nn.Module | None:
     """The module that a node calls."""
-    is_call = isinstance(node, fx.Node) and _is_module(node)
+    is_call = isinstance(node, fx.Node) and node.op == "call_module"
     return module.get_submodule(str(node.target)) if is_call else None
 
 
@@ -548,10 +544,6 @@ def _move_views(graph: fx.Graph, old: fx.Node, new: fx.Node) -> None:
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _is_module(node: fx.Node) -> bool:
-    return node.op == "call_module"
 
 
 def _meta(node: Any) -> Tensor:

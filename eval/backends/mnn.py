@@ -110,7 +110,7 @@ def side(path: Path) -> int | None:
         shapes = [table.numbers(0, "i").tolist() for table in given if table]
     except Damaged:
         return None
-    return side_of(shapes[0]) if len(shapes) == 1 else None
+    return side_of(shapes)
 
 
 def precision(path: Path) -> str:

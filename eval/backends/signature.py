@@ -173,11 +173,11 @@ def _is_index(port: Port) -> bool:
     return len(port[1]) >= 1 and trimmed(port[1])[1:] in ([], [1])
 
 
-def side_of(shape: Sequence[Any]) -> int | None:
-    """Height and width of the images in a shape, where both are fixed and equal."""
-    if len(shape) != 4:
+def side_of(shapes: Sequence[Sequence[Any]]) -> int | None:
+    """Height and width of the images of the only input, where both are fixed and equal."""
+    if len(shapes) != 1 or len(shapes[0]) != 4:
         return None
-    for sizes in (shape[2:], shape[1:3]):
+    for sizes in (shapes[0][2:], shapes[0][1:3]):
         if isinstance(sizes[0], int) and 3 < sizes[0] == sizes[1]:
             return int(sizes[0])
     return None
