@@ -21,7 +21,6 @@ import shutil
 import threading
 import zlib
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -100,12 +99,7 @@ class CropCache:
     def __enter__(self) -> CropCache:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._crops)
         os.close(self._index)
 

@@ -143,10 +143,15 @@ def ilsvrc_ids() -> tuple[int, ...]:
     in the same order. They agree with the official labels of the first four validation images,
     whose ids are 490, 361, 171 and 822.
     """
-    labels = array("H", resources.files("eval").joinpath("resources/ilsvrc_ids.u16").read_bytes())
+    return numbers_in("ilsvrc_ids.u16")
+
+
+def numbers_in(resource: str) -> tuple[int, ...]:
+    """The numbers of a file of this package, each of two bytes, the lower one first."""
+    numbers = array("H", resources.files("eval").joinpath("resources", resource).read_bytes())
     if sys.byteorder == "big":
-        labels.byteswap()
-    return tuple(labels)
+        numbers.byteswap()
+    return tuple(numbers)
 
 
 def _plain(name: str) -> str:

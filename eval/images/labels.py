@@ -11,16 +11,13 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import sys
-from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from eval.errors import DataError
-from eval.images.classes import IMAGENET, SYNSET, ClassList
+from eval.images.classes import IMAGENET, SYNSET, ClassList, numbers_in
 from eval.images.lists import Row, plain_code, read_rows
 from eval.text import check_path, read_text
 from eval.text import examples as examples
@@ -159,10 +156,7 @@ def official_labels() -> tuple[int, ...]:
     Source: ILSVRC2012 validation ground truth, as positions in the sorted synsets
     (scripts/make_val_labels.py).
     """
-    labels = array("H", resources.files("eval").joinpath("resources/val_labels.u16").read_bytes())
-    if sys.byteorder == "big":
-        labels.byteswap()
-    return tuple(labels)
+    return numbers_in("val_labels.u16")
 
 
 def read_labels(path: Path, classes: ClassList = IMAGENET) -> LabelList:

@@ -53,8 +53,8 @@ def list_folder(folder: Path, classes: ClassList) -> Listing:
                 "of classes.\nGive the folder that holds the validation set and nothing else."
             )
         paths += others
-    tree = Tree(folder, paths, folders, partial(read_file, folder), partial(_start, folder))
-    return arrange(tree, classes)
+    read = partial(read_file, folder)
+    return arrange(Tree(folder, paths, folders, read, partial(read, size=START)), classes)
 
 
 def is_val_folder(folder: Path, classes: ClassList) -> bool:
@@ -119,16 +119,9 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
     return is_image(entry.name)
 
 
-def read_file(folder: Path, path: str) -> bytes:
-    """Bytes of a file; raises `UnreadableImage`."""
+def read_file(folder: Path, path: str, size: int = -1) -> bytes:
+    """Bytes of a file, or the first `size` of them; raises `UnreadableImage`."""
     try:
-        return read_regular(f"{folder}/{path}")
-    except OSError as error:
-        raise unreadable(folder / path, error) from error
-
-
-def _start(folder: Path, path: str) -> bytes:
-    try:
-        return read_regular(folder / path, START)
+        return read_regular(f"{folder}/{path}", size)
     except OSError as error:
         raise unreadable(folder / path, error) from error
