@@ -38,6 +38,12 @@ def shown(text: str) -> str:
     return printable(text if len(text) <= 120 else f"{text[:117]}...")
 
 
+def short(value: object) -> str:
+    """A value for a message: in ASCII, at most 60 characters."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def printable_lines(text: str) -> str:
     """Lines of our own that may name what a stranger has named; they stay lines."""
     return "\n".join(map(printable, text.split("\n")))

@@ -20,6 +20,7 @@ from eval.results.calibration import confusions
 
 if TYPE_CHECKING:  # takes torch, which nobody needs to read a result
     from eval.judge.verdict import FormResult
+    from eval.measure.engine import Measurement
     from eval.results.record import Record
 
 SUMMARY_FILE = "summary.csv"
@@ -436,13 +437,18 @@ def per_class_table(evaluation: Record) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def confusions_of(measured: Measurement, form: str) -> pd.DataFrame:
+    """See `confusions`; of the images that have a prediction."""
+    best = measured.scores[form].top[:, 0]
+    return confusions(measured.labels[best >= 0], best[best >= 0])
+
+
 def confusions_table(evaluation: Record) -> pd.DataFrame:
     """One row per form and pair of classes that were confused, most frequent first."""
     measured = evaluation.measured
     tables = []
-    for form, scores in measured.scores.items():
-        best = scores.top[:, 0]
-        pairs = confusions(measured.labels[best >= 0], best[best >= 0])
+    for form in measured.scores:
+        pairs = confusions_of(measured, form)
         pairs = pairs.rename(columns={"predicted": "prediction", "images": "count"})
         tables.append(pairs.assign(form=form))
     return pd.concat(tables)[[name for name, _ in CONFUSIONS]]
