@@ -140,11 +140,7 @@ def builtin_variants() -> list[str]:
 
 
 def load_variant(name: str) -> VariantConfig:
-    """Load a built-in configuration by name.
-
-    Raises:
-        UsageError: there is no such configuration.
-    """
+    """Load a built-in configuration by name."""
     names = builtin_variants()
     if name not in names:
         hint = _hint(meant_variant(name) or name, names)
@@ -218,11 +214,7 @@ class _File(_Table, frozen=True):
 
 
 def _tolerances(path: Path | Traversable, file: _File) -> dict[str, Tolerance]:
-    """By the text of a recipe, which a table's name may write otherwise, or `OWN`.
-
-    Raises:
-        UsageError: a table is of no recipe, or there are two of one, or it has an invalid value.
-    """
+    """By the text of a recipe, which a table's name may write otherwise, or `OWN`."""
     found: dict[str, Tolerance] = {}
     for name, value in file.tolerance.items():
         try:

@@ -34,8 +34,7 @@ def ignore(_: Event) -> None:
 class ProgressBar:
     """Shows events on stderr: messages as lines, stages as tqdm bars with a running top-1.
 
-    Args:
-        quiet: show nothing.
+    A quiet one shows nothing.
     """
 
     def __init__(self, quiet: bool = False) -> None:

@@ -104,11 +104,7 @@ def processor() -> str:
 
 
 def check_code() -> None:
-    """Check that the code of this process is the one that `code_sha256` is of.
-
-    Raises:
-        UsageError: a module was replaced before it was imported, or a file of data since then.
-    """
+    """Check that the code of this process is the one that `code_sha256` is of."""
     if found := changed():
         raise UsageError(
             f"This program's own files changed while it ran: {', '.join(found[:3])}"

@@ -37,9 +37,6 @@ def recipe_of(asked: str | Path, own: Recipe | None = None, where: str = "--prep
         asked: a text, see `eval.recipe.parse`, or a path that ends as one of `READERS`.
         own: see `eval.recipe.parse`.
         where: the option, for messages.
-
-    Raises:
-        UsageError: the text or the file cannot be read, or says what no recipe can say.
     """
     path = Path(asked)
     if path.suffix.lower() not in READERS:

@@ -56,22 +56,14 @@ PRECISION = OneOf(
 
 
 def read_preprocess(option: str, value: Any) -> str | Path:
-    """The text of a recipe, or a file that says one.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """The text of a recipe, or a file that says one."""
     asked = file_or_word(option, value)
     recipe_of(asked, own=Recipe(), where=option)
     return asked
 
 
 def read_forms(option: str, value: Any) -> tuple[str, ...]:
-    """Forms of the model, in their fixed order.
-
-    Raises:
-        UsageError: one of them is unknown, or named twice.
-    """
+    """Forms of the model, in their fixed order."""
     asked = ListOf(all_words={"both": FORMS, "all": FORMS})(option, value)
     if len(set(asked)) != len(asked) or not set(asked) <= set(FORMS):
         fused = {"fused", "deploy", "rep", "reparam", "inference"} & set(asked)
@@ -83,11 +75,7 @@ def read_forms(option: str, value: Any) -> tuple[str, ...]:
 
 
 def read_limit(option: str, value: Any) -> int:
-    """A number of images.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """A number of images."""
     share = (
         re.fullmatch(r"([0-9]{1,3}(\.[0-9]{1,9})?) ?%", value) if isinstance(value, str) else None
     )
@@ -101,11 +89,7 @@ def read_limit(option: str, value: Any) -> int:
 
 
 def read_device(option: str, value: Any) -> str:
-    """A device.
-
-    Raises:
-        UsageError: it is none that torch could have.
-    """
+    """A device."""
     word = text(option, value)
     if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", word):
         return word
@@ -125,11 +109,7 @@ class Benchmark(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Benchmark:
-        """From ``ORG/NAME:TASK``.
-
-        Raises:
-            UsageError: it is not of that form.
-        """
+        """From ``ORG/NAME:TASK``."""
         part = r"[A-Za-z0-9][\w.-]*"
         if not re.fullmatch(rf"{part}/{part}:{part}", text, re.ASCII):
             raise UsageError(
@@ -361,11 +341,7 @@ class Request:
 
     @cached_property
     def published(self) -> VariantConfig | None:
-        """The configuration that was named: what is reported about the model.
-
-        Raises:
-            UsageError: there is none of that name, or it cannot be read.
-        """
+        """The configuration that was named: what is reported about the model."""
         if self.config:
             return load_config(Path(self.config))
         if self.variant:

@@ -73,11 +73,7 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; what is wrong with it is said before hours of work.
-
-    Raises:
-        UsageError: there is no such variant, or the plot cannot be drawn.
-    """
+    """The command line; what is wrong with it is said before hours of work."""
     args = _parser().read(arguments)
     if args.plot and args.plot.suffix not in (".png", ".svg"):
         raise UsageError(f"--plot {args.plot}: name a .png or .svg file.")

@@ -210,11 +210,7 @@ class ScaleShift(_InPieces):
 
 
 class ChannelScale(nn.Module):
-    """A depthwise 1x1 convolution without a bias: each channel times its weight.
-
-    Args:
-        weight: (C,).
-    """
+    """A depthwise 1x1 convolution without a bias: each channel times its weight, (C,)."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -227,11 +223,7 @@ class ChannelScale(nn.Module):
 
 
 class Branch(nn.Module):
-    """A term of a sum: a tensor, perhaps scaled, perhaps normalized.
-
-    Args:
-        steps: what is done to it, in this order.
-    """
+    """A term of a sum: a tensor, perhaps scaled, then perhaps normalized."""
 
     def __init__(self, steps: Sequence[ChannelScale | ScaleShift]) -> None:
         super().__init__()
@@ -248,10 +240,8 @@ class Branch(nn.Module):
 class BranchSum(_InPieces):
     """The sum of branches, and the activation after it, in one pass over memory.
 
-    The same operations in the same order as in passes of their own, and so the same bits.
-
-    Args:
-        branches: the terms; the first has at least one step.
+    The same operations in the same order as in passes of their own, and so the same bits. The first
+    branch has at least one step.
     """
 
     def __init__(self, branches: Sequence[Branch]) -> None:

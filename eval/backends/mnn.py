@@ -55,9 +55,6 @@ def to_mnn(kind: str, source: str, target: str, *options: str) -> None:
     """Convert a file.
 
     `kind` is ``ONNX`` or ``MNN``, and `options` are more of the converter's.
-
-    Raises:
-        ModelError: the converter wrote no file.
     """
     import _tools  # the converter itself, without the usage log of MNN.tools.mnnconvert
     import MNN  # noqa: F401 - loads the libraries of the tools
@@ -158,11 +155,7 @@ def load(source: Path, how: Compute) -> MnnGraph:
 
 
 class MnnGraph:
-    """A file in MNN.
-
-    Raises:
-        ModelError: it cannot be read.
-    """
+    """A file in MNN."""
 
     layout = None
 

@@ -172,11 +172,7 @@ def load(source: Path, how: Compute) -> NcnnGraph:
 
 
 class NcnnGraph:
-    """A ``.param`` file and its ``.bin``.
-
-    Raises:
-        ModelError: they cannot be read, or do not belong together.
-    """
+    """A ``.param`` file and its ``.bin``."""
 
     layout = "NCHW"
 

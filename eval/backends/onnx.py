@@ -172,11 +172,7 @@ def begins(head: bytes) -> bool:
 
 
 def companions(path: Path) -> tuple[Path, ...]:
-    """The files that tensors of the graph are kept in: it names them.
-
-    Raises:
-        UsageError: onnx, which reads them, is not installed.
-    """
+    """The files that tensors of the graph are kept in: it names them."""
     data = path.read_bytes()
     if b"location" not in data:  # the key under which a file is named
         return ()

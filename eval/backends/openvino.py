@@ -46,9 +46,6 @@ class OpenVinoGraph:
     Args:
         source: a serialized ONNX model, or an ``.onnx`` or ``.xml`` file.
         how: precision, callers, and threads of each.
-
-    Raises:
-        ModelError: it cannot be read.
     """
 
     layout = "NHWC"  # the crops are channels last already: no copy is made for the graph's order

@@ -101,13 +101,7 @@ class Converted(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """One form: its graph, or the same graph for several batch sizes.
-
-    Attributes:
-        name: of the form.
-        graphs: the fastest of them will be used.
-        converted: what they were loaded from.
-    """
+    """One form: its graph, or the same for several batch sizes, of which the fastest is used."""
 
     name: str
     graphs: Sequence[Loaded]
@@ -173,18 +167,10 @@ def _tried(task: Task, path: Path) -> Converted:
 class RuntimePredictor:
     """Graphs in a runtime on the CPU, one thread for each call.
 
-    Args:
-        task: what it is for.
-        forms: what it answers for.
-        settings: what the runtime was told.
-
     Attributes:
         settings: those, and the batch size of each form where one was chosen.
         kinds: what a form's outputs are, where the graph itself shows it.
         chosen: see `eval.backends.Task`.
-
-    Raises:
-        ModelError: a graph is not an image classifier of the right shape, or cannot be run.
     """
 
     def __init__(
@@ -287,11 +273,7 @@ class RuntimePredictor:
         return min(times[1:]) / len(crops)
 
     def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
-        """uint8 crops (B, size, size, 3) to float32 logits (B, classes) of each form.
-
-        Raises:
-            ModelError: a graph fails, or gives something else than one row for each image.
-        """
+        """uint8 crops (B, size, size, 3) to float32 logits (B, classes) of each form."""
         made: dict[tuple[str, str], NDArray[Any]] = {}
         return {
             name: self._run(form, self._inputs(form, crops, made))

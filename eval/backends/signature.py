@@ -50,20 +50,7 @@ def check_signature(
     classes: int | None = None,
     wanted: str | None = None,
 ) -> Feed:
-    """Refuse a graph that does not map images to logits.
-
-    Args:
-        name: for messages.
-        inputs: of the graph.
-        outputs: the same.
-        size: of a side of the images.
-        classes: how many logits there must be; None: any number.
-        wanted: the name of the output that counts; None: the only one that can be it.
-
-    Raises:
-        ModelError: it has another number, type or shape of inputs or outputs.
-        UsageError: it has no output of the wanted name.
-    """
+    """Refuse a graph that does not map images to logits."""
     expected = (
         f"A model must take one tensor (batch, 3, {size}, {size}) or (batch, {size}, {size}, 3), "
         f"float or uint8, and give one (batch, {classes or 'classes'}): export the classifier "
@@ -184,11 +171,7 @@ def side_of(shapes: Sequence[Sequence[Any]]) -> int | None:
 
 
 def rows_of(answer: NDArray[Any], feed: Feed) -> NDArray[Any]:
-    """What a graph gives as (B, classes); of a predicted class alone, 1 for that and 0 for others.
-
-    Raises:
-        ModelError: a predicted class is none.
-    """
+    """What a graph gives as (B, classes); of a predicted class, 1 for that and 0 for others."""
     if not feed.predicts:
         return answer.reshape(trimmed(answer.shape))
     indices = answer.reshape(-1)

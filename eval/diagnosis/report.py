@@ -19,12 +19,7 @@ WIDTH = 80  # columns of the text
 
 @dataclass(frozen=True)
 class Expected:
-    """A reported accuracy.
-
-    Attributes:
-        top1: in percent.
-        source: where it is reported.
-    """
+    """A reported accuracy, in percent."""
 
     top1: float
     source: str
@@ -41,11 +36,8 @@ class Diagnosis:
     """What `eval.jobs.diagnose.diagnose` gives.
 
     Attributes:
-        subject: what was diagnosed.
         data: where the images were, and in which layout.
         findings: what was tried, and what follows.
-        expected: the reported accuracy, if the run is compared with one.
-        notes: further observations, in sentences.
         caution: a warning that must stand above every figure; empty for most.
         classes: how many classes a prediction chooses from.
         preprocess: the ``--preprocess`` that runs what was found, or what was configured if nothing

@@ -236,13 +236,7 @@ def _score(trial: Trial) -> tuple[float, int]:
 
 
 class _Stages:
-    """Trials on more and more images, fewer and fewer of them.
-
-    Args:
-        bench: measures them.
-        findings: is told what cannot be tried.
-        ranks: as configured, int64 (images,).
-    """
+    """Trials on more and more images, fewer and fewer of them."""
 
     def __init__(self, bench: Bench, findings: Findings, ranks: NDArray[np.int64]) -> None:
         self._bench, self._findings, self._ranks = bench, findings, ranks

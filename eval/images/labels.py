@@ -68,9 +68,6 @@ class LabelList:
 
         Where several files of that name are listed, the one whose folders are those of the path;
         the folders of a list may begin above or below those of a path.
-
-        Raises:
-            DataError: two of them fit as well as each other.
         """
         keys = self._keys_of.get(image_key(path), [])
         if len(keys) < 2:
@@ -165,10 +162,6 @@ def read_labels(path: Path, classes: ClassList = IMAGENET) -> LabelList:
     The kind of file and its numbering are recognized by its content. The name of a class's folder
     may stand in place of an index.
 
-    Args:
-        path: the file.
-        classes: what an index stands for.
-
     Raises:
         DataError: it cannot be read, or is none of these, or contradicts the official labels.
     """
@@ -178,12 +171,7 @@ def read_labels(path: Path, classes: ClassList = IMAGENET) -> LabelList:
 
 @dataclass(frozen=True)
 class _LabelFile:
-    """Reads one file.
-
-    Attributes:
-        path: of the file.
-        classes: what an index in it stands for.
-    """
+    """Reads one file, in which an index stands for one of the classes."""
 
     path: Path
     classes: ClassList

@@ -47,10 +47,7 @@ class LabelScore:
     """How many predictions of one model are correct by a label set.
 
     Attributes:
-        name: of the label set.
         images: those that count, which is the denominator.
-        top1_correct: images whose top-1 prediction is correct.
-        top5_correct: images with a correct class among the best five.
     """
 
     name: str
@@ -70,12 +67,7 @@ class LabelScore:
 
 
 def real(valset: ValSet) -> LabelSet:
-    """The ReaL labels.
-
-    Raises:
-        DataError: an image has no official name, so that its labels are not known; or none of the
-            images has a label.
-    """
+    """The ReaL labels."""
     accepted = []
     for sample in valset.samples:
         number = official_number(sample.path)

@@ -68,12 +68,7 @@ def compare_results(
 def check_baseline(
     baseline: str | Path, variant: str, preprocess: str, *, allow_failed: bool = False
 ) -> None:
-    """Check, before a run is measured, that it can be compared with a baseline.
-
-    Raises:
-        UsageError: there is no such baseline, it is damaged, of another variant or preprocessing,
-            or its verdict does not let it be one.
-    """
+    """Check, before a run is measured, that it can be compared with a baseline."""
     result = read_result(baseline)
     rows = [row for row in result.rows.values() if row.variant == variant]
     if not rows or any(row.preprocess != preprocess for row in rows):
@@ -90,9 +85,6 @@ def accept(candidate: str | Path, folder: Path) -> None:
 
     The predictions are kept without probabilities, so that the diff of a later change shows the
     images whose prediction changed.
-
-    Raises:
-        UsageError: the candidate is not an intact result folder, or its verdict is a failure.
     """
     source = Path(candidate)
     if not source.is_dir():

@@ -121,11 +121,7 @@ class Run:
 
 
 def check_folders(request: Request) -> None:
-    """Check, before the output folder is claimed, that it is there and no other's.
-
-    Raises:
-        UsageError: what follows the run needs an output folder, or another one.
-    """
+    """Check, before the output folder is claimed, that it is there and no other's."""
     if request.output is None and (request.history or request.baseline):
         raise UsageError("--history and --baseline need the reports: name an --output folder.")
     if request.output is not None and request.baseline:
@@ -140,10 +136,7 @@ class Prepared:
     """What is ready to be measured.
 
     Attributes:
-        subject: the model.
-        engine: what computes it.
         setup: how, with what the engine has chosen.
-        identity: of the run.
     """
 
     subject: Subject
@@ -160,11 +153,7 @@ def _open_source(request: Request) -> Source:
 
 
 def check_follow_ups(request: Request, source: Source) -> None:
-    """Check, before hours are spent, that the history and the baseline can be used.
-
-    Raises:
-        UsageError: one of them cannot.
-    """
+    """Check, before hours are spent, that the history and the baseline can be used."""
     if request.history:
         check_history(Path(request.history))
     if request.baseline:
@@ -203,11 +192,7 @@ def follow_up(evaluation: Evaluation, request: Request, folder: OutputFolder) ->
 
 
 def _write_model_card(evaluation: Evaluation, path: Path, hub_benchmark: str | None) -> None:
-    """Write the model card, and the files of ``.eval_results`` beside it.
-
-    Raises:
-        UsageError: the result does not belong there, or a file cannot be written.
-    """
+    """Write the model card, and the files of ``.eval_results`` beside it."""
     rows: list[Any] = evaluation.summary.to_dict("records")
     write_atomically(path, model_card(rows, model_name=evaluation.subject.name))
     if hub_benchmark is None:
@@ -231,12 +216,7 @@ def _workspace(output: Path | None) -> Iterator[Path]:
 
 
 def _open_images(run: Run, workspace: Path) -> ValSet:
-    """The images to evaluate.
-
-    Raises:
-        DataError: there is no validation set, it cannot be what it should be, or it has more
-            images than the reported figures are of.
-    """
+    """The images to evaluate."""
     request = run.request
     valset = open_images(run.source, workspace, run.group, run.progress)
     whole = len(valset.samples)

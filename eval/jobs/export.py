@@ -64,15 +64,7 @@ class Export:
 
 
 def export(asked: Export, progress: Observer = ignore) -> None:
-    """Make all files; see the module.
-
-    Args:
-        asked: what is exported.
-        progress: receives a message about each file.
-
-    Raises:
-        EvalError: see `eval.errors`.
-    """
+    """Make all files; see the module."""
     for name in asked.formats:
         check_installed(EXPORTS[name][0], converting=True)
     asked.output.mkdir(parents=True, exist_ok=True)

@@ -196,11 +196,7 @@ def _identify(option: str, path: Path) -> tuple[ModelFile, ...]:
 
 
 def config_of(asked: Scoring) -> VariantConfig:
-    """The variant, with the reference and the tolerance that were asked for.
-
-    Raises:
-        UsageError: there is no such variant or reference.
-    """
+    """The variant, with the reference and the tolerance that were asked for."""
     if asked.config:
         config = load_config(asked.config)
     else:

@@ -138,9 +138,6 @@ def combinations(asked: Sweep) -> tuple[list[Combination], list[str]]:
     """All that were asked for and exist, in the order of the options, and what does not exist.
 
     The official runtime comes first among the rows of a recipe: what differs from it is counted.
-
-    Raises:
-        UsageError: none exists, or two have one name.
     """
     planned, left_out = [], []
     for preprocess, (owner, weights) in itertools.product(asked.preprocesses, asked.weights):
@@ -207,10 +204,9 @@ def start(
 
 
 def fill_cache(requests: Sequence[Request], progress: Observer) -> ImageSet:
-    """Decode each image once for each preprocessing; what is bad is left to the runs.
+    """Decode each image once for each preprocessing; which set they are of.
 
-    Returns:
-        Which set the images are of.
+    What is bad is left to the runs.
     """
     first = requests[0]
     assert first.data is not None
@@ -319,11 +315,7 @@ MARKERS = "osD^v<>PX*ph"
 
 
 def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
-    """Draw accuracy against latency, a point for each row that has both.
-
-    Raises:
-        UsageError: no row has a latency, or the file cannot be written.
-    """
+    """Draw accuracy against latency, a point for each row that has both."""
     points = [(n, r) for n, r in zip(names, rows, strict=True) if r.get("latency_ms") is not None]
     if not points:
         raise UsageError("--plot: there is nothing to draw, as no row was measured.")

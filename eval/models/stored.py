@@ -28,11 +28,7 @@ _LEARNED = ("weight", "bias", "running_mean", "running_var")
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The files that the tensors of a checkpoint or of an inference model depend on.
-
-    Raises:
-        ModelError: a folder has none, or several checkpoints; or a shard is missing.
-    """
+    """The files that the tensors of a checkpoint or of an inference model depend on."""
     try:
         graph = find_graph(path)
         return graph_files(graph) if graph else checkpoint_files(path)
@@ -41,15 +37,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def read_tensors(path: Path, entry: str) -> Checkpoint:
-    """The tensors of a library's checkpoint, by name.
-
-    Args:
-        path: see `pplcnet._checkpoint.read_checkpoint`.
-        entry: the same.
-
-    Raises:
-        ModelError: it cannot be read, or is not finite.
-    """
+    """The tensors of a library's checkpoint, by name."""
     try:
         found = read_checkpoint(path, entry)
     except WeightsError as error:
@@ -82,11 +70,7 @@ def subject_of(
     loaded: Loaded,
     forms: Mapping[str, nn.Module],
 ) -> Subject:
-    """A library's model as the subject of an evaluation.
-
-    Raises:
-        ModelError: a file has changed since it was hashed.
-    """
+    """A library's model as the subject of an evaluation."""
     preprocess = choose_preprocess(source)
     subject = Subject(
         name=source.name,
@@ -112,14 +96,9 @@ _SHAPES = re.compile(
 
 
 def misfit(path: Path, what: str, classes: int, error: Exception, advice: str) -> ModelError:
-    """The error where a library does not load a checkpoint.
+    """The error where a library does not load a checkpoint of a model such as ``timm's resnet18``.
 
-    Args:
-        path: of the checkpoint.
-        what: whose model it should be, ``timm's resnet18``.
-        classes: how many were asked for.
-        error: what the library raised.
-        advice: what to do, unless the head alone is another one.
+    `advice` is what to do, unless the head alone is another one.
     """
     text = str(error)
     keys = {kind: re.findall(r'"([^"]*)"', names) for kind, names in _KEYS.findall(text)}
@@ -148,9 +127,6 @@ def check_types(path: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> 
         tensors: of the checkpoint.
         model: they were loaded into it. Where it has another name for a tensor, the last word of
             that decides.
-
-    Raises:
-        ModelError: there is one.
     """
     state = model.state_dict()
     whole = {

@@ -84,9 +84,6 @@ def timm_variant(model: str, results: Path | None) -> VariantConfig:
     Args:
         model: ``timm:NAME``, with or without the tag of its weights.
         results: timm's ``results-imagenet.csv``, or another table of the same kind.
-
-    Raises:
-        UsageError: there is no such model, or the table has no accuracy for it.
     """
     name = model.removeprefix(PREFIX)
     if not model.startswith(PREFIX):
@@ -106,16 +103,7 @@ def timm_variant(model: str, results: Path | None) -> VariantConfig:
 
 
 def published(results: Path, name: str) -> OtherResult:
-    """Read a model's accuracy, in percent, from one of timm's tables of results.
-
-    Args:
-        results: a CSV file with the columns model, img_size, top1, top5, crop_pct, interpolation.
-        name: the model's name in the table, with its tag.
-
-    Raises:
-        UsageError: the file cannot be read, lacks a column, does not have exactly one row for the
-            model, or has an accuracy that is not a number.
-    """
+    """Read a model's accuracy, in percent, from one of timm's tables of results."""
     try:
         with results.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -140,11 +128,7 @@ def published(results: Path, name: str) -> OtherResult:
 
 
 def _reference(found: VariantConfig, request: Request) -> Reference | None:
-    """The row of timm's table, as what a run of the model's own recipe is compared with.
-
-    Raises:
-        UsageError: the row is of another size or crop than ours.
-    """
+    """The row of timm's table, as what a run of the model's own recipe is compared with."""
     if request.tolerance is None or not found.others:
         return None
     row = found.others[0]
@@ -165,15 +149,7 @@ def _settings(config: Mapping[str, Any]) -> str:
 
 
 def weights_path(name: str, weights: str) -> Path:
-    """The checkpoint: the given file, or timm's own from the Hugging Face hub.
-
-    Args:
-        name: timm's name of the model, with or without a tag.
-        weights: a file, or ``auto``.
-
-    Raises:
-        ModelError: timm publishes no weights for the model, or they could not be downloaded.
-    """
+    """The checkpoint: the given file, or timm's own from the Hugging Face hub."""
     if weights != "auto":
         return Path(weights)
     cfg = get_pretrained_cfg(name)
@@ -198,13 +174,7 @@ def weights_path(name: str, weights: str) -> Path:
 
 
 def load_model(name: str, path: Path, num_classes: int = 1000, entry: str = "") -> Loaded:
-    """Load a timm model in its unfused form, in evaluation mode.
-
-    Args:
-        name: timm's name of the model, with or without a tag.
-        path: a ``.safetensors``, ``.pth`` or ``.pt`` file; no code in it is run.
-        num_classes: number of classes, which is the number of logits.
-        entry: see `eval.models.stored.read_tensors`.
+    """Load a timm model in its unfused form, in evaluation mode; no code in the file is run.
 
     Raises:
         ModelError: the weights cannot be read, do not fit, are not finite or not floating-point
@@ -234,16 +204,7 @@ def load_model(name: str, path: Path, num_classes: int = 1000, entry: str = "") 
 
 
 def forms_of(model: nn.Module, asked: tuple[str, ...], name: str) -> dict[str, nn.Module]:
-    """The requested forms of a model, or all of its forms.
-
-    Args:
-        model: in its unfused form, in evaluation mode.
-        asked: the requested forms; empty for all.
-        name: timm's name of the model, for messages.
-
-    Raises:
-        UsageError: the reparameterized form was requested, but the model has none.
-    """
+    """The requested forms of a model, or all of its forms."""
     deploy = reparameterize_model(model).eval()
     if set(deploy.state_dict()) == set(model.state_dict()):
         if "reparameterized" in asked:
@@ -257,14 +218,7 @@ def forms_of(model: nn.Module, asked: tuple[str, ...], name: str) -> dict[str, n
 
 
 def preprocess_of(model: nn.Module | str) -> Preprocess:
-    """The preprocessing that timm's ``validate.py`` evaluates a model with: at its test size.
-
-    Args:
-        model: the model, or its name.
-
-    Raises:
-        UsageError: the model's input is not a square image of three channels.
-    """
+    """The preprocessing that timm's ``validate.py`` evaluates a model with: at its test size."""
     cfg: dict[str, Any]
     if isinstance(model, str):
         found = get_pretrained_cfg(model)

@@ -76,14 +76,7 @@ class TorchvisionSource(RequestedImages):
 
 
 def find_weights(name: str) -> tuple[str, Any]:
-    """Find the model's name and the entry of its weights enum.
-
-    Args:
-        name: the name of a model or of an entry (``ResNet50_Weights.DEFAULT``).
-
-    Raises:
-        UsageError: torchvision has no such classifier.
-    """
+    """Find the model's name and the entry of its weights enum, by the name of either."""
     import torchvision
     from torchvision import models
 
@@ -106,13 +99,7 @@ def find_weights(name: str) -> tuple[str, Any]:
 
 
 def published(name: str, model: str, entry: Any) -> VariantConfig:
-    """The accuracy, in percent, that torchvision publishes for weights: shown, not gated.
-
-    Args:
-        name: the name in the reports.
-        model: torchvision's name of the model.
-        entry: the entry of the model's weights enum.
-    """
+    """The accuracy, in percent, that torchvision publishes for weights: shown, not gated."""
     metrics = entry.meta.get("_metrics", {}).get(SET, {})
     reference = {}
     if metrics:
@@ -122,13 +109,7 @@ def published(name: str, model: str, entry: Any) -> VariantConfig:
 
 
 def load_model(name: str, path: Path, classes: int, entry: str = "") -> Loaded:
-    """Load a torchvision model, in evaluation mode.
-
-    Args:
-        name: torchvision's name of the model.
-        path: the checkpoint; no code in it is run.
-        classes: number of classes, which is the number of logits.
-        entry: see `eval.models.stored.read_tensors`.
+    """Load a torchvision model, in evaluation mode; no code in the checkpoint is run.
 
     Raises:
         ModelError: the checkpoint cannot be read, does not fit, or holds what is not finite or no

@@ -27,11 +27,7 @@ if _chosen:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a drawing.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
+    """Write a drawing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)

@@ -203,11 +203,6 @@ def _groups(
 def count_in_words(result: FormResult, k: int, reference: str = "reported") -> str:
     """Describe a count and its difference from the reference, in images.
 
-    Args:
-        result: the judgment of a form.
-        k: 1 or 5.
-        reference: the name of the reference.
-
     >>> count_in_words(result, 1)  # doctest: +SKIP
     '38,497 of 50,000, 23 fewer than reported; tolerance 25: PASS'
     """

@@ -89,9 +89,6 @@ class ClassNames:
     """What the classes of a comparison are called, by label.
 
     As the results list them. Where they do not, labels below 1000 are taken for ImageNet's.
-
-    Args:
-        comparison: with predictions.
     """
 
     def __init__(self, comparison: Comparison) -> None:

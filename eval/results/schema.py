@@ -63,7 +63,6 @@ class Column:
     """A column of ``summary.csv``.
 
     Attributes:
-        name: as in the file.
         meaning: for people; units included.
         value: from an evaluation and one of its forms.
     """
@@ -277,7 +276,6 @@ class Key:
     """A key of ``run.json``.
 
     Attributes:
-        name: as in the file.
         group: the heading under which it is shown.
         meaning: for people.
         value: from an evaluation.

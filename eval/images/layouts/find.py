@@ -139,9 +139,6 @@ def _shards_named(pattern: Path) -> list[Path]:
     """The files of ``x-{00..63}.tar``, as webdataset names shards, or of ``x-*.tar``.
 
     Empty if it is no such name, or if no file has one that fits a star.
-
-    Raises:
-        DataError: some of those that it names are missing.
     """
     if "{" not in pattern.name:
         stars = "*" in pattern.name and pattern.parent.is_dir()
@@ -202,11 +199,7 @@ def _missing(root: Path) -> DataError:
 
 
 def _snapshot(root: Path) -> Path | None:
-    """The only snapshot with data of a repository in the Hub's cache; None if it is none.
-
-    Raises:
-        DataError: there are several, or none.
-    """
+    """The only snapshot with data of a repository in the Hub's cache; None if it is none."""
     if not (root / "snapshots").is_dir() or not (root / "blobs").is_dir():
         return None
     snapshots = [

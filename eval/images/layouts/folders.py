@@ -27,12 +27,7 @@ _MOST_OTHERS = 100_000  # files in folders that are no classes
 
 
 def list_folder(folder: Path, classes: ClassList) -> Listing:
-    """The images of a folder.
-
-    Raises:
-        DataError: it has none, or they are not arranged as `eval.images.layouts.arrange` expects,
-            or there is a FIFO, socket or device that is named like an image.
-    """
+    """The images of a folder."""
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     folders = {entry.name for entry in entries if _is_folder(entry)}
     paths = [entry.name for entry in entries if entry.name not in folders and _is_file(entry)]
@@ -102,11 +97,7 @@ def _walk(root: Path, name: str, above: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a regular file, or named like an image.
-
-    Raises:
-        UnreadableImage: it is named like an image, and is a FIFO, a socket or a device.
-    """
+    """Whether it is a regular file, or named like an image."""
     try:
         if entry.is_file():  # for all but links, this is known without asking the system again
             return True

@@ -70,10 +70,6 @@ def opened(path: Path, mapped: Shard | None = None) -> Iterator[Shard]:
     Args:
         path: of the file.
         mapped: what this gave for it before, if that is mapped.
-
-    Raises:
-        DataError: it is damaged, or would take more memory than its bytes show.
-        UsageError: pyarrow is not installed.
     """
     if mapped:
         with _errors(path, "arrow"):
@@ -144,10 +140,6 @@ def parquet_file(
         path: of the file.
         is_read: whether a column will be read, by its path in the schema.
         again: what to do about a damaged file.
-
-    Raises:
-        DataError: it is damaged, or a column is larger than its bytes show.
-        UsageError: pyarrow is not installed.
     """
     with _errors(path, "parquet", again):
         import pyarrow.parquet
@@ -176,10 +168,6 @@ def check_pages(path: Path, about: Any, is_read: Callable[[str], bool], again: s
         about: `pyarrow.parquet.RowGroupMetaData`.
         is_read: see `parquet_file`.
         again: the same.
-
-    Raises:
-        DataError: they are not, or their texts are written as what differs from the one before.
-        ValueError: they are no pages.
     """
     if not about.num_rows:
         return

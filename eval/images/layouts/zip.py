@@ -22,11 +22,7 @@ _ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtim
 
 
 def list_zip(path: Path, classes: ClassList) -> Listing:
-    """The images of a zip of class folders, or of all files in one folder.
-
-    Raises:
-        DataError: it is damaged or encrypted, or holds no validation set.
-    """
+    """The images of a zip of class folders, or of all files in one folder."""
     try:
         archive = _Archive(path)
         members = archive.infolist()
