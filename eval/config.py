@@ -317,9 +317,5 @@ def _value_at(path: str, table: dict[str, Any]) -> Any:
 
 def _keys_of(path: str) -> tuple[str, ...]:
     """The valid keys of the table at a path."""
-    tables: dict[str, type[_Table]] = {
-        "": _File,
-        "reference": Reference,
-        "others": OtherResult,
-    }
+    tables: dict[str, type[_Table]] = {"": _File, "reference": Reference, "others": OtherResult}
     return tables.get(path.partition("[")[0], Tolerance).__struct_fields__

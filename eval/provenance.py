@@ -130,10 +130,7 @@ def git_commit() -> str:
             subprocess.run(
                 [*git, *words], capture_output=True, text=True, check=True, env=environment
             ).stdout
-            for words in (
-                ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "--untracked-files=no"],
-            )
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.CalledProcessError):
         return ""  # no git here, or a checkout without commits

@@ -24,17 +24,7 @@ from eval.config import (
 from eval.errors import UsageError
 from eval.recipe import NAMED, OWN, Recipe
 from eval.recipe_files import recipe_of
-from eval.values import (
-    Kind,
-    ListOf,
-    OneOf,
-    Whole,
-    file_or_word,
-    flag,
-    path,
-    positive,
-    text,
-)
+from eval.values import Kind, ListOf, OneOf, Whole, file_or_word, flag, path, positive, text
 
 DEFAULT_VARIANT = "base_ssld"
 FORMS = ("unfused", "reparameterized")

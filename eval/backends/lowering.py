@@ -181,12 +181,7 @@ class ScaleShift(_InPieces):
     """
 
     def __init__(
-        self,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        variance: Tensor,
-        eps: float,
+        self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
     ) -> None:
         super().__init__()
         inverse = 1 / torch.sqrt(variance + eps)

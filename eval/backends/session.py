@@ -174,10 +174,7 @@ class RuntimePredictor:
     """
 
     def __init__(
-        self,
-        task: Task,
-        forms: Sequence[_Candidates],
-        settings: Mapping[str, Any],
+        self, task: Task, forms: Sequence[_Candidates], settings: Mapping[str, Any]
     ) -> None:
         self.settings: dict[str, Any] = dict(settings)
         self._title = BACKENDS[task.backend].title

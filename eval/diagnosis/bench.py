@@ -231,12 +231,7 @@ class ModelBench:
     """A model on a sample of a validation set: the first images of its fixed shuffled order."""
 
     def __init__(
-        self,
-        subject: Subject,
-        valset: ValSet,
-        machine: Machine,
-        images: int,
-        observer: Observer,
+        self, subject: Subject, valset: ValSet, machine: Machine, images: int, observer: Observer
     ) -> None:
         self._subject, self._machine, self._observer = subject, machine, observer
         self.images = min(images, len(valset.samples))

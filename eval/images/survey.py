@@ -191,9 +191,7 @@ def _oddities(data: bytes) -> list[str]:
 
 
 def survey(
-    valset: ValSet,
-    workers: int | None = None,
-    progress: Callable[[int], object] | None = None,
+    valset: ValSet, workers: int | None = None, progress: Callable[[int], object] | None = None
 ) -> Survey:
     """Read and decode every image in threads; `progress` is given the number of each batch."""
     samples = valset.samples

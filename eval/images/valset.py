@@ -399,10 +399,7 @@ def _check_listed(root: Path, samples: Sequence[Sample], labels: LabelList) -> N
 
 
 def _disagreement(
-    root: Path,
-    disputed: Sequence[tuple[str, Mapping[str, int]]],
-    images: int,
-    classes: ClassList,
+    root: Path, disputed: Sequence[tuple[str, Mapping[str, int]]], images: int, classes: ClassList
 ) -> DataError:
     """Three examples, and what is likely to be wrong."""
     rows = []

@@ -58,8 +58,7 @@ def compare_results(
         raise
     report = markdown(comparisons, sources)
     _write(
-        output,
-        {COMPARISON_FILE: report, JUNIT_FILE: junit(comparisons), **csv_files(comparisons)},
+        output, {COMPARISON_FILE: report, JUNIT_FILE: junit(comparisons), **csv_files(comparisons)}
     )
     _append_step_summary(report)
     return comparisons

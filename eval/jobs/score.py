@@ -11,13 +11,7 @@ import msgspec
 import numpy as np
 
 from eval.backends.precision import UNKNOWN
-from eval.config import (
-    Reference,
-    Tolerance,
-    VariantConfig,
-    load_config,
-    load_variant,
-)
+from eval.config import Reference, Tolerance, VariantConfig, load_config, load_variant
 from eval.errors import DataError, UsageError
 from eval.images.labels import examples
 from eval.images.preprocess import BadImage, Crop, Preprocess, table_of
@@ -88,10 +82,7 @@ def score(asked: Scoring, command: str, progress: Observer = ignore) -> Evaluati
 
     started = datetime.now(UTC)
     images = Request(
-        data=asked.data,
-        labels=asked.labels,
-        image_set=asked.image_set,
-        folders=asked.folders,
+        data=asked.data, labels=asked.labels, image_set=asked.image_set, folders=asked.folders
     )
     valset = open_data(images, asked.data)
     if valset.image_set.classes is not None:

@@ -340,9 +340,7 @@ def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) ->
 
 
 def _rows(
-    planned: Sequence[Combination],
-    requests: Sequence[Request],
-    progress: Observer,
+    planned: Sequence[Combination], requests: Sequence[Request], progress: Observer
 ) -> Iterator[Row]:
     """Evaluate each combination."""
     first: dict[tuple[str, str], Any] = {}

@@ -136,10 +136,7 @@ class Judgment:
 
 
 def judge(
-    measured: Measurement,
-    published: VariantConfig,
-    preprocess: str,
-    precision: str,
+    measured: Measurement, published: VariantConfig, preprocess: str, precision: str
 ) -> Judgment:
     """Compare a measurement with what was reported."""
     disagreement = forms_disagree(measured, precision)

@@ -29,13 +29,7 @@ from eval.judge.verdict import FormResult, Verdict
 from eval.measure.engine import Measurement
 from eval.metrics import TOP, ClassFigures
 from eval.results.calibration import coverage_curve, place_counts, reliability
-from eval.results.plots import (
-    Accuracy,
-    accuracy_plot,
-    coverage_plot,
-    places_plot,
-    reliability_plot,
-)
+from eval.results.plots import Accuracy, accuracy_plot, coverage_plot, places_plot, reliability_plot
 from eval.results.schema import confusions_of, shown_facts
 from eval.text import printable
 

@@ -25,15 +25,7 @@ from eval.errors import DataError, UnreadableImage
 from eval.images.classes import IMAGENET, ClassList
 from eval.images.labels import examples, is_image, shown
 from eval.images.layouts import Listing, check_regular, read_regular
-from eval.images.layouts.shards import (
-    FILE_NAMES,
-    IDS,
-    IMAGES,
-    LABELS,
-    LONGEST_TEXT,
-    Shard,
-    opened,
-)
+from eval.images.layouts.shards import FILE_NAMES, IDS, IMAGES, LABELS, LONGEST_TEXT, Shard, opened
 from eval.text import printable
 
 if TYPE_CHECKING:

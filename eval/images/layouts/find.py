@@ -15,13 +15,7 @@ from eval.errors import DataError
 from eval.images.classes import ClassList
 from eval.images.labels import examples, is_image, shown
 from eval.images.layouts import START, Listing, check_regular, kind_of_image
-from eval.images.layouts.arrow import (
-    NOTES,
-    find_shards,
-    list_shards,
-    of_validation,
-    split_folder,
-)
+from eval.images.layouts.arrow import NOTES, find_shards, list_shards, of_validation, split_folder
 from eval.images.layouts.folders import is_val_folder, list_folder
 from eval.images.layouts.foreign import refuse_foreign
 from eval.images.layouts.shards import is_shard

@@ -69,11 +69,7 @@ _FORMATS = (  # the first that fits
     ),
     _Format(re.compile(r"\[\{'class_ids'"), lambda file: logs.read_paddle(*file[:3])),
     _Format(re.compile(r"[{\[]"), _read_json, ("--names", "--array")),
-    _Format(
-        re.compile(r""),
-        lambda file: tables.read_csv(*file[:3], file.array),
-        ("--array",),
-    ),
+    _Format(re.compile(r""), lambda file: tables.read_csv(*file[:3], file.array), ("--array",)),
 )
 
 

@@ -19,14 +19,7 @@ from numpy.typing import NDArray
 from eval.errors import DataError, LogitsError
 from eval.images.labels import examples, image_key, shown
 from eval.images.valset import Sample
-from eval.metrics import (
-    TOP,
-    Kind,
-    Scores,
-    check_logits,
-    kind_of,
-    together,
-)
+from eval.metrics import TOP, Kind, Scores, check_logits, kind_of, together
 
 CHUNK = 2048  # images whose logits are sorted at a time
 
