@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from test_runtimes import graph, needs
 
 from eval.backends import child
-from eval.backends.flatbuffer import Damaged, Table
 from eval.backends.formats import companions, precision_of
 from eval.backends.precision import describe
 from eval.errors import ModelError
+from eval.flatbuffer import Damaged, Table
 from eval.imagenet import main
 from eval.models import timm, torchvision
 from eval.models.stored import stored_precision

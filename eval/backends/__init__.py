@@ -15,7 +15,6 @@
     signature.py   what a graph takes and gives
     child.py       converters, and files that nobody has vouched for, in a process of their own
     formats.py     exported files, whichever runtime's
-    flatbuffer.py  a reader of the tables that LiteRT and MNN keep their graphs in
     precision.py   one word for the precision of many tensors
     quantize.py    post-training int8
     device.py      which device

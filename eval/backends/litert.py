@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.backends.convert import export_in_child, in_child
-from eval.backends.flatbuffer import Damaged, Table
 from eval.backends.precision import UNKNOWN, describe
 from eval.backends.quantize import Work
 from eval.backends.session import Compute, Session
 from eval.backends.signature import Feed, Port, side_of
+from eval.flatbuffer import Damaged, Table
 
 if TYPE_CHECKING:
     from torch import nn

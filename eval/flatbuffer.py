@@ -1,6 +1,6 @@
-"""A reader of flatbuffers, the tables that LiteRT and MNN keep their graphs in.
+"""A reader of flatbuffers, the tables of LiteRT's and MNN's graphs and of Arrow's messages.
 
-Only what a precision is read from: scalars, strings, tables and vectors, by the number of a field
+Only what is read from them: scalars, strings, tables and vectors, by the number of a field
 in its schema. See https://flatbuffers.dev/internals.
 """
 
