@@ -183,14 +183,6 @@ def _caffe(setup: Setup, _: Facts) -> Iterator[Setup]:
     yield replace(setup, recipe=normalized(replace(setup.recipe, channels="bgr"), "caffe"))
 
 
-def _own_normalization(setup: Setup, facts: Facts) -> Iterator[Setup]:
-    yield replace(setup, recipe=setup.recipe.normalized_as(facts.own))
-
-
-def _axes(axes: str) -> Change:
-    return lambda setup, _: [replace(setup, axes=axes)]
-
-
 # --- Model --------------------------------------------------------------------------------------
 
 
@@ -210,11 +202,6 @@ def _backend(backend: str) -> Change:
     return lambda setup, facts: (
         [replace(setup, backend=backend)] if backend in facts.backends else []
     )
-
-
-def _exact_precision(setup: Setup, facts: Facts) -> Iterator[Setup]:
-    if facts.has_precisions:
-        yield replace(setup, precision="fp32")
 
 
 # --- Labels -------------------------------------------------------------------------------------
@@ -274,7 +261,7 @@ TABLE: tuple[Hypothesis, ...] = (
     Hypothesis(
         "normalization", "model", "the model's own mean and standard deviation",
         _NORMALIZE + "its own configuration says how; omit --preprocess.",
-        _own_normalization,
+        lambda setup, facts: [replace(setup, recipe=setup.recipe.normalized_as(facts.own))],
     ),
     # Where two rows make the same setup, it has the name of the first.
     Hypothesis(
@@ -348,12 +335,12 @@ TABLE: tuple[Hypothesis, ...] = (
     Hypothesis(
         "layout", "height-width-swapped", "height and width of the image are swapped",
         "Give the model images as height x width: the two are swapped somewhere.",
-        _axes("wh"),
+        lambda setup, _: [replace(setup, axes="wh")],
     ),
     Hypothesis(
         "layout", "reshaped", "rows of pixels are taken for planes of channels",
         "Transpose images to channels first; a reshape in its place scrambles them.",
-        _axes("flat"),
+        lambda setup, _: [replace(setup, axes="flat")],
     ),
     Hypothesis(
         "layout", "transposed-classifier", "the square matrix of the classifier is transposed",
@@ -423,7 +410,7 @@ TABLE: tuple[Hypothesis, ...] = (
     Hypothesis(
         "precision", "fp32", "float32 throughout",
         "The model does not tolerate the lower precision: use --precision fp32 or bf16.",
-        _exact_precision,
+        lambda setup, facts: [replace(setup, precision="fp32")] if facts.has_precisions else [],
     ),
     *(
         Hypothesis(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.diagnosis.search import Findings, Trial, Undecided
-from eval.diagnosis.setups import Setup
 
 FAR_BELOW = 0.001  # an accuracy is called too low if chance gives it with less probability
 NEAR_CHANCE = 0.1  # an accuracy below this is of no trained model; with few classes, see below
@@ -143,13 +142,14 @@ def _undecided(row: Undecided) -> dict[str, Any]:
 def text(diagnosis: Diagnosis) -> str:
     """A report for a terminal, without a trailing newline."""
     findings = diagnosis.findings
-    as_is = diagnosis.as_is_correct
+    as_is, setup = diagnosis.as_is_correct, findings.as_is
+    how = diagnosis.described or setup.recipe.words
     lines = [diagnosis.caution] if diagnosis.caution else []
     lines += [
         f"{diagnosis.subject} on {findings.images:,} images of {diagnosis.data}",
         "",
         f"as configured: {_share(as_is, findings.images)}",
-        *_wrapped(_setup_words(findings.as_is, diagnosis.described)),
+        *_wrapped(f"{setup.form}, {setup.backend}, {setup.precision}; {how}"),
     ]
     if diagnosis.expected:
         expected = diagnosis.expected
@@ -161,18 +161,12 @@ def text(diagnosis: Diagnosis) -> str:
     ]
     lines += ["", *_table(findings), ""]
     lines += [line for sentence in sentences for line in _wrap(sentence)]
-    if (
-        findings.pass_seconds and findings.seconds >= 1
-    ):  # else it had the answers, and computed nothing
+    # Without a pass, it had the answers, and computed nothing.
+    if findings.pass_seconds and findings.seconds >= 1:
         lines.append(
             f"{findings.seconds:.0f} s, {findings.passes:.1f} times one pass over the sample."
         )
     return "\n".join(lines)
-
-
-def _setup_words(setup: Setup, described: str) -> str:
-    how = described or setup.recipe.words
-    return f"{setup.form}, {setup.backend}, {setup.precision}; {how}"
 
 
 def _wrapped(words: str) -> list[str]:

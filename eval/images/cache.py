@@ -99,7 +99,11 @@ class CropCache:
         """The crop of an image, if there is an undamaged one that was made from the same bytes."""
         try:
             data = read_at(self._index, RECORD.itemsize, index * RECORD.itemsize)
-            if len(data) < RECORD.itemsize or not any(data) or _crc32(data) != _own_crc32(data):
+            if (
+                len(data) < RECORD.itemsize
+                or not any(data)
+                or _crc32(data) != int.from_bytes(data[-4:], "little")
+            ):
                 return None
             record = np.frombuffer(data, RECORD)[0]
             if record["sha256"].tobytes() != sha256:
@@ -170,7 +174,3 @@ def _libraries_of(preprocess: Preprocess) -> dict[str, str]:
 
 def _crc32(record: bytes) -> int:
     return zlib.crc32(record[:-4])
-
-
-def _own_crc32(record: bytes) -> int:
-    return int.from_bytes(record[-4:], "little")

@@ -258,16 +258,8 @@ def _latency(evaluation: Evaluation) -> float | None:
 
 
 def _asked(combination: Combination, output: Path) -> dict[str, Any]:
-    return {
-        "name": combination.name,
-        "variant": combination.variant,
-        "weights": combination.weights,
-        "form": combination.form or EXPORTED,
-        "backend": combination.backend,
-        "precision": combination.precision,
-        "preprocess": combination.preprocess,
-        "output": str(output),
-    }
+    named = {"name": combination.name, "form": combination.form or EXPORTED}
+    return {**vars(combination), **named, "output": str(output)}
 
 
 def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
