@@ -96,7 +96,6 @@ def run_command(
     argv: Sequence[str] | None = None,
     *,
     interrupted: Callable[[], str] = lambda: "interrupted",
-    verbose: bool | None = None,
 ) -> int:
     """Run a command and give its exit code.
 
@@ -104,10 +103,8 @@ def run_command(
         action: takes the arguments; it may raise any `EvalError`.
         argv: the arguments; those of this process if None.
         interrupted: what to say after Ctrl-C or SIGTERM.
-        verbose: print a traceback below an error message; by default if ``--verbose`` is given.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verbose = "--verbose" in arguments if verbose is None else verbose
     with _safe_streams() as streams, _sigterm_interrupts():
         try:
             code = action(arguments)
@@ -115,7 +112,7 @@ def run_command(
             print(interrupted(), file=sys.stderr)
             code = INTERRUPTED
         except Exception as error:
-            code = exit_code(error, verbose=verbose)
+            code = exit_code(error, verbose="--verbose" in arguments)
         lost = streams.exit_code()
         code = code or lost
         with suppress(UsageError):  # has been said

@@ -60,10 +60,10 @@ class Table:
         offset = self._read("H", self._fields + 4 + 2 * field)
         return self._position + offset if offset else 0
 
-    def number(self, field: int, kind: str, default: int = 0) -> int:
-        """A scalar; `kind` as in `struct`."""
+    def number(self, field: int, kind: str) -> int:
+        """A scalar, 0 if it is not set; `kind` as in `struct`."""
         position = self._at(field)
-        return self._read(kind, position) if position else default
+        return self._read(kind, position) if position else 0
 
     def table(self, field: int) -> Table | None:
         """A table; None if it is not set."""

@@ -64,9 +64,7 @@ def compare_results(
     return comparisons
 
 
-def check_baseline(
-    baseline: str | Path, variant: str, preprocess: str, *, allow_failed: bool = False
-) -> None:
+def check_baseline(baseline: str | Path, variant: str, preprocess: str) -> None:
     """Check, before a run is measured, that it can be compared with a baseline."""
     result = read_result(baseline)
     rows = [row for row in result.rows.values() if row.variant == variant]
@@ -76,7 +74,7 @@ def check_baseline(
             + (f" but with {printable(rows[0].preprocess)}." if rows else ".")
         )
     for row in rows:
-        check_baseline_verdict(result, row, allow_failed=allow_failed)
+        check_baseline_verdict(result, row)
 
 
 def accept(candidate: str | Path, folder: Path) -> None:
