@@ -59,6 +59,14 @@ def file_or_word(option: str, value: Any) -> str | Path:
     return os.path.expanduser(text(option, value))  # noqa: PTH111  # leaves an unknown ~user
 
 
+def drawing(option: str, value: Any) -> Path:
+    """The path of a drawing, ``.png`` or ``.svg``."""
+    found = path(option, value)
+    if found.suffix not in (".png", ".svg"):
+        raise UsageError(f"{option} {found}: name a .png or .svg file.")
+    return found
+
+
 def flag(option: str, value: Any) -> bool:
     """True or False."""
     if not isinstance(value, bool):

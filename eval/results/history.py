@@ -183,8 +183,6 @@ def _figures(row: Row, before: Row | None) -> str:
 
 def plot(series: Series, path: Path) -> None:
     """Draw top-1 over time: a panel per variant, a line per form, preprocessing and images."""
-    if path.suffix not in (".png", ".svg"):
-        raise UsageError(f"--plot {path}: name a .png or .svg file.")
     variants = list(dict.fromkeys(variant for variant, _ in series))
     if len(variants) > MOST_PANELS:
         raise UsageError(
