@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # a validation set is opened without it
+    import numpy as np
+    from numpy.typing import NDArray
 
 _NUMBERS = {"b": 1, "B": 1, "h": 2, "H": 2, "i": 4, "I": 4, "q": 8, "Q": 8, "f": 4}
 
@@ -89,6 +91,8 @@ class Table:
 
     def numbers(self, field: int, kind: str) -> NDArray[np.generic]:
         """A vector of scalars."""
+        import numpy as np
+
         start, count = self._vector(field, _NUMBERS[kind])
         return np.frombuffer(self._data, np.dtype(f"<{kind}"), count, start)
 
