@@ -63,13 +63,7 @@ class Setting:
 
 
 def attribute(name: str, owner: Any, value: Any) -> Setting:
-    """A setting that is an attribute of a module or an object.
-
-    Args:
-        name: of the setting; its last part is the attribute's.
-        owner: what has the attribute.
-        value: what it must be.
-    """
+    """A setting that is an attribute of a module or an object, by the last part of its name."""
     last = name.rpartition(".")[2]
     return Setting(name, value, lambda: getattr(owner, last), lambda new: setattr(owner, last, new))
 

@@ -47,11 +47,7 @@ def program(command: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names, and give its exit code.
-
-    Raises:
-        SystemExit: argparse's own, for a command's ``--help`` (0).
-    """
+    """Run the command that the first argument names, and give its exit code."""
     name, *arguments = list(sys.argv[1:] if argv is None else argv) or [""]
     if name not in COMMANDS:
         return run_command(_without_a_command, [name, *arguments])
@@ -100,7 +96,6 @@ def run_command(
     argv: Sequence[str] | None = None,
     *,
     interrupted: Callable[[], str] = lambda: "interrupted",
-    verbose: bool | None = None,
 ) -> int:
     """Run a command and give its exit code.
 
@@ -108,13 +103,8 @@ def run_command(
         action: takes the arguments; it may raise any `EvalError`.
         argv: the arguments; those of this process if None.
         interrupted: what to say after Ctrl-C or SIGTERM.
-        verbose: print a traceback below an error message; by default if ``--verbose`` is given.
-
-    Raises:
-        SystemExit: argparse's own, for ``--help`` (0).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verbose = "--verbose" in arguments if verbose is None else verbose
     with _safe_streams() as streams, _sigterm_interrupts():
         try:
             code = action(arguments)
@@ -122,7 +112,7 @@ def run_command(
             print(interrupted(), file=sys.stderr)
             code = INTERRUPTED
         except Exception as error:
-            code = exit_code(error, verbose=verbose)
+            code = exit_code(error, verbose="--verbose" in arguments)
         lost = streams.exit_code()
         code = code or lost
         with suppress(UsageError):  # has been said
@@ -132,12 +122,7 @@ def run_command(
 
 
 def exit_code(error: BaseException, *, verbose: bool = False) -> int:
-    """Say on stderr why a command ends, and give its exit code: never 1, a measured difference.
-
-    Args:
-        error: what ends it.
-        verbose: whether a traceback belongs below the message of a user's mistake.
-    """
+    """Say on stderr why a command ends, and give its exit code: never 1, a measured difference."""
     if isinstance(error, EvalError):
         code, message = error.exit_code, str(error)
     elif isinstance(error, MemoryError):
@@ -189,11 +174,7 @@ def _missing(error: ImportError) -> str:
 
 
 class _SafeStream:
-    """A text stream whose failures are remembered and never raised.
-
-    Args:
-        stream: None where the process was started without it.
-    """
+    """A text stream whose failures are remembered and never raised; nothing where there is none."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self.stream: Any = stream if stream is not None else open(os.devnull, "w")  # noqa: PTH123, SIM115

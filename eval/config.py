@@ -20,6 +20,7 @@ import msgspec
 
 from eval.errors import UsageError
 from eval.recipe import NAMED, OWN, parse
+from eval.text import short
 
 T = TypeVar("T")
 
@@ -139,11 +140,7 @@ def builtin_variants() -> list[str]:
 
 
 def load_variant(name: str) -> VariantConfig:
-    """Load a built-in configuration by name.
-
-    Raises:
-        UsageError: there is no such configuration.
-    """
+    """Load a built-in configuration by name."""
     names = builtin_variants()
     if name not in names:
         hint = _hint(meant_variant(name) or name, names)
@@ -217,11 +214,7 @@ class _File(_Table, frozen=True):
 
 
 def _tolerances(path: Path | Traversable, file: _File) -> dict[str, Tolerance]:
-    """By the text of a recipe, which a table's name may write otherwise, or `OWN`.
-
-    Raises:
-        UsageError: a table is of no recipe, or there are two of one, or it has an invalid value.
-    """
+    """By the text of a recipe, which a table's name may write otherwise, or `OWN`."""
     found: dict[str, Tolerance] = {}
     for name, value in file.tolerance.items():
         try:
@@ -229,7 +222,7 @@ def _tolerances(path: Path | Traversable, file: _File) -> dict[str, Tolerance]:
         except UsageError:
             known = [*NAMED, OWN]
             raise UsageError(
-                f"{path}: tolerance: {name} = {_shortened(value)}: unknown key.{_hint(name, known)}"
+                f"{path}: tolerance: {name} = {short(value)}: unknown key.{_hint(name, known)}"
             ) from None
         try:
             row = msgspec.convert(value, Tolerance)
@@ -250,7 +243,7 @@ def _check_name(name: str) -> None:
     """Check a name, which becomes a folder name and part of file names and run ids."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name) or ".." in name:
         raise ValueError(
-            f"name = {_shortened(name)}: use at most 64 letters, digits, dots, dashes and "
+            f"name = {short(name)}: use at most 64 letters, digits, dots, dashes and "
             "underscores, without '..', and no dot or dash first"
         )
     if name.lower() == _RESERVED_NAME:
@@ -265,19 +258,13 @@ def _check_order(where: str, row: Reference | OtherResult) -> None:
 def _check_known(key: str, value: str, known: Iterable[str]) -> None:
     known = list(known)
     if value not in known:
-        raise ValueError(f"{key} = {_shortened(value)}: unknown.{_hint(value, known)}")
+        raise ValueError(f"{key} = {short(value)}: unknown.{_hint(value, known)}")
 
 
 def _hint(word: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1)
     return f"{f' Did you mean {close[0]!r}?' if close else ''} Available: {', '.join(known)}."
-
-
-def _shortened(value: object) -> str:
-    """A value for a message: printable, at most 60 characters."""
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # msgspec's type names, in TOML's terms.
@@ -307,18 +294,18 @@ def _explain(message: str, table: Any, root: str = "") -> str:
         value = _value_at(path, table)
         if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL):
             key = unknown[1]
-            shown = key if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", key) else _shortened(key)
+            shown = key if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", key) else short(key)
             known = _keys_of(full)
-            return f"{where}{shown} = {_shortened(value[key])}: unknown key.{_hint(key, known)}"
+            return f"{where}{shown} = {short(value[key])}: unknown key.{_hint(key, known)}"
     except (KeyError, IndexError, TypeError):  # a key that looks like one of msgspec's messages
-        return f"{_shortened(message)}."
+        return f"{short(message)}."
     if missing := re.fullmatch(r"Object missing required field `(\w+)`", problem):
         return f"{where}{missing[1]!r} is missing."
     if not problem.startswith("Expected `"):  # our own message, from a __post_init__
         return f"{where}{problem.removesuffix('.')}."
     expected = re.sub(r"( \| null)?`(, got .*)?", "", problem.removeprefix("Expected `"))
     kind, _, rest = expected.partition(" ")
-    return f"{full} = {_shortened(value)}: expected {f'{_TYPES[kind]} {rest}'.strip()}."
+    return f"{full} = {short(value)}: expected {f'{_TYPES[kind]} {rest}'.strip()}."
 
 
 def _value_at(path: str, table: dict[str, Any]) -> Any:
@@ -330,9 +317,5 @@ def _value_at(path: str, table: dict[str, Any]) -> Any:
 
 def _keys_of(path: str) -> tuple[str, ...]:
     """The valid keys of the table at a path."""
-    tables: dict[str, type[_Table]] = {
-        "": _File,
-        "reference": Reference,
-        "others": OtherResult,
-    }
+    tables: dict[str, type[_Table]] = {"": _File, "reference": Reference, "others": OtherResult}
     return tables.get(path.partition("[")[0], Tolerance).__struct_fields__

@@ -47,11 +47,7 @@ def show(event: Event) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Export:
-    """What a command line asks for.
-
-    Raises:
-        UsageError: options that do not go together.
-    """
+    """What a command line asks for."""
     args = _parser().read(arguments)
     if args.int8 != (args.calibrate is not None):
         raise UsageError("--int8 and --calibrate go together: int8 needs images to calibrate on.")
@@ -102,11 +98,7 @@ def _parser() -> Parser:
 
 
 def _check_method(method: str, formats: Sequence[str]) -> None:
-    """Refuse, before anything is converted, a method that a quantizer does not have.
-
-    Raises:
-        UsageError: there is one of these formats for which int8 can be made, but not so.
-    """
+    """Refuse, before anything is converted, a method that a quantizer does not have."""
     for kind in formats:
         methods = BACKENDS[EXPORTS[kind][0]].int8.methods
         if methods and method not in methods:

@@ -71,11 +71,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make sure that the names in a folder outlast a loss of power, where the system can.
-
-    Raises:
-        OSError: the disk has failed.
-    """
+    """Make sure that the names in a folder outlast a loss of power, where the system can."""
     if os.name == "nt":  # folders cannot be opened there
         return
     try:
@@ -90,11 +86,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if it is there.
-
-    Raises:
-        UsageError: it cannot be removed.
-    """
+    """Remove a file, if it is there."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -102,22 +94,14 @@ def remove(path: Path) -> None:
 
 
 class Lock:
-    """A lock file, which says who holds it; the lock ends with the process that holds it.
-
-    Args:
-        path: the lock file; its folder must exist.
-    """
+    """A lock file in a folder that exists; it says who holds it, and ends with that process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = FileLock(path, thread_local=False)
 
     def acquire(self, patience: float = 0.0) -> bool:
-        """Take the lock, within `patience` seconds; whether that was possible.
-
-        Raises:
-            OSError: the lock file cannot be written, or is a link.
-        """
+        """Take the lock, within `patience` seconds; whether that was possible."""
         if self.path.is_symlink():
             raise OSError(errno.ELOOP, "it is a link", str(self.path))
         deadline = time.monotonic() + patience
@@ -212,11 +196,7 @@ def locked(path: Path, advice: str = "") -> Iterator[None]:
 
 
 def open_own(path: Path) -> int:
-    """Open a file of ours to be read and written in place, or make it; never through a link.
-
-    Raises:
-        OSError: it cannot be opened, or it is a link or not a regular file.
-    """
+    """Open a file of ours to be read and written in place, or make it; never through a link."""
     there = ("O_NOFOLLOW", "O_BINARY")  # neither is there on every system
     flags = os.O_RDWR | os.O_CREAT | sum(getattr(os, name, 0) for name in there)
     if not hasattr(os, "O_NOFOLLOW") and path.is_symlink():
@@ -251,11 +231,7 @@ def write_at(handle: int, data: bytes, offset: int) -> None:
 
 
 def own_folder(path: Path) -> Path:
-    """A folder of ours, which is made if it is missing; never a link to another one.
-
-    Raises:
-        OSError: it cannot be made, or it is a link or no folder.
-    """
+    """A folder of ours, which is made if it is missing; never a link to another one."""
     path.mkdir(parents=True, exist_ok=True)
     if path.is_symlink():
         raise OSError(errno.ELOOP, "it is a link", str(path))

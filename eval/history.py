@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from eval.cli import run_command
 from eval.parser import Parser
-from eval.values import path
+from eval.values import drawing, path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,15 +44,10 @@ def _parser() -> Parser:
         metavar="FILE",
         help="the history: a CSV file, as --history of eval.imagenet writes it",
     )
-    add(
-        "--add",
-        path,
-        metavar="RESULT",
-        help="first add a result: its folder or its summary.csv",
-    )
+    add("--add", path, metavar="RESULT", help="first add a result: its folder or its summary.csv")
     add("--variant", metavar="NAME", help="only this variant")
     add("--form", metavar="NAME", help="only this form")
-    add("--plot", path, metavar="IMAGE", help="also draw top-1 over time: .png or .svg")
+    add("--plot", drawing, metavar="IMAGE", help="also draw top-1 over time: .png or .svg")
     return parser
 
 

@@ -44,9 +44,6 @@ def read(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
 
     An earlier result in the folder that they name is put away even if they are refused: it would
     look like that of this command.
-
-    Raises:
-        UsageError: see `eval.parser.Parser.read`.
     """
     try:
         return parser.read(words)
@@ -61,15 +58,7 @@ def read(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
 
 
 def to_request(values: argparse.Namespace, command: str) -> Request:
-    """The request of a command line.
-
-    Args:
-        values: what it gives, with `add_request_options`.
-        command: the command line, for the reports.
-
-    Raises:
-        UsageError: options that do not go together.
-    """
+    """The request of a command line."""
     given = {name: value for name, value in vars(values).items() if name in OPTIONS}
     return Request(**given, command=command)
 

@@ -98,14 +98,7 @@ _WEIGHTS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Options whose values are checked by their kinds (see `eval.values`).
-
-    Args:
-        command: of the package.
-        description: what it does.
-        epilog: below the options.
-        is_laid_out: whether the epilog's lines stay as they are.
-    """
+    """Options whose values are checked by their kinds (see `eval.values`)."""
 
     def __init__(
         self,
@@ -170,11 +163,7 @@ class Parser(argparse.ArgumentParser):
         return str(vars(known)[option.lstrip("-").replace("-", "_")])
 
     def error(self, message: str) -> NoReturn:
-        """What argparse finds wrong, as an error of ours.
-
-        Raises:
-            UsageError: always.
-        """
+        """What argparse finds wrong, as an error of ours."""
         missing = message.removeprefix("the following arguments are required: ")
         what = f"missing: {missing}" if missing != message else message.removeprefix("argument ")
         raise UsageError(f"{what}.\n{self.prog} --help explains the options.")

@@ -75,11 +75,7 @@ class Group:
             raise
 
     def look(self) -> None:
-        """End with the error of another process that has failed; does not wait for any.
-
-        Raises:
-            EvalError: see `gather`.
-        """
+        """End with the error of another process that has failed; does not wait for any."""
         if self.store is not None:
             with _lost_connections():
                 failed = self.store.check([_FAILED])
@@ -134,9 +130,6 @@ def own_place(environment: Mapping[str, str] = os.environ) -> Group:
 
     torchrun sets ``WORLD_SIZE``; without it, or where it is 1, this is a plain run of one process,
     whatever ``RANK`` a cluster has left in the environment.
-
-    Raises:
-        UsageError: the variables contradict each other, or are no numbers.
     """
     local_count = _number(environment, "LOCAL_WORLD_SIZE", 1, least=1)
     if "WORLD_SIZE" not in environment:
@@ -161,11 +154,7 @@ def _number(
     least: int = 0,
     most: int = 1_000_000,
 ) -> int:
-    """A variable as a number.
-
-    Raises:
-        UsageError: it is none, too small or too large; or it is missing, and has no default.
-    """
+    """A variable as a number."""
     text = environment.get(name)
     if text is None:
         if default is None:
@@ -186,11 +175,7 @@ def _unclear(what: str) -> UsageError:
 
 @contextmanager
 def process_group() -> Iterator[Group]:
-    """Join the process group, if the run has several processes.
-
-    Raises:
-        UsageError: see `own_place`.
-    """
+    """Join the process group, if the run has several processes."""
     place = own_place()
     if place.count == 1:
         yield place

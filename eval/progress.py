@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, NamedTuple
 
 
@@ -35,8 +34,7 @@ def ignore(_: Event) -> None:
 class ProgressBar:
     """Shows events on stderr: messages as lines, stages as tqdm bars with a running top-1.
 
-    Args:
-        quiet: show nothing.
+    A quiet one shows nothing.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -47,12 +45,7 @@ class ProgressBar:
     def __enter__(self) -> ProgressBar:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def __call__(self, event: Event) -> None:

@@ -104,11 +104,7 @@ def processor() -> str:
 
 
 def check_code() -> None:
-    """Check that the code of this process is the one that `code_sha256` is of.
-
-    Raises:
-        UsageError: a module was replaced before it was imported, or a file of data since then.
-    """
+    """Check that the code of this process is the one that `code_sha256` is of."""
     if found := changed():
         raise UsageError(
             f"This program's own files changed while it ran: {', '.join(found[:3])}"
@@ -134,10 +130,7 @@ def git_commit() -> str:
             subprocess.run(
                 [*git, *words], capture_output=True, text=True, check=True, env=environment
             ).stdout
-            for words in (
-                ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "--untracked-files=no"],
-            )
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.CalledProcessError):
         return ""  # no git here, or a checkout without commits

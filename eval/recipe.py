@@ -338,9 +338,6 @@ def parse(text: str, own: Recipe | None = None, where: str = "--preprocess") -> 
         text: ``NAME[,key=value,...]``.
         own: what the name ``own`` stands for; None: the name is refused.
         where: the option or the file, for messages.
-
-    Raises:
-        UsageError: there is no such name or key, or a value is not one of its key.
     """
     name, *pairs = text.split(",")
     named = {**NAMED, OWN: own} if own is not None else NAMED
@@ -374,16 +371,7 @@ def parse(text: str, own: Recipe | None = None, where: str = "--preprocess") -> 
 
 
 def changed(base: Recipe, values: Mapping[str, str], where: str) -> Recipe:
-    """A recipe with the steps changed that keys name.
-
-    Args:
-        base: the recipe.
-        values: by key of `KEYS`, as in the text.
-        where: begins messages.
-
-    Raises:
-        UsageError: there is no such key, or a value is not one of its key.
-    """
+    """A recipe with the steps changed that keys name."""
     changes: dict[str, Any] = {}
     for key, value in values.items():
         row = KEYS.get(key)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from eval.errors import UsageError
 from eval.recipe import LARGEST_CROP, LARGEST_RESIZE, NAMED, Recipe, Triple, changed, parse
+from eval.text import short
 
 LARGEST_FILE = 1 << 20  # bytes
 _NOTHING: tuple[Triple, Triple] = (NAMED["raw"].mean, NAMED["raw"].std)
@@ -36,9 +37,6 @@ def recipe_of(asked: str | Path, own: Recipe | None = None, where: str = "--prep
         asked: a text, see `eval.recipe.parse`, or a path that ends as one of `READERS`.
         own: see `eval.recipe.parse`.
         where: the option, for messages.
-
-    Raises:
-        UsageError: the text or the file cannot be read, or says what no recipe can say.
     """
     path = Path(asked)
     if path.suffix.lower() not in READERS:
@@ -138,7 +136,7 @@ def _from_hugging_face(text: str, said: str) -> Recipe:  # noqa: ARG001
         recipe = replace(recipe, channels="bgr")
     for key, value in left.items():
         if key not in _SILENT and value not in (None, False, [], {}):
-            raise Unreadable(f"it has {key} = {_short(value)}")
+            raise Unreadable(f"it has {key} = {short(value)}")
     return recipe
 
 
@@ -149,13 +147,13 @@ def _resized_as(left: dict[str, Any], processor: _Processor, *, is_convnext: boo
     crops, crop = left.pop("do_center_crop", processor.crops), left.pop("crop_size", None)
     if left.pop("do_resize", True):
         if resample not in _RESAMPLE or isinstance(resample, bool):
-            raise Unreadable(f"resample = {_short(resample)}")
+            raise Unreadable(f"resample = {short(resample)}")
         side, is_square = _size(size, processor.square)
         recipe = replace(recipe, resize=side, square=is_square, interpolation=_RESAMPLE[resample])
         if is_convnext:
             return _convnext(recipe, side, 224 / 256 if percent is None else percent)
     if percent is not None:
-        raise Unreadable(f"it has crop_pct = {_short(percent)}")
+        raise Unreadable(f"it has crop_pct = {short(percent)}")
     if crops:
         return replace(recipe, size=_size(crop, True)[0])
     return _uncropped(recipe)
@@ -173,7 +171,7 @@ def _normalized_as(left: dict[str, Any], recipe: Recipe, processor: _Processor) 
     if left.pop("do_rescale", True):  # in float64: the nearest float32 of level / scale
         scale = round(2 / _number(factor)) / 2
         if scale < 1 or abs(1 / scale - _number(factor)) > 1e-9:
-            raise Unreadable(f"it has rescale_factor = {_short(factor)}")
+            raise Unreadable(f"it has rescale_factor = {short(factor)}")
     given = left.pop("image_mean", None), left.pop("image_std", None)
     if left.pop("do_normalize", processor.normalizes):
         mean, std = (_three(values, "image_mean and image_std") for values in given)
@@ -188,7 +186,7 @@ def _size(value: Any, square: bool) -> tuple[int, bool]:
             return _whole(sides["shortest_edge"], LARGEST_RESIZE), False
         if sides.keys() == {"height", "width"} and sides["height"] == sides["width"]:
             return _whole(sides["height"], LARGEST_RESIZE), True
-        raise Unreadable(f"it has the size {_short(value)}")
+        raise Unreadable(f"it has the size {short(value)}")
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         return _whole(value[0], LARGEST_RESIZE), True
     return _whole(value, LARGEST_RESIZE), square
@@ -213,7 +211,7 @@ def _from_paddle(text: str, said: str) -> Recipe:  # noqa: ARG001
     place = -1
     for step in steps:
         if not isinstance(step, dict) or len(step) != 1:
-            raise ValueError(f"not a step: {_short(step)}")
+            raise ValueError(f"not a step: {short(step)}")
         ((name, arguments),) = step.items()
         order = [*_PADDLE].index(name) if name in _PADDLE else -1
         if order <= place:
@@ -221,7 +219,7 @@ def _from_paddle(text: str, said: str) -> Recipe:  # noqa: ARG001
         place, left = order, dict(arguments or {})
         recipe = _PADDLE[name](recipe, left)
         for key, value in left.items():
-            raise Unreadable(f"its {name} has {key} = {_short(value)}")
+            raise Unreadable(f"its {name} has {key} = {short(value)}")
     return recipe if any("CropImage" in step for step in steps) else _uncropped(recipe)
 
 
@@ -270,7 +268,7 @@ def _normalize(recipe: Recipe, left: dict[str, Any]) -> Recipe:
         std=NAMED["paddle"].std if std is None else _three(std, "std"),
     )
     if recipe.scale > 1:
-        raise Unreadable(f"its NormalizeImage has scale = {_short(scale)}")
+        raise Unreadable(f"its NormalizeImage has scale = {short(scale)}")
     return recipe
 
 
@@ -300,7 +298,7 @@ def _uncropped(recipe: Recipe) -> Recipe:
 
 def _whole(value: Any, largest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise ValueError(f"a side is {_short(value)}, not 1 to {largest} pixels")
+        raise ValueError(f"a side is {short(value)}, not 1 to {largest} pixels")
     return value
 
 
@@ -312,7 +310,7 @@ def _number(value: Any) -> float:
     except (ValueError, ZeroDivisionError):
         number = 0.0
     if isinstance(value, bool) or not 1e-6 <= number <= 1e6:
-        raise ValueError(f"{_short(value)} is not a number above 0")
+        raise ValueError(f"{short(value)} is not a number above 0")
     return number
 
 
@@ -324,14 +322,9 @@ def _three(values: Any, what: str) -> Triple:
         or not all(isinstance(v, (int, float)) and abs(v) <= 1e6 for v in values)
         or (what != "mean" and 0 in values)
     ):
-        raise ValueError(f"{what}: {_short(values)} are not three numbers")
+        raise ValueError(f"{what}: {short(values)} are not three numbers")
     red, green, blue = (float(value) for value in values)
     return red, green, blue
-
-
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 READERS: Mapping[str, Callable[[str, str], Recipe]] = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,17 +24,7 @@ from eval.config import (
 from eval.errors import UsageError
 from eval.recipe import NAMED, OWN, Recipe
 from eval.recipe_files import recipe_of
-from eval.values import (
-    Kind,
-    ListOf,
-    OneOf,
-    Whole,
-    file_or_word,
-    flag,
-    path,
-    positive,
-    text,
-)
+from eval.values import Kind, ListOf, OneOf, Whole, file_or_word, flag, path, positive, text
 
 DEFAULT_VARIANT = "base_ssld"
 FORMS = ("unfused", "reparameterized")
@@ -56,22 +46,14 @@ PRECISION = OneOf(
 
 
 def read_preprocess(option: str, value: Any) -> str | Path:
-    """The text of a recipe, or a file that says one.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """The text of a recipe, or a file that says one."""
     asked = file_or_word(option, value)
     recipe_of(asked, own=Recipe(), where=option)
     return asked
 
 
 def read_forms(option: str, value: Any) -> tuple[str, ...]:
-    """Forms of the model, in their fixed order.
-
-    Raises:
-        UsageError: one of them is unknown, or named twice.
-    """
+    """Forms of the model, in their fixed order."""
     asked = ListOf(all_words={"both": FORMS, "all": FORMS})(option, value)
     if len(set(asked)) != len(asked) or not set(asked) <= set(FORMS):
         fused = {"fused", "deploy", "rep", "reparam", "inference"} & set(asked)
@@ -83,11 +65,7 @@ def read_forms(option: str, value: Any) -> tuple[str, ...]:
 
 
 def read_limit(option: str, value: Any) -> int:
-    """A number of images.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """A number of images."""
     share = (
         re.fullmatch(r"([0-9]{1,3}(\.[0-9]{1,9})?) ?%", value) if isinstance(value, str) else None
     )
@@ -101,11 +79,7 @@ def read_limit(option: str, value: Any) -> int:
 
 
 def read_device(option: str, value: Any) -> str:
-    """A device.
-
-    Raises:
-        UsageError: it is none that torch could have.
-    """
+    """A device."""
     word = text(option, value)
     if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", word):
         return word
@@ -125,11 +99,7 @@ class Benchmark(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Benchmark:
-        """From ``ORG/NAME:TASK``.
-
-        Raises:
-            UsageError: it is not of that form.
-        """
+        """From ``ORG/NAME:TASK``."""
         part = r"[A-Za-z0-9][\w.-]*"
         if not re.fullmatch(rf"{part}/{part}:{part}", text, re.ASCII):
             raise UsageError(
@@ -152,22 +122,20 @@ class Option(NamedTuple):
     """
 
     about: str
-    kind: Kind = text
-    metavar: str | None = None
-    group: str = "run"
-    default: Any = None
+    kind: Kind
+    metavar: str | None
+    group: str
+    default: Any
 
 
-def _subject(about: str, kind: Kind = text, metavar: str | None = None) -> dict[str, Option]:
-    return {"option": Option(about, kind, metavar, "subject")}
+def _option(
+    group: str, about: str, kind: Kind = text, metavar: str | None = None, default: Any = None
+) -> Any:
+    option = Option(about, kind, metavar, group, default)
+    return field(default=default, metadata={"option": option})
 
 
-def _compute(about: str, kind: Kind = text, metavar: str | None = None) -> dict[str, Option]:
-    return {"option": Option(about, kind, metavar, "compute")}
-
-
-def _run(about: str, kind: Kind = text, metavar: str | None = None) -> dict[str, Option]:
-    return {"option": Option(about, kind, metavar)}
+_subject, _compute, _run = (partial(_option, group) for group in ("subject", "compute", "run"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,216 +149,129 @@ class Request:
         UsageError: options that do not go together, or a value that is none of its kind.
     """
 
-    data: Path | str | None = field(
-        default=None,
-        metadata=_subject(
-            "the validation set: class folders, flat files, a tar or zip, Hugging Face's or "
-            "WebDataset's shards, Kaggle's tree (docs/inputs.md)",
-            path,
-            "PATH",
-        ),
+    data: Path | str | None = _subject(
+        "the validation set: class folders, flat files, a tar or zip, Hugging Face's or "
+        "WebDataset's shards, Kaggle's tree (docs/inputs.md)",
+        path,
+        "PATH",
     )
-    demo: bool = field(
+    demo: bool = _subject(
+        "run the whole job on an embedded model with known answers; no ImageNet needed",
+        flag,
         default=False,
-        metadata=_subject(
-            "run the whole job on an embedded model with known answers; no ImageNet needed", flag
-        ),
     )
-    variant: str | None = field(
-        default=None,
-        metadata=_subject(
-            f"{', '.join(builtin_variants())} (default {DEFAULT_VARIANT})", metavar="NAME"
-        ),
+    variant: str | None = _subject(
+        f"{', '.join(builtin_variants())} (default {DEFAULT_VARIANT})", metavar="NAME"
     )
-    config: Path | str | None = field(
-        default=None, metadata=_subject("your own configuration file instead", path, "FILE")
+    config: Path | str | None = _subject("your own configuration file instead", path, "FILE")
+    model: str | None = _subject(
+        "a classifier from a library instead: timm:NAME or torchvision:NAME", metavar="LIBRARY:NAME"
     )
-    model: str | None = field(
-        default=None,
-        metadata=_subject(
-            "a classifier from a library instead: timm:NAME or torchvision:NAME",
-            metavar="LIBRARY:NAME",
-        ),
-    )
-    weights: Path | str = field(
+    weights: Path | str = _subject(
+        "a checkpoint (.pdparams, .safetensors, .pth, .pt) or an exported file (.onnx, .xml, "
+        "...); default auto: from the cache, else downloaded",
+        file_or_word,
+        "FILE",
         default="auto",
-        metadata=_subject(
-            "a checkpoint (.pdparams, .safetensors, .pth, .pt) or an exported file (.onnx, .xml, "
-            "...); default auto: from the cache, else downloaded",
-            file_or_word,
-            "FILE",
-        ),
     )
-    weights_entry: str | None = field(
-        default=None,
-        metadata=_subject(
-            "which of the models in a training checkpoint: state_dict_ema, model_ema, Student, ...",
-            metavar="NAME",
-        ),
+    weights_entry: str | None = _subject(
+        "which of the models in a training checkpoint: state_dict_ema, model_ema, Student, ...",
+        metavar="NAME",
     )
-    output_name: str | None = field(
-        default=None,
-        metadata=_subject(
-            "which output of an exported file has the logits (default the only one of the right "
-            "shape)",
-            metavar="NAME",
-        ),
+    output_name: str | None = _subject(
+        "which output of an exported file has the logits (default the only one of the right shape)",
+        metavar="NAME",
     )
-    background_first: bool = field(
+    background_first: bool = _subject(
+        "the first output is of a background class, as in TensorFlow's models: leave it out",
+        flag,
         default=False,
-        metadata=_subject(
-            "the first output is of a background class, as in TensorFlow's models: leave it out",
-            flag,
-        ),
     )
-    forms: Sequence[str] | str | None = field(
-        default=None,
-        metadata=_subject(
-            "unfused, reparameterized or both (default both, if the model has them)",
-            read_forms,
-            "LIST",
-        ),
+    forms: Sequence[str] | str | None = _subject(
+        "unfused, reparameterized or both (default both, if the model has them)", read_forms, "LIST"
     )
-    preprocess: Path | str | None = field(
-        default=None,
-        metadata=_subject(
-            f"{', '.join(NAMED)} or {OWN} (the model's own; the default), with single steps as in "
-            "torchvision,resize=235,interpolation=bicubic; or a file: preprocessor_config.json, "
-            "inference.yml, or the same keys in .toml (docs/preprocessing.md)",
-            read_preprocess,
-            "RECIPE",
-        ),
+    preprocess: Path | str | None = _subject(
+        f"{', '.join(NAMED)} or {OWN} (the model's own; the default), with single steps as in "
+        "torchvision,resize=235,interpolation=bicubic; or a file: preprocessor_config.json, "
+        "inference.yml, or the same keys in .toml (docs/preprocessing.md)",
+        read_preprocess,
+        "RECIPE",
     )
-    labels: Path | str | None = field(
-        default=None,
-        metadata=_subject(
-            "a list of images and their classes: lines of `name index`, CSV or JSON", path, "FILE"
-        ),
+    labels: Path | str | None = _subject(
+        "a list of images and their classes: lines of `name index`, CSV or JSON", path, "FILE"
     )
-    classes: Path | str | None = field(
-        default=None,
-        metadata=_subject(
-            "classes other than ImageNet's 1000: a file with one class per line, in index order, "
-            "the name of its folder first",
-            path,
-            "FILE",
-        ),
+    classes: Path | str | None = _subject(
+        "classes other than ImageNet's 1000: a file with one class per line, in index order, "
+        "the name of its folder first",
+        path,
+        "FILE",
     )
-    image_set: str | None = field(
-        default=None,
-        metadata=_subject(
-            "val: these images are the ILSVRC2012 validation set, although their names do not "
-            "show it",
-            OneOf(IMAGE_SETS, dict.fromkeys(("validation", "ilsvrc2012", "imagenet"), "val")),
-        ),
+    image_set: str | None = _subject(
+        "val: these images are the ILSVRC2012 validation set, although their names do not show it",
+        OneOf(IMAGE_SETS, dict.fromkeys(("validation", "ilsvrc2012", "imagenet"), "val")),
     )
-    folders: str | None = field(
-        default=None,
-        metadata=_subject(
-            "what the numbers of numbered folders are: index (in the list of classes) or ilsvrc-id "
-            "(of the devkit, from 1)",
-            OneOf(FOLDERS),
-        ),
+    folders: str | None = _subject(
+        "what the numbers of numbered folders are: index (in the list of classes) or ilsvrc-id "
+        "(of the devkit, from 1)",
+        OneOf(FOLDERS),
     )
-    timm_results: Path | str | None = field(
-        default=None,
-        metadata=_subject("timm's table of results: show the row of the model", path, "FILE"),
+    timm_results: Path | str | None = _subject(
+        "timm's table of results: show the row of the model", path, "FILE"
     )
-    backend: str | None = field(
-        default=None,
-        metadata=_compute(
-            "what computes the logits (default torch, or the exported file's own runtime)",
-            metavar="NAME",
-        ),
+    backend: str | None = _compute(
+        "what computes the logits (default torch, or the exported file's own runtime)",
+        metavar="NAME",
     )
-    device: str = field(
-        default="auto", metadata=_compute("auto, cpu, cuda or cuda:N (default auto)", read_device)
+    device: str = _compute("auto, cpu, cuda or cuda:N (default auto)", read_device, default="auto")
+    precision: str = _compute("of the computation (default fp32)", PRECISION, default="fp32")
+    batch_size: int | None = _compute(
+        "batch size per worker",
+        Whole(1, LARGEST_BATCH, "larger batches only take more memory"),
+        "N",
     )
-    precision: str = field(
-        default="fp32", metadata=_compute("of the computation (default fp32)", PRECISION)
+    processes: int | None = _compute(
+        "processes, each with --workers threads (default 1; more with many cores and images)",
+        Whole(1, MOST_PROCESSES, "each is a model of its own"),
+        "N",
     )
-    batch_size: int | None = field(
-        default=None,
-        metadata=_compute(
-            "batch size per worker",
-            Whole(1, LARGEST_BATCH, "larger batches only take more memory"),
-            "N",
-        ),
+    workers: int | None = _compute(
+        "threads of each process (default one per core in all)", positive, "N"
     )
-    processes: int | None = field(
-        default=None,
-        metadata=_compute(
-            "processes, each with --workers threads (default 1; more with many cores and images)",
-            Whole(1, MOST_PROCESSES, "each is a model of its own"),
-            "N",
-        ),
+    limit: int | None = _run("only the first N images of a fixed shuffled order", read_limit, "N")
+    tolerance: int | None = _run(
+        "judge a timm or torchvision model by its published figures (of timm: --timm-results); "
+        "the counts may differ by N images",
+        Whole(0),
+        "N",
     )
-    workers: int | None = field(
-        default=None,
-        metadata=_compute("threads of each process (default one per core in all)", positive, "N"),
-    )
-    limit: int | None = field(
-        default=None,
-        metadata=_run("only the first N images of a fixed shuffled order", read_limit, "N"),
-    )
-    tolerance: int | None = field(
-        default=None,
-        metadata=_run(
-            "judge a timm or torchvision model by its published figures (of timm: --timm-results); "
-            "the counts may differ by N images",
-            Whole(0),
-            "N",
-        ),
-    )
-    on_bad_image: str = field(
+    on_bad_image: str = _run(
+        "record: list it and count it as wrong; the verdict is INCOMPLETE then",
+        OneOf(ON_BAD_IMAGE),
         default="fail",
-        metadata=_run(
-            "record: list it and count it as wrong; the verdict is INCOMPLETE then",
-            OneOf(ON_BAD_IMAGE),
-        ),
     )
-    cache: Path | str | None = field(
-        default=None, metadata=_run("keep the decoded crops for later runs", path, "DIR")
+    cache: Path | str | None = _run("keep the decoded crops for later runs", path, "DIR")
+    real_labels: bool = _run("also score against the ReaL labels", flag, default=False)
+    output: Path | str | None = _run(
+        "folder for the reports (default results/<variant>-<time>); name the same folder again "
+        "to continue an interrupted run",
+        path,
+        "DIR",
     )
-    real_labels: bool = field(
-        default=False, metadata=_run("also score against the ReaL labels", flag)
+    stop_early: bool = _run(
+        "end the run as soon as it is certain that the whole set would FAIL", flag, default=False
     )
-    output: Path | str | None = field(
-        default=None,
-        metadata=_run(
-            "folder for the reports (default results/<variant>-<time>); name the same folder again "
-            "to continue an interrupted run",
-            path,
-            "DIR",
-        ),
+    latency: bool = _run("also measure the time per image", flag, default=False)
+    history: Path | str | None = _run("also append the summary to this CSV file", path, "FILE")
+    model_card: Path | str | None = _run(
+        "also write a complete result as the metadata of a Hugging Face model card", path, "FILE"
     )
-    stop_early: bool = field(
-        default=False,
-        metadata=_run("end the run as soon as it is certain that the whole set would FAIL", flag),
+    hub_benchmark: str | None = _run(
+        "with --model-card: also write .eval_results/*.yaml beside FILE, for this benchmark on "
+        "the Hugging Face Hub",
+        metavar="ORG/NAME:TASK",
     )
-    latency: bool = field(default=False, metadata=_run("also measure the time per image", flag))
-    history: Path | str | None = field(
-        default=None, metadata=_run("also append the summary to this CSV file", path, "FILE")
-    )
-    model_card: Path | str | None = field(
-        default=None,
-        metadata=_run(
-            "also write a complete result as the metadata of a Hugging Face model card",
-            path,
-            "FILE",
-        ),
-    )
-    hub_benchmark: str | None = field(
-        default=None,
-        metadata=_run(
-            "with --model-card: also write .eval_results/*.yaml beside FILE, for this benchmark on "
-            "the Hugging Face Hub",
-            metavar="ORG/NAME:TASK",
-        ),
-    )
-    baseline: Path | str | None = field(
-        default=None,
-        metadata=_run("at the end, compare with an earlier result", file_or_word, "PATH"),
+    baseline: Path | str | None = _run(
+        "at the end, compare with an earlier result", file_or_word, "PATH"
     )
     command: str = ""
 
@@ -450,11 +331,7 @@ class Request:
 
     @cached_property
     def published(self) -> VariantConfig | None:
-        """The configuration that was named: what is reported about the model.
-
-        Raises:
-            UsageError: there is none of that name, or it cannot be read.
-        """
+        """The configuration that was named: what is reported about the model."""
         if self.config:
             return load_config(Path(self.config))
         if self.variant:
@@ -489,9 +366,7 @@ class Request:
 
 
 OPTIONS: Mapping[str, Option] = {
-    row.name: row.metadata["option"]._replace(default=row.default)
-    for row in fields(Request)
-    if row.metadata
+    row.name: row.metadata["option"] for row in fields(Request) if row.metadata
 }
 
 

@@ -24,7 +24,7 @@ from eval.parser import Parser
 from eval.progress import ProgressBar
 from eval.recipe import OWN, split_list
 from eval.request import DEFAULT_VARIANT, PRECISION, read_forms, read_preprocess
-from eval.values import ListOf, file_or_word, path, text
+from eval.values import ListOf, drawing, file_or_word, path, text
 
 _AS_THEY_ARE = ("limit", "labels", "image_set", "folders", "on_bad_image", "latency",
                 "weights_entry", "output_name", "background_first")  # fmt: skip
@@ -73,14 +73,8 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; what is wrong with it is said before hours of work.
-
-    Raises:
-        UsageError: there is no such variant, or the plot cannot be drawn.
-    """
+    """The command line; what is wrong with it is said before hours of work."""
     args = _parser().read(arguments)
-    if args.plot and args.plot.suffix not in (".png", ".svg"):
-        raise UsageError(f"--plot {args.plot}: name a .png or .svg file.")
     if args.plot and not args.latency:
         raise UsageError("--plot draws accuracy against latency: add --latency.")
     for variant in args.variants:
@@ -138,7 +132,7 @@ def _parser() -> Parser:
     for name in _AS_THEY_ARE:
         add_option(parser, name)
     add_option(parser, "cache", help="default: in --output")
-    add("--plot", path, metavar="IMAGE", help="draw accuracy against latency: .png or .svg")
+    add("--plot", drawing, metavar="IMAGE", help="draw accuracy against latency: .png or .svg")
     add("--output", path, default=Path("results/sweep"), metavar="DIR",
         help="folder for the reports (default %(default)s)")  # fmt: skip
     parser.add_flag("--quiet", "print only errors on stderr")

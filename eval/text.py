@@ -38,6 +38,12 @@ def shown(text: str) -> str:
     return printable(text if len(text) <= 120 else f"{text[:117]}...")
 
 
+def short(value: object) -> str:
+    """A value for a message: in ASCII, at most 60 characters."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def printable_lines(text: str) -> str:
     """Lines of our own that may name what a stranger has named; they stay lines."""
     return "\n".join(map(printable, text.split("\n")))
@@ -85,11 +91,7 @@ def is_utf8(text: str) -> bool:
 
 
 def check_path(option: str, path: Path) -> None:
-    """Refuse a path that no report could contain.
-
-    Raises:
-        DataError: it is not valid UTF-8.
-    """
+    """Refuse a path that no report could contain."""
     if not is_utf8(str(path)):
         raise DataError(
             f"{option} {shown(str(path))}: the path is not valid UTF-8.\n"
@@ -122,9 +124,6 @@ def read_text(path: Path, what: str, rows: str) -> str:
         path: the file.
         what: what it should be, such as ``list of labels``.
         rows: what such a file contains, as a sentence; ends the message.
-
-    Raises:
-        DataError: it cannot be read, is too large, or is not text.
     """
     try:
         size = path.stat().st_size
@@ -153,10 +152,6 @@ def table(
         text: its content.
         error: what to raise.
         delimiter: what separates the columns.
-
-    Raises:
-        EvalError: of the given type: it is not CSV, has no header, a column twice, a row of another
-            length, or more columns or rows than any real one.
     """
     again = "The file is damaged or was edited: write it again."
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)

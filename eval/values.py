@@ -26,12 +26,7 @@ Kind = Callable[[str, Any], Any]
 
 
 def text(option: str, value: Any) -> str:
-    """A text that is not empty.
-
-    Raises:
-        UsageError: it is empty, as an unset variable of a script is; no text; or has
-            control characters.
-    """
+    """A text that is not empty."""
     if not isinstance(value, str):
         raise UsageError(f"{option} {value!r}: not a text.")
     if not value.strip():
@@ -48,11 +43,7 @@ def text(option: str, value: Any) -> str:
 
 
 def path(option: str, value: Any) -> Path:
-    """A path that is not empty; ``~`` is the home folder.
-
-    Raises:
-        UsageError: as of `text`, or it is a URL.
-    """
+    """A path that is not empty; ``~`` is the home folder."""
     return Path(file_or_word(option, value))
 
 
@@ -66,6 +57,14 @@ def file_or_word(option: str, value: Any) -> str | Path:
     if isinstance(value, os.PathLike):
         return Path(os.path.expanduser(os.fsdecode(value)))  # noqa: PTH111
     return os.path.expanduser(text(option, value))  # noqa: PTH111  # leaves an unknown ~user
+
+
+def drawing(option: str, value: Any) -> Path:
+    """The path of a drawing, ``.png`` or ``.svg``."""
+    found = path(option, value)
+    if found.suffix not in (".png", ".svg"):
+        raise UsageError(f"{option} {found}: name a .png or .svg file.")
+    return found
 
 
 def flag(option: str, value: Any) -> bool:
@@ -89,11 +88,7 @@ class Whole:
     why: str = ""
 
     def __call__(self, option: str, value: Any) -> int:
-        """Check a value.
-
-        Raises:
-            UsageError: it is not such a number.
-        """
+        """Check a value."""
         kinds = {None: "whole number", 0: "number, 0 or more", 1: "positive number"}
         try:
             if isinstance(value, str):
@@ -126,11 +121,7 @@ class OneOf:
     meant: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, option: str, value: Any) -> str:
-        """Check a value.
-
-        Raises:
-            UsageError: it is none of the names.
-        """
+        """Check a value."""
         names = list(self.names)
         if value in names:
             return str(value)
@@ -154,11 +145,7 @@ class ListOf:
     all_words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __call__(self, option: str, value: Any) -> tuple[Any, ...]:
-        """Check a list or a text with commas.
-
-        Raises:
-            UsageError: a value is wrong, or there is none.
-        """
+        """Check a list or a text with commas."""
         words = text(option, value).split(",") if isinstance(value, str) else list(value)
         if len(words) == 1 and words[0] in self.all_words:
             return self.all_words[words[0]]

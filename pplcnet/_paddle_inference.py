@@ -234,11 +234,6 @@ def run(graph: Graph, images: Tensor) -> Tensor:
     return result[0]
 
 
-def ends_in_softmax(graph: Graph) -> bool:
-    """Whether a graph gives probabilities."""
-    return any(operator.kind == "softmax" for operator in graph.operators)
-
-
 def _conv2d(operator: Operator, given: Sequence[Any]) -> Tensor:
     at = operator.attributes
     _require(at["padding_algorithm"] == "EXPLICIT" and at["data_format"] in ("NCHW", "AnyLayout"),

@@ -14,14 +14,13 @@ import collections
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
-import hypothesis
 import torch
-from fuzz_weights import damaged
+from fuzz_weights import damaged, outcomes, tell
 from hypothesis import strategies as st
 
 import pplcnet
@@ -82,24 +81,9 @@ def fuzz(kind: str, examples: int, folder: Path) -> collections.Counter[str]:
     graph = Export(PPLCNetV2(TINY.scale, TINY.depths, 3).eval()).save(folder, name)
     path = folder / target
     data = path.read_bytes()
-    counts: collections.Counter[str] = collections.Counter()
-
-    @hypothesis.settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(strategy(data))
-    def read(damaged_data: bytes) -> None:
-        path.write_bytes(damaged_data)
-        counts[outcome(graph)] += 1
-
     with mock.patch("pplcnet._paddle_inference.VARIANTS", {TINY.name: TINY}):
         assert outcome(graph) == "read", f"the undamaged {kind}"
-        read()
-    return counts
+        return outcomes(path, strategy(data), examples, lambda: outcome(graph))
 
 
 def main() -> int:
@@ -111,14 +95,7 @@ def main() -> int:
     number = parser.parse_args().number
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            counts = fuzz(kind, number, Path(folder))
-            seconds = time.perf_counter() - start
-            print(
-                f"{kind:26} {counts.total():6} inputs: {counts['refused']} refused, "
-                f"{counts['read']} read, nothing else; {seconds:.0f} s",
-                flush=True,
-            )
+            tell(f"{kind:26}", partial(fuzz, kind, number, Path(folder)))
     return 0
 
 

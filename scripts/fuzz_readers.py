@@ -14,15 +14,14 @@ import io
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import hypothesis
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
-from fuzz_weights import damaged
+from fuzz_weights import damaged, outcomes, tell, tell_memory
 from hypothesis import strategies as st
 
 from eval.cli import run_command
@@ -166,7 +165,6 @@ def outcome(root: Path, labels: Path | None) -> str:
 def fuzz(kind: str, examples: int, folder: Path) -> collections.Counter[str]:
     """Open `examples` damaged inputs of a kind and count the outcomes."""
     data, strategy = inputs()[kind]
-    counts: collections.Counter[str] = collections.Counter()
     flat = folder / "flat"
     flat.mkdir(exist_ok=True)
     for number in range(1, IMAGES + 1):
@@ -177,20 +175,7 @@ def fuzz(kind: str, examples: int, folder: Path) -> collections.Counter[str]:
     path.write_bytes(data)
     assert outcome(root, labels) == "read", f"the undamaged {kind}"
 
-    @hypothesis.settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(strategy(data))
-    def read(damaged_data: bytes) -> None:
-        path.write_bytes(damaged_data)
-        counts[outcome(root, labels)] += 1
-
-    read()
-    return counts
+    return outcomes(path, strategy(data), examples, lambda: outcome(root, labels))
 
 
 def main() -> int:
@@ -203,19 +188,8 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for kind in [args.only] if args.only else inputs():
-            start = time.perf_counter()
-            counts = fuzz(kind, args.number, Path(folder))
-            seconds = time.perf_counter() - start
-            print(
-                f"{kind:16} {counts.total():6} inputs: {counts['refused']} refused, "
-                f"{counts['read']} read, nothing else; {seconds:.0f} s",
-                flush=True,
-            )
-    import resource  # not on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(f"peak memory {peak / 2**20:.0f} MiB")
+            tell(f"{kind:16}", partial(fuzz, kind, args.number, Path(folder)))
+    tell_memory()
     return 0
 
 

@@ -15,6 +15,8 @@ import pickle
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import hypothesis
@@ -115,10 +117,14 @@ def outcome(path: Path) -> str:
     return "refused"
 
 
-def fuzz(data: bytes, examples: int, folder: Path) -> collections.Counter[str]:
-    """Read `examples` damaged variants of `data` and count the outcomes."""
+def outcomes(
+    path: Path,
+    contents: st.SearchStrategy[bytes],
+    examples: int,
+    outcome: Callable[[], str],
+) -> collections.Counter[str]:
+    """Write `examples` contents to a file, one after another, and count the outcomes."""
     counts: collections.Counter[str] = collections.Counter()
-    path = folder / "damaged"
 
     @hypothesis.settings(
         max_examples=examples,
@@ -127,13 +133,39 @@ def fuzz(data: bytes, examples: int, folder: Path) -> collections.Counter[str]:
         deadline=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    @hypothesis.given(damaged(data))
-    def read(damaged_data: bytes) -> None:
-        path.write_bytes(damaged_data)
-        counts[outcome(path)] += 1
+    @hypothesis.given(contents)
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        counts[outcome()] += 1
 
     read()
     return counts
+
+
+def fuzz(data: bytes, examples: int, folder: Path) -> collections.Counter[str]:
+    """Read `examples` damaged variants of `data` and count the outcomes."""
+    path = folder / "damaged"
+    return outcomes(path, damaged(data), examples, lambda: outcome(path))
+
+
+def tell(kind: str, fuzz: Callable[[], collections.Counter[str]]) -> None:
+    """Print the outcomes of one kind of input."""
+    start = time.perf_counter()
+    counts = fuzz()
+    print(
+        f"{kind} {counts.total():6} inputs: {counts['refused']} refused, {counts['read']} read, "
+        f"nothing else; {time.perf_counter() - start:.0f} s",
+        flush=True,
+    )
+
+
+def tell_memory() -> None:
+    """Print the most memory that this process had."""
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(f"peak memory {peak / 2**20:.0f} MiB")
 
 
 def main() -> int:
@@ -145,18 +177,8 @@ def main() -> int:
     number = parser.parse_args().number
     with tempfile.TemporaryDirectory() as folder:
         for name, data in samples().items():
-            start = time.perf_counter()
-            counts = fuzz(data, number, Path(folder))
-            seconds = time.perf_counter() - start
-            print(
-                f"{name:20} {counts.total():6} inputs: {counts['refused']} refused, "
-                f"{counts['read']} read, nothing else; {seconds:.0f} s"
-            )
-    import resource  # not on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(f"peak memory {peak / 2**20:.0f} MiB")
+            tell(f"{name:20}", partial(fuzz, data, number, Path(folder)))
+    tell_memory()
     return 0
 
 

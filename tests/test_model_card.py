@@ -36,7 +36,7 @@ ROW: dict[str, Any] = {
 
 
 def test_one_form_by_hand() -> None:
-    text = model_card([ROW], model_name="PPLCNetV2_base_ssld", source_url="https://example.org/r")
+    text = model_card([ROW], model_name="PPLCNetV2_base_ssld")
     assert text.startswith("---\n")
     assert text.endswith("\n---\n")
     said = {"form": "reparameterized", "preprocess": "paddle", "precision": "fp32",
@@ -67,7 +67,6 @@ def test_one_form_by_hand() -> None:
                                 "args": {"top_k": 5, **said},
                             },
                         ],
-                        "source": {"name": "pplcnet-eval", "url": "https://example.org/r"},
                     }
                 ],
             }
@@ -94,7 +93,7 @@ def test_values_are_the_hubs_types() -> None:
     """As the specification of model-index has them: text, numbers, and nothing empty."""
     index = yaml.safe_load(model_card([ROW], model_name="m").strip("-\n"))["model-index"]
     (result,) = index[0]["results"]
-    assert set(result) == {"task", "dataset", "metrics"}  # no source without a page
+    assert set(result) == {"task", "dataset", "metrics"}
     for metric in result["metrics"]:
         assert isinstance(metric["value"], float)
         assert None not in metric.values()
@@ -140,14 +139,13 @@ def test_nothing_is_refused() -> None:
 def test_eval_results_by_hand() -> None:
     """Keys and types as in eval_results.yaml of huggingface/hub-docs; the date is text there."""
     rows = [ROW | {"form": "unfused", "top1_correct": 40034, "verdict": "FAIL"}, ROW]
-    files = eval_results(rows, benchmark=BENCHMARK, source_url="https://example.org/r")
+    files = eval_results(rows, benchmark=BENCHMARK)
     assert list(files) == ["imagenet-1k-unfused.yaml", "imagenet-1k-reparameterized.yaml"]
     (entry,) = yaml.safe_load(files["imagenet-1k-reparameterized.yaml"])
     assert entry == {
         "dataset": {"id": "someone/ImageNet-1k", "task_id": "val_top1"},
         "value": 80.07,
         "date": "2026-01-01T00:00:00+00:00",
-        "source": {"url": "https://example.org/r", "name": "pplcnet-eval"},
         "notes": "top-1 in percent; reparameterized, paddle, fp32, torch",
     }
     assert yaml.safe_load(files["imagenet-1k-unfused.yaml"])[0]["value"] == 80.068

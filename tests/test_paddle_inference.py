@@ -18,7 +18,7 @@ from paddle_exports import Export, Step
 import pplcnet
 from pplcnet import PPLCNetV2, WeightsError
 from pplcnet._paddle_graph import find_graph, read_graph
-from pplcnet._paddle_inference import ends_in_softmax, run
+from pplcnet._paddle_inference import run
 from pplcnet._weights import model_for
 
 FORMATS = ("inference.json", "inference.pdmodel")
@@ -83,7 +83,7 @@ def test_the_graph_itself_gives_logits_not_probabilities(
     for name in FORMATS:
         for softmax in (True, False):
             graph = read_graph(Export(model, merged=False, softmax=softmax).save(tmp_path, name))
-            assert ends_in_softmax(graph) is softmax
+            assert ("softmax" in {each.kind for each in graph.operators}) is softmax
             found = run(graph, images.double())
             expected = logits(copy.deepcopy(model).double(), images.double())
             assert (found - expected).abs().max() < 1e-12 * expected.abs().max()

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from test_runtimes import graph, needs
 
 from eval.backends import child
-from eval.backends.flatbuffer import Damaged, Table
 from eval.backends.formats import companions, precision_of
 from eval.backends.precision import describe
 from eval.errors import ModelError
+from eval.flatbuffer import Damaged, Table
 from eval.imagenet import main
 from eval.models import timm, torchvision
 from eval.models.stored import stored_precision
@@ -563,10 +563,10 @@ def test_whole_numbers_are_no_weights_of_a_librarys_model(library: str, tmp_path
     state = dict(model.state_dict())
     load = timm.load_model if library == "timm" else torchvision.load_model
     save_file(state, tmp_path / "x.safetensors")
-    assert load(name, tmp_path / "x.safetensors", 1000)[1] == "fp32"
+    assert load(name, tmp_path / "x.safetensors", 1000).stored == "fp32"
     halves = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
     save_file(halves, tmp_path / "x.safetensors")
-    assert load(name, tmp_path / "x.safetensors", 1000)[1] == "fp16 weights"
+    assert load(name, tmp_path / "x.safetensors", 1000).stored == "fp16 weights"
     key = next(iter(state))
     save_file({**state, key: state[key].to(torch.int8)}, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match=rf"{key}.*int8 instead of floating-point"):

@@ -1,4 +1,4 @@
-"""Label sets: a set's own labels and the ReaL labels, with a denominator of their own."""
+"""The ReaL labels, with a denominator of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from timm.data.real_labels import RealLabelsImagenet
 
 from eval.errors import DataError
 from eval.imagenet import main
-from eval.images.labelset import LabelScore, LabelSet, real, real_labels, score, single
+from eval.images.labelset import LabelScore, LabelSet, real, real_labels, score
 from eval.images.valset import ValSet, open_valset
 
 MakeVal = Callable[..., Path]
@@ -44,15 +44,6 @@ def test_images_and_predictions_must_be_as_many() -> None:
         score(LabelSet("mine", (frozenset({3}),)), np.zeros((2, 5), np.int64))
     with pytest.raises(ValueError, match="No image has a label of none"):
         score(LabelSet("none", (frozenset(),)), np.zeros((1, 5), np.int64))
-
-
-def test_the_sets_own_labels(valset: ValSet) -> None:
-    labels = single(valset)
-    assert labels.accepted == tuple(frozenset({sample.label}) for sample in valset.samples)
-    top = np.array([[sample.label, -1, -1, -1, -1] for sample in valset.samples])
-    top[2] = np.roll(top[2], 3)
-    found = score(labels, top)
-    assert (found.images, found.top1_correct, found.top5_correct) == (6, 5, 6)
 
 
 def test_labels_are_those_of_the_file_names(valset: ValSet) -> None:
@@ -153,7 +144,6 @@ def test_real_labels_by_hand(valset: ValSet) -> None:
     """As in the file that the authors publish: the first three images."""
     assert real_labels()[:3] == (frozenset(), frozenset({970, 795}), frozenset({230, 231}))
     assert real(valset).accepted[1] == frozenset({970, 795})
-    assert single(valset).name == "labels"
 
 
 def test_percentages_are_unrounded() -> None:

@@ -14,6 +14,7 @@ from conftest import ROOT, rows_of
 from small_evaluations import FORMS, evaluation_of, random_measurement
 
 from eval.results import schema
+from eval.results.read import read_rows
 
 CONTRACT = (  # the order and the names that scripts rely on
     "run_id, started_at, variant, form, backend, device, precision, preprocess, images, "
@@ -104,10 +105,8 @@ def test_the_verdict_is_the_same_in_every_file(written: Path) -> None:
 
 def test_no_number_is_written_as_text_or_rounded(written: Path) -> None:
     rows = rows_of(written / "summary.csv")
+    read_rows(written / "summary.csv")  # refuses what is no number
     for row in rows:
-        for column in schema.SUMMARY:
-            if column.numeric and row[column.name]:
-                float(row[column.name])
         assert float(row["top1"]) == 100 * int(row["top1_correct"]) / int(row["images"])
         assert row["params"] == "6687208"
 

@@ -305,7 +305,8 @@ def test_a_lower_precision_by_the_environment_is_not_judged(
 @pytest.mark.parametrize("name", ["nonsense", "agg"])
 def test_no_backend_of_matplotlib_is_needed(name: str) -> None:
     code = (
-        "import os; from eval.results import plots; import matplotlib as m;"
+        "import os; from eval.jobs import sweep; from eval.results import plots;"
+        "import matplotlib as m;"
         "plots.accuracy_plot([plots.Accuracy('a', 1.0)], None);"
         "print(os.environ['MPLBACKEND'], m.get_backend(auto_select=False))"
     )

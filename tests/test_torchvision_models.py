@@ -126,7 +126,7 @@ def test_other_classes_are_refused(tmp_path: Path) -> None:
         load_model("resnet18", tmp_path / "ten.pth", 1000)
     with pytest.raises(ModelError, match=r"of 10 classes, not of 9\.\n.*add --background-first"):
         load_model("resnet18", tmp_path / "ten.pth", 9)
-    assert load_model("resnet18", tmp_path / "ten.pth", 10)[0].fc.out_features == 10  # type: ignore[union-attr]
+    assert load_model("resnet18", tmp_path / "ten.pth", 10).model.fc.out_features == 10  # type: ignore[union-attr]
 
 
 def test_checkpoints_that_cannot_be_used(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_models_with_auxiliary_heads_keep_their_input_transform(name: str, tmp_p
     """As torchvision builds them for its weights (`_ovewrite_named_param` in models/*.py)."""
     made = models.get_model(name, aux_logits=True, transform_input=True, init_weights=False)
     torch.save(made.state_dict(), tmp_path / "w.pth")
-    loaded, *_ = load_model(name, tmp_path / "w.pth", 1000)
+    loaded = load_model(name, tmp_path / "w.pth", 1000).model
     assert loaded.transform_input is True
     assert not loaded.training
 
@@ -254,5 +254,5 @@ def test_old_checkpoints_of_densenet_have_other_names(tmp_path: Path) -> None:
     }
     assert old.keys() != state.keys()
     torch.save(old, tmp_path / "old.pth")
-    loaded, *_ = load_model("densenet121", tmp_path / "old.pth", 1000)
+    loaded = load_model("densenet121", tmp_path / "old.pth", 1000).model
     assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())

@@ -15,7 +15,6 @@
     signature.py   what a graph takes and gives
     child.py       converters, and files that nobody has vouched for, in a process of their own
     formats.py     exported files, whichever runtime's
-    flatbuffer.py  a reader of the tables that LiteRT and MNN keep their graphs in
     precision.py   one word for the precision of many tensors
     quantize.py    post-training int8
     device.py      which device
@@ -319,22 +318,14 @@ def create_predictor(
 
 
 def predictor_for(task: Task) -> Predictor:
-    """What `create_predictor` does.
-
-    Raises:
-        UsageError, ModelError: as there.
-    """
+    """What `create_predictor` does."""
     _check(task)
     return BACKENDS[task.backend].create(task)
 
 
 @contextlib.contextmanager
 def prepared(task: Task) -> Iterator[Task]:
-    """The task with its models converted, so that several predictors need not do it again.
-
-    Raises:
-        UsageError, ModelError: as `create_predictor`.
-    """
+    """The task with its models converted, so that several predictors need not do it again."""
     _check(task)
     if not BACKENDS[task.backend].module:
         yield task
@@ -364,11 +355,7 @@ def _check(task: Task) -> None:
 
 
 def check_runs(backend: str, model: nn.Module | Path) -> None:
-    """Refuse a file that a backend does not run.
-
-    Raises:
-        UsageError: another backend is needed.
-    """
+    """Refuse a file that a backend does not run."""
     if isinstance(model, Path) and model.suffix.lower() not in BACKENDS[backend].suffixes:
         able = [name for name, row in BACKENDS.items() if model.suffix.lower() in row.suffixes]
         advice = f"use {' or '.join(able)}" if able else "no backend runs this kind of file"
@@ -376,15 +363,7 @@ def check_runs(backend: str, model: nn.Module | Path) -> None:
 
 
 def check_installed(backend: str, *, converting: bool = False) -> None:
-    """Refuse a runtime that is not installed.
-
-    Args:
-        backend: a key of `BACKENDS`.
-        converting: whether torch models have to be converted for it.
-
-    Raises:
-        UsageError: a module is missing; the message has the command that installs it.
-    """
+    """Refuse a runtime that is not installed, or that cannot convert torch models."""
     entry = BACKENDS[backend]
     for name in (*entry.needs, *(entry.converts if converting else ())):
         if _is_missing(name):

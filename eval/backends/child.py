@@ -129,13 +129,8 @@ def limit_memory() -> None:
 
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + SPARE
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    except (
-        ImportError,
-        AttributeError,
-        OSError,
-        ValueError,
-    ):  # not on this system: the kernel's own limits hold
-        return
+    except (ImportError, AttributeError, OSError, ValueError):
+        return  # not on this system: the kernel's own limits hold
 
 
 if __name__ == "__main__":

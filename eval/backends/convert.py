@@ -17,21 +17,7 @@ if TYPE_CHECKING:
 def in_child(
     backend: str, model: nn.Module, folder: Path, batches: Sequence[int], size: int
 ) -> dict[int, Path]:
-    """Convert a model in a child process, once for each batch size.
-
-    Args:
-        backend: a key of `BACKENDS` whose module has ``convert``.
-        model: it is not changed.
-        folder: where the files are put.
-        batches: images in a batch.
-        size: of a side of the images.
-
-    Returns:
-        Batch size to the file.
-
-    Raises:
-        ModelError: the converter cannot do it.
-    """
+    """Convert a model in a child process, once for each batch size: that size to the file."""
     _, ending = BACKENDS[backend].export
     paths = {batch: folder / f"batch{batch}{ending}" for batch in batches}
     _convert(backend, model, paths, size)

@@ -17,9 +17,6 @@ def choose_device(name: str, process: int = 0) -> torch.device:
         name: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU if there is one, else the CPU).
             Without N, process number i of a machine uses GPU i.
         process: number of this process on its machine, from 0.
-
-    Raises:
-        UsageError: the name is wrong, or there is no such device.
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":

@@ -86,9 +86,7 @@ class ExecuTorchGraph:
         from executorch.extension.pybindings import _C
         from executorch.runtime import Runtime
 
-        _C._unsafe_reset_threadpool(
-            threads
-        )  # one pool for the process; it takes all cores otherwise
+        _C._unsafe_reset_threadpool(threads)  # one for the process, of all cores otherwise
         self._content = source.read_bytes()
         self._runtime = Runtime.get()
         _program, method = self._method()

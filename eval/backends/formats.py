@@ -48,11 +48,7 @@ class Copy(type(Path())):  # type: ignore[misc]
 
 
 def private_copy(path: Path) -> Copy:
-    """Copy an exported file and all that belongs to it into a folder of this process's own.
-
-    Raises:
-        ModelError: it cannot be read or copied, or keeps its weights outside its own folder.
-    """
+    """Copy an exported file and all that belongs to it into a folder of this process's own."""
     folder = Path(tempfile.mkdtemp(prefix="pplcnet-eval-"))
     copy = Copy(folder / path.name)
     copy.original = path
@@ -95,11 +91,7 @@ def is_exported(path: str | Path) -> bool:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file that is not of the kind that its name says, or whose other files are missing.
-
-    Raises:
-        ModelError: see above.
-    """
+    """Refuse a file that is not of the kind that its name says, or lacks its other files."""
     row = _row(path)
     head = _readable(path, _head)
     if not head or not row.load().begins(head):
@@ -125,11 +117,7 @@ def _head(path: Path) -> bytes:
 
 
 def companions(path: Path) -> tuple[Path, ...]:
-    """The other files of an exported model: all that its runtime reads besides `path`.
-
-    Raises:
-        ModelError: the file cannot be read.
-    """
+    """The other files of an exported model: all that its runtime reads besides `path`."""
     module: Any = _row(path).load()
     return _readable(path, getattr(module, "companions", lambda _: ()))
 
@@ -149,20 +137,13 @@ def precision_of(path: Path) -> str:
 
     From the types of all tensors that take part, see `eval.backends.precision.describe`;
     ``unknown`` where they cannot be read: such a file is measured, but not judged.
-
-    Raises:
-        ModelError: it cannot be read.
     """
     precision: str = _readable(path, _row(path).load().precision)
     return precision
 
 
 def side_of(path: Path) -> int | None:
-    """Height and width of the images that a file takes; None where it does not say.
-
-    Raises:
-        ModelError: it cannot be read.
-    """
+    """Height and width of the images that a file takes; None where it does not say."""
     module: Any = _row(path).load()
     side: int | None = _readable(path, getattr(module, "side", lambda _: None))
     return side

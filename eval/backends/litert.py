@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.backends.convert import export_in_child, in_child
-from eval.backends.flatbuffer import Damaged, Table
 from eval.backends.precision import UNKNOWN, describe
 from eval.backends.quantize import Work
 from eval.backends.session import Compute, Session
 from eval.backends.signature import Feed, Port, side_of
+from eval.flatbuffer import Damaged, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -143,7 +143,7 @@ def side(path: Path) -> int | None:
         shapes = [each.numbers(7 if each.length(7) else 0, "i").tolist() for each in inputs]
     except (Damaged, IndexError, StopIteration):
         return None
-    return side_of(shapes[0]) if len(shapes) == 1 else None
+    return side_of(shapes)
 
 
 # From LiteRT's schema.fbs: its numbers of the types that stand for real numbers, and of operators.
@@ -164,9 +164,8 @@ def precision(path: Path) -> str:
     try:
         model = Table.root(path.read_bytes())
         buffers = [bool(each.length(0) or each.number(1, "Q")) for each in model.tables(4)]
-        codes = [
-            max(code.number(0, "b"), code.number(3, "i")) for code in model.tables(1)
-        ]  # one for the first 127, one for all
+        # One number for the first 127, one for all.
+        codes = [max(code.number(0, "b"), code.number(3, "i")) for code in model.tables(1)]
         for graph in model.tables(2):
             uses: dict[int, set[int]] = {}
             for operator in graph.tables(3):

@@ -50,11 +50,6 @@ def usable(device: torch.device, dtype: torch.dtype) -> bool:
     )  # fmt: skip
 
 
-def _scale_geometry(channels: int) -> tuple[list[int], list[int], list[int], int]:
-    """Padding, stride, dilation and groups of a convolution that only scales each channel."""
-    return [0, 0], [1, 1], [1, 1], channels
-
-
 class PackedConv2d(nn.Module):
     """A convolution, and the activation after it, with weights in the layout that oneDNN wants.
 
@@ -85,8 +80,9 @@ class PackedConv2d(nn.Module):
             weight, *geometry, list(input_size)
         )
         self.activation: Activation = ("none", [], "")
-        plain = geometry == _scale_geometry(len(weight)) and weight.shape[1:] == (1, 1, 1)
-        self.factor = weight.flatten() if plain and bias is None else None
+        only_scales = ([0, 0], [1, 1], [1, 1], len(weight))
+        plain = geometry == only_scales and weight.shape[1:] == (1, 1, 1) and bias is None
+        self.factor = weight.flatten() if plain else None
         depthwise = "depthwise" if 1 < geometry[3] == len(weight) else "dense"
         self.kind = f"{depthwise} convolution {weight.shape[2]}x{weight.shape[3]}"
         self.products = weight[0].numel()
@@ -185,12 +181,7 @@ class ScaleShift(_InPieces):
     """
 
     def __init__(
-        self,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        variance: Tensor,
-        eps: float,
+        self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
     ) -> None:
         super().__init__()
         inverse = 1 / torch.sqrt(variance + eps)
@@ -214,11 +205,7 @@ class ScaleShift(_InPieces):
 
 
 class ChannelScale(nn.Module):
-    """A depthwise 1x1 convolution without a bias: each channel times its weight.
-
-    Args:
-        weight: (C,).
-    """
+    """A depthwise 1x1 convolution without a bias: each channel times its weight, (C,)."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -231,11 +218,7 @@ class ChannelScale(nn.Module):
 
 
 class Branch(nn.Module):
-    """A term of a sum: a tensor, perhaps scaled, perhaps normalized.
-
-    Args:
-        steps: what is done to it, in this order.
-    """
+    """A term of a sum: a tensor, perhaps scaled, then perhaps normalized."""
 
     def __init__(self, steps: Sequence[ChannelScale | ScaleShift]) -> None:
         super().__init__()
@@ -252,10 +235,8 @@ class Branch(nn.Module):
 class BranchSum(_InPieces):
     """The sum of branches, and the activation after it, in one pass over memory.
 
-    The same operations in the same order as in passes of their own, and so the same bits.
-
-    Args:
-        branches: the terms; the first has at least one step.
+    The same operations in the same order as in passes of their own, and so the same bits. The first
+    branch has at least one step.
     """
 
     def __init__(self, branches: Sequence[Branch]) -> None:
@@ -408,7 +389,7 @@ def _branch(module: fx.GraphModule, term: Any) -> tuple[Any, list[ChannelScale |
 
 def _called(module: fx.GraphModule, node: Any) -> nn.Module | None:
     """The module that a node calls."""
-    is_call = isinstance(node, fx.Node) and _is_module(node)
+    is_call = isinstance(node, fx.Node) and node.op == "call_module"
     return module.get_submodule(str(node.target)) if is_call else None
 
 
@@ -548,10 +529,6 @@ def _move_views(graph: fx.Graph, old: fx.Node, new: fx.Node) -> None:
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _is_module(node: fx.Node) -> bool:
-    return node.op == "call_module"
 
 
 def _meta(node: Any) -> Tensor:

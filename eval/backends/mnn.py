@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.backends import child
-from eval.backends.flatbuffer import Damaged, Table
 from eval.backends.precision import UNKNOWN, describe
 from eval.backends.quantize import Work
 from eval.backends.session import Compute, Session
 from eval.backends.signature import Feed, Port, side_of
 from eval.errors import ModelError
+from eval.flatbuffer import Damaged, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,9 +55,6 @@ def to_mnn(kind: str, source: str, target: str, *options: str) -> None:
     """Convert a file.
 
     `kind` is ``ONNX`` or ``MNN``, and `options` are more of the converter's.
-
-    Raises:
-        ModelError: the converter wrote no file.
     """
     import _tools  # the converter itself, without the usage log of MNN.tools.mnnconvert
     import MNN  # noqa: F401 - loads the libraries of the tools
@@ -110,7 +107,7 @@ def side(path: Path) -> int | None:
         shapes = [table.numbers(0, "i").tolist() for table in given if table]
     except Damaged:
         return None
-    return side_of(shapes[0]) if len(shapes) == 1 else None
+    return side_of(shapes)
 
 
 def precision(path: Path) -> str:
@@ -158,11 +155,7 @@ def load(source: Path, how: Compute) -> MnnGraph:
 
 
 class MnnGraph:
-    """A file in MNN.
-
-    Raises:
-        ModelError: it cannot be read.
-    """
+    """A file in MNN."""
 
     layout = None
 

@@ -75,7 +75,7 @@ def side(path: Path) -> int | None:
         shapes = [[1, *(int(given.get(key, 0)) for key in ("2", "1", "0"))] for given in inputs]
     except (ValueError, IndexError):
         return None
-    return side_of(shapes[0]) if len(shapes) == 1 else None
+    return side_of(shapes)
 
 
 _TAGS = {0x01306B47: "fp16", 0x000D4B38: "int8", 0x0002C056: "fp32"}
@@ -172,11 +172,7 @@ def load(source: Path, how: Compute) -> NcnnGraph:
 
 
 class NcnnGraph:
-    """A ``.param`` file and its ``.bin``.
-
-    Raises:
-        ModelError: they cannot be read, or do not belong together.
-    """
+    """A ``.param`` file and its ``.bin``."""
 
     layout = "NCHW"
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import logging
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +163,7 @@ def side(path: Path) -> int | None:
         for entry in model.graph.input
         if entry.name not in constants
     ]
-    return side_of(shapes[0]) if len(shapes) == 1 else None
+    return side_of(shapes)
 
 
 def begins(head: bytes) -> bool:
@@ -171,11 +172,7 @@ def begins(head: bytes) -> bool:
 
 
 def companions(path: Path) -> tuple[Path, ...]:
-    """The files that tensors of the graph are kept in: it names them.
-
-    Raises:
-        UsageError: onnx, which reads them, is not installed.
-    """
+    """The files that tensors of the graph are kept in: it names them."""
     data = path.read_bytes()
     if b"location" not in data:  # the key under which a file is named
         return ()
@@ -315,28 +312,39 @@ def _kind(key: str) -> str:
     return {"FLOAT": "fp32", "DOUBLE": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}.get(key, "")
 
 
+def _prepare(source: str, target: Path) -> None:
+    """Write a graph with the shapes of all its tensors, as quantizers need it."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(source, str(target), skip_symbolic_shape=True)
+
+
+def _reader(graph: Path, images: Iterable[Batch]) -> Any:
+    """Images as quantizers ask for them."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader
+
+    name = onnx.load(str(graph), load_external_data=False).graph.input[0].name
+    inputs = ({name: batch} for batch in images)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Batch] | None:
+            return next(inputs, None)
+
+    return Reader()
+
+
 def quantize(work: Work) -> None:
     """An int8 ONNX file (QDQ format)."""
-    import onnx
     import onnxruntime.quantization as ort
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     methods = ort.CalibrationMethod
     prepared = Path(work.target).with_suffix(".prepared.onnx")
-    quant_pre_process(work.onnx, str(prepared), skip_symbolic_shape=True)
-    name = onnx.load(str(prepared), load_external_data=False).graph.input[0].name
-
-    class Reader(ort.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._inputs = ({name: batch} for batch in work.images())
-
-        def get_next(self) -> dict[str, Batch] | None:
-            return next(self._inputs, None)
-
+    _prepare(work.onnx, prepared)
     ort.quantize_static(
         str(prepared),
         work.target,
-        Reader(),
+        _reader(prepared, work.images()),
         quant_format=ort.QuantFormat.QDQ,
         per_channel=True,
         reduce_range=False,
@@ -360,28 +368,17 @@ def layer_errors(onnx_file: str, int8: str, data: str, images: int = 16) -> list
     """
     import onnx
     import onnxruntime.quantization.qdq_loss_debug as debug
-    from onnxruntime.quantization import CalibrationDataReader
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     work = Work(onnx_file, "", "", int8, data, "")
     folder = Path(int8).parent
     prepared = folder / "layers.onnx"
-    quant_pre_process(onnx_file, str(prepared), skip_symbolic_shape=True)
-    name = onnx.load(str(prepared), load_external_data=False).graph.input[0].name
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            batches = [{name: b} for b, _ in zip(work.images(), range(images), strict=False)]
-            self._inputs = iter(batches)
-
-        def get_next(self) -> dict[str, Batch] | None:
-            return next(self._inputs, None)
-
+    _prepare(onnx_file, prepared)
     found = []
     for source in (str(prepared), int8):
         augmented = folder / f"augmented-{Path(source).name}"
         debug.modify_model_output_intermediate_tensors(source, str(augmented))
-        found.append(debug.collect_activations(str(augmented), Reader()))
+        reader = _reader(prepared, itertools.islice(work.images(), images))
+        found.append(debug.collect_activations(str(augmented), reader))
         augmented.unlink()
     matching = debug.create_activation_matching(found[1], found[0])
     rows = []

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.backends.onnx import sources
+from eval.backends.onnx import sources as sources
 from eval.backends.precision import UNKNOWN, describe
 from eval.backends.quantize import Work
 from eval.backends.session import Compute, Session
@@ -21,18 +21,6 @@ from eval.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
-
-__all__ = [
-    "SETTINGS",
-    "begins",
-    "companions",
-    "export",
-    "load",
-    "precision",
-    "quantize",
-    "side",
-    "sources",
-]
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 SETTINGS: dict[str, Any] = {"openvino.streams": "one per worker"}
@@ -58,9 +46,6 @@ class OpenVinoGraph:
     Args:
         source: a serialized ONNX model, or an ``.onnx`` or ``.xml`` file.
         how: precision, callers, and threads of each.
-
-    Raises:
-        ModelError: it cannot be read.
     """
 
     layout = "NHWC"  # the crops are channels last already: no copy is made for the graph's order
@@ -93,7 +78,7 @@ class OpenVinoGraph:
         def run(images: NDArray[Any]) -> NDArray[Any]:
             count = len(images)
             if count < batch:
-                filled = filler.setdefault(0, _zeros(images, batch))
+                filled = filler.setdefault(0, np.zeros((batch, *images.shape[1:]), images.dtype))
                 filled[:count] = images
                 images = filled
             answer: NDArray[Any] = request.infer([images], share_inputs=True)[feed.output]
@@ -131,10 +116,6 @@ class OpenVinoGraph:
         return compiled
 
 
-def _zeros(images: NDArray[Any], batch: int) -> NDArray[Any]:
-    return np.zeros((batch, *images.shape[1:]), images.dtype)
-
-
 def _check_precision(compiled: Any, precision: str) -> None:
     """Refuse a precision that the plugin has replaced, as it does without a word."""
     used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -170,7 +151,7 @@ def side(path: Path) -> int | None:
         ]
     except (ElementTree.ParseError, ValueError):
         return None
-    return side_of(shapes[0]) if len(shapes) == 1 else None
+    return side_of(shapes)
 
 
 def begins(head: bytes) -> bool:

@@ -44,11 +44,7 @@ _CACHED_SHAPES = 2  # batch sizes whose oneDNN kernels are kept: memory grows wi
 
 
 def sources(model: nn.Module, folder: Path, _batches: Sequence[int], size: int) -> dict[int, Path]:
-    """A torch model as an inference model for every batch size.
-
-    Raises:
-        ModelError: it is none that `pplcnet` can write.
-    """
+    """A torch model as an inference model for every batch size."""
     from pplcnet import PPLCNetV2
     from pplcnet._paddle_export import Export
 
@@ -71,11 +67,7 @@ def companions(path: Path) -> tuple[Path, ...]:
 
 
 def check(path: Path) -> None:
-    """Refuse a model that is not whole and finite, or has operators of unknown effect.
-
-    Raises:
-        ModelError: see above.
-    """
+    """Refuse a model that is not whole and finite, or has operators of unknown effect."""
     from pplcnet import WeightsError
     from pplcnet._paddle_graph import read_graph
 
@@ -107,15 +99,8 @@ def load(source: Path, how: Compute) -> PaddleGraph:
 class PaddleGraph:
     """An inference model, in as many processes as it has sessions.
 
-    Args:
-        source: its graph.
-        how: threads of each session.
-
     Attributes:
         settings: what Paddle was told, as it says itself.
-
-    Raises:
-        ModelError: Paddle cannot load it.
     """
 
     layout = "NCHW"

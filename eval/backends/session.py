@@ -45,8 +45,9 @@ from eval.metrics import Kind
 if TYPE_CHECKING:
     from eval.images.preprocess import Crop
 
+# What a graph is given, by what it takes: a session quantizes images for int8 itself.
 DTYPES = {"float": np.float32, "float16": np.float16, "double": np.float64, "uint8": np.uint8,
-          "int8": np.int8}  # fmt: skip
+          "int8": np.float32}  # fmt: skip
 PROBE_SECONDS = 600
 _PROBED = 2  # images, which show a graph that answers once for a batch
 _REPEATS = 3
@@ -100,13 +101,7 @@ class Converted(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """One form: its graph, or the same graph for several batch sizes.
-
-    Attributes:
-        name: of the form.
-        graphs: the fastest of them will be used.
-        converted: what they were loaded from.
-    """
+    """One form: its graph, or the same for several batch sizes, of which the fastest is used."""
 
     name: str
     graphs: Sequence[Loaded]
@@ -172,25 +167,14 @@ def _tried(task: Task, path: Path) -> Converted:
 class RuntimePredictor:
     """Graphs in a runtime on the CPU, one thread for each call.
 
-    Args:
-        task: what it is for.
-        forms: what it answers for.
-        settings: what the runtime was told.
-
     Attributes:
         settings: those, and the batch size of each form where one was chosen.
         kinds: what a form's outputs are, where the graph itself shows it.
         chosen: see `eval.backends.Task`.
-
-    Raises:
-        ModelError: a graph is not an image classifier of the right shape, or cannot be run.
     """
 
     def __init__(
-        self,
-        task: Task,
-        forms: Sequence[_Candidates],
-        settings: Mapping[str, Any],
+        self, task: Task, forms: Sequence[_Candidates], settings: Mapping[str, Any]
     ) -> None:
         self.settings: dict[str, Any] = dict(settings)
         self._title = BACKENDS[task.backend].title
@@ -286,11 +270,7 @@ class RuntimePredictor:
         return min(times[1:]) / len(crops)
 
     def __call__(self, crops: Crop) -> dict[str, NDArray[Any]]:
-        """uint8 crops (B, size, size, 3) to float32 logits (B, classes) of each form.
-
-        Raises:
-            ModelError: a graph fails, or gives something else than one row for each image.
-        """
+        """uint8 crops (B, size, size, 3) to float32 logits (B, classes) of each form."""
         made: dict[tuple[str, str], NDArray[Any]] = {}
         return {
             name: self._run(form, self._inputs(form, crops, made))
@@ -307,8 +287,7 @@ class RuntimePredictor:
             batch = crops if raw else self._preprocess.normalize(crops)
             if form.layout == "NCHW":
                 batch = batch.transpose(0, 3, 1, 2)
-            kept = np.float32 if form.feed.type == "int8" else DTYPES[form.feed.type]
-            made[key] = np.ascontiguousarray(batch, dtype=kept)
+            made[key] = np.ascontiguousarray(batch, dtype=DTYPES[form.feed.type])
         return made[key]
 
     def _run(self, form: _Form, images: NDArray[Any]) -> NDArray[np.float32]:
@@ -325,13 +304,12 @@ class RuntimePredictor:
         try:
             for start in range(0, len(images), count):
                 part = images[start : start + count]
+                asked = part
                 if len(part) < count:
-                    filled = np.zeros((count, *part.shape[1:]), part.dtype)
-                    filled[: len(part)] = part
-                    answer = rows_of(np.asarray(session(filled)), form.feed)
-                else:
-                    answer = rows_of(np.asarray(session(part)), form.feed)
-                self._check(form, answer, count)
+                    asked = np.zeros((count, *part.shape[1:]), part.dtype)
+                    asked[: len(part)] = part
+                answer = rows_of(np.asarray(session(asked)), form.feed)
+                _check_rows(form.name, answer, count, self._classes or form.feed.classes)
                 parts.append(answer[: len(part)])
         except (EvalError, MemoryError):
             raise
@@ -345,18 +323,14 @@ class RuntimePredictor:
             return outputs
         return outputs.astype(np.float32, copy=len(parts) == 1)
 
-    def _check(self, form: _Form, answer: NDArray[Any], count: int) -> None:
-        """One row for each image, as wide as it should be."""
-        classes = self._classes or form.feed.classes
-        if (
-            answer.ndim != 2
-            or len(answer) != count
-            or answer.shape[1] != (classes or answer.shape[1])
-        ):
-            raise ModelError(
-                f"{form.name} gives {answer.shape} for {count} images instead of "
-                f"({count}, {classes or 'classes'}).\nExport the classifier with a batch dimension."
-            )
+
+def _check_rows(name: str, answer: NDArray[Any], count: int, classes: int | None) -> None:
+    """One row for each image, as wide as it should be."""
+    if answer.ndim != 2 or len(answer) != count or (classes and answer.shape[1] != classes):
+        raise ModelError(
+            f"{name} gives {answer.shape} for {count} images instead of "
+            f"({count}, {classes or 'classes'}).\nExport the classifier with a batch dimension."
+        )
 
 
 def probe(task: Task, path: Path, within: float) -> tuple[Feed, NDArray[np.float32]]:
@@ -434,11 +408,7 @@ def probe_here(backend: str, path: str, name: str, options: Mapping[str, Any]) -
     )
     count = feed.batch or options["count"]
     feed, images, answer = _first_answer(name, loaded, feed, size, count)
-    if answer.ndim != 2 or len(answer) != count or (classes and answer.shape[1] != classes):
-        raise ModelError(
-            f"{name} gives {answer.shape} for {count} images instead of "
-            f"({count}, {classes or 'classes'}).\nExport the classifier with a batch dimension."
-        )
+    _check_rows(name, answer, count, classes)
 
     def ask(session: Session, images: NDArray[Any] = images) -> NDArray[Any]:
         return rows_of(np.asarray(session(images)), feed)
@@ -512,9 +482,8 @@ def _unsteady(name: str, title: str, workers: int, batch: int) -> ModelError:
 def _noise(feed: Feed, layout: str, size: int, count: int) -> NDArray[Any]:
     """Images as a graph wants them; the first two are given again and again."""
     shape = (3, size, size) if layout == "NCHW" else (size, size, 3)
-    kept = np.float32 if feed.type == "int8" else DTYPES[feed.type]
     levels = 255 if feed.type == "uint8" else 1  # pixels as they are, or as a model normalizes them
-    images = (levels * np.random.default_rng(0).random((_PROBED, *shape))).astype(kept)
+    images = (levels * np.random.default_rng(0).random((_PROBED, *shape))).astype(DTYPES[feed.type])
     return np.ascontiguousarray(images[np.arange(count) % _PROBED])
 
 

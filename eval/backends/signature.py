@@ -50,20 +50,7 @@ def check_signature(
     classes: int | None = None,
     wanted: str | None = None,
 ) -> Feed:
-    """Refuse a graph that does not map images to logits.
-
-    Args:
-        name: for messages.
-        inputs: of the graph.
-        outputs: the same.
-        size: of a side of the images.
-        classes: how many logits there must be; None: any number.
-        wanted: the name of the output that counts; None: the only one that can be it.
-
-    Raises:
-        ModelError: it has another number, type or shape of inputs or outputs.
-        UsageError: it has no output of the wanted name.
-    """
+    """Refuse a graph that does not map images to logits."""
     expected = (
         f"A model must take one tensor (batch, 3, {size}, {size}) or (batch, {size}, {size}, 3), "
         f"float or uint8, and give one (batch, {classes or 'classes'}): export the classifier "
@@ -173,22 +160,18 @@ def _is_index(port: Port) -> bool:
     return len(port[1]) >= 1 and trimmed(port[1])[1:] in ([], [1])
 
 
-def side_of(shape: Sequence[Any]) -> int | None:
-    """Height and width of the images in a shape, where both are fixed and equal."""
-    if len(shape) != 4:
+def side_of(shapes: Sequence[Sequence[Any]]) -> int | None:
+    """Height and width of the images of the only input, where both are fixed and equal."""
+    if len(shapes) != 1 or len(shapes[0]) != 4:
         return None
-    for sizes in (shape[2:], shape[1:3]):
+    for sizes in (shapes[0][2:], shapes[0][1:3]):
         if isinstance(sizes[0], int) and 3 < sizes[0] == sizes[1]:
             return int(sizes[0])
     return None
 
 
 def rows_of(answer: NDArray[Any], feed: Feed) -> NDArray[Any]:
-    """What a graph gives as (B, classes); of a predicted class alone, 1 for that and 0 for others.
-
-    Raises:
-        ModelError: a predicted class is none.
-    """
+    """What a graph gives as (B, classes); of a predicted class, 1 for that and 0 for others."""
     if not feed.predicts:
         return answer.reshape(trimmed(answer.shape))
     indices = answer.reshape(-1)

@@ -116,10 +116,6 @@ class Machine:
     """How the logits are computed, as configured.
 
     Attributes:
-        backend, precision: names, as on the command line.
-        device: where.
-        batch_size: images in a batch.
-        workers: threads.
         own: the model's own preprocessing.
         output, background_first: see `eval.backends.Task`.
     """
@@ -233,27 +229,10 @@ class _Prepared(NamedTuple):
 
 
 class ModelBench:
-    """A model on a sample of a validation set.
-
-    Args:
-        subject: the model, as configured.
-        valset: the whole set; the sample is the first images of its fixed shuffled order.
-        machine: how the logits are computed.
-        images: of the sample.
-        observer: is told how far it is.
-
-    Raises:
-        DataError: an image cannot be read or decoded.
-        EvalError: the model cannot be run as configured.
-    """
+    """A model on a sample of a validation set: the first images of its fixed shuffled order."""
 
     def __init__(
-        self,
-        subject: Subject,
-        valset: ValSet,
-        machine: Machine,
-        images: int,
-        observer: Observer,
+        self, subject: Subject, valset: ValSet, machine: Machine, images: int, observer: Observer
     ) -> None:
         self._subject, self._machine, self._observer = subject, machine, observer
         self.images = min(images, len(valset.samples))

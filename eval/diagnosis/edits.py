@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,21 +57,16 @@ def _eps(value: float) -> Edit:
     return edit
 
 
-def _dropouts(model: nn.Module) -> Iterator[nn.Module]:
-    from pplcnet._model import ConvDropout
-
-    return (module for module in model.modules() if isinstance(module, ConvDropout))
-
-
 def _dropout_factor(change: Callable[[float], float]) -> Edit:
     """Another factor than 1 - p in inference; only Paddle's kind of dropout has one."""
 
     def edit(model: nn.Module, _: NDArray[np.float32]) -> bool:
-        found = False
-        for dropout in _dropouts(model):
-            dropout.p = change(dropout.p)  # type: ignore[assignment, arg-type]
-            found = True
-        return found
+        from pplcnet._model import ConvDropout
+
+        dropouts = [module for module in model.modules() if isinstance(module, ConvDropout)]
+        for dropout in dropouts:
+            dropout.p = change(dropout.p)
+        return bool(dropouts)
 
     return edit
 

@@ -9,7 +9,7 @@ hand is not tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from eval.backends import BACKENDS
@@ -26,7 +26,7 @@ from eval.diagnosis.setups import Facts, Setup
 from eval.recipe import INTERPOLATIONS, MEAN, STD, Recipe, Triple
 from eval.request import FORMS
 
-Change = Callable[[Setup, Facts], Iterator[Setup]]
+Change = Callable[[Setup, Facts], Iterable[Setup]]
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,19 @@ class Hypothesis:
 
 # --- Pixels -------------------------------------------------------------------------------------
 
-Step = Callable[[Recipe, Facts], Iterator[Recipe]]
+Step = Callable[[Recipe], Iterable[Recipe]]
 
 
 def _pixels(key: str, value: str, what: str, advice: str, step: Step) -> Hypothesis:
     """Another way to a crop: in the library at hand, and in the other one."""
 
-    def change(setup: Setup, facts: Facts) -> Iterator[Setup]:
-        for recipe in step(setup.recipe, facts):
+    def change(setup: Setup, _: Facts) -> Iterator[Setup]:
+        for recipe in step(setup.recipe):
             yield replace(setup, recipe=recipe)
 
-    def elsewhere(setup: Setup, facts: Facts) -> Iterator[Setup]:
+    def elsewhere(setup: Setup, _: Facts) -> Iterator[Setup]:
         other = in_other_library(setup.recipe)
-        for recipe in step(other, facts):
+        for recipe in step(other):
             if recipe != other:  # the other library alone has a row of its own
                 yield replace(setup, recipe=recipe)
 
@@ -81,14 +81,11 @@ def _pixels(key: str, value: str, what: str, advice: str, step: Step) -> Hypothe
 
 
 def _set(**changes: str | bool | tuple[int, int]) -> Step:
-    def recipes(recipe: Recipe, _: Facts) -> Iterator[Recipe]:
-        yield replace(recipe, **changes)  # type: ignore[arg-type]
-
-    return recipes
+    return lambda recipe: [replace(recipe, **changes)]  # type: ignore[arg-type]
 
 
 def _rounding(rounding: str) -> Step:
-    def recipes(recipe: Recipe, _: Facts) -> Iterator[Recipe]:
+    def recipes(recipe: Recipe) -> Iterator[Recipe]:
         if recipe.resize is not None and not recipe.square:
             yield replace(recipe, rounding=rounding)
 
@@ -98,7 +95,7 @@ def _rounding(rounding: str) -> Step:
 def _kernel(kernel: str) -> Step:
     """Another kernel; for the one that is used, Pillow's, if it is not that."""
 
-    def recipes(recipe: Recipe, _: Facts) -> Iterator[Recipe]:
+    def recipes(recipe: Recipe) -> Iterator[Recipe]:
         if kernel in INTERPOLATIONS[recipe.resizer]:
             yield replace(recipe, interpolation=kernel)
         if kernel == recipe.interpolation and recipe.resizer != "pillow":
@@ -107,23 +104,20 @@ def _kernel(kernel: str) -> Step:
     return recipes
 
 
-def _without_antialias(recipe: Recipe, _: Facts) -> Iterator[Recipe]:
+def _without_antialias(recipe: Recipe) -> Iterator[Recipe]:
     known = INTERPOLATIONS["tensor"]
     kernel = recipe.interpolation if recipe.interpolation in known else KERNELS[0]
     yield replace(recipe, resizer="tensor", interpolation=kernel, antialias=False)
 
 
-def _square(recipe: Recipe, _: Facts) -> Iterator[Recipe]:
+def _square(recipe: Recipe) -> Iterator[Recipe]:
     """With the usual margin around the crop, and without."""
     for side in (scaled(SHORT, recipe.size), recipe.size):
         yield replace(recipe, square=True, resize=side)
 
 
 def _side(side: int) -> Step:
-    def recipes(recipe: Recipe, _: Facts) -> Iterator[Recipe]:
-        yield replace(recipe, resize=scaled(side, recipe.size), square=False)
-
-    return recipes
+    return lambda recipe: [replace(recipe, resize=scaled(side, recipe.size), square=False)]
 
 
 def _opencv(setup: Setup, _: Facts) -> Iterator[Setup]:
@@ -137,6 +131,8 @@ def _opencv(setup: Setup, _: Facts) -> Iterator[Setup]:
 # --- Normalized values --------------------------------------------------------------------------
 
 _HALF, _ZERO, _ONE = ((value,) * 3 for value in (0.5, 0.0, 1.0))
+
+_NORMALIZE = "Normalize as the model was trained: "
 
 # Scale, mean and standard deviation of red, green and blue.
 NORMALIZATIONS: dict[str, tuple[float, Triple, Triple]] = {
@@ -176,26 +172,15 @@ def _reversed_channels(setup: Setup, _: Facts) -> Iterator[Setup]:
     yield replace(setup, recipe=before)
 
 
-def _normalization(name: str) -> Change:
-    def setups(setup: Setup, _: Facts) -> Iterator[Setup]:
+def _normalization(name: str, what: str, advice: str) -> Hypothesis:
+    def change(setup: Setup, _: Facts) -> Iterator[Setup]:
         yield replace(setup, recipe=normalized(setup.recipe, name))
 
-    return setups
+    return Hypothesis("normalization", name, what, _NORMALIZE + advice, change)
 
 
 def _caffe(setup: Setup, _: Facts) -> Iterator[Setup]:
     yield replace(setup, recipe=normalized(replace(setup.recipe, channels="bgr"), "caffe"))
-
-
-def _own_normalization(setup: Setup, facts: Facts) -> Iterator[Setup]:
-    yield replace(setup, recipe=setup.recipe.normalized_as(facts.own))
-
-
-def _axes(axes: str) -> Change:
-    def setups(setup: Setup, _: Facts) -> Iterator[Setup]:
-        yield replace(setup, axes=axes)
-
-    return setups
 
 
 # --- Model --------------------------------------------------------------------------------------
@@ -210,41 +195,31 @@ def _edit(name: str) -> Change:
 
 
 def _form(form: str) -> Change:
-    def setups(setup: Setup, facts: Facts) -> Iterator[Setup]:
-        if form in facts.forms:
-            yield replace(setup, form=form)
-
-    return setups
+    return lambda setup, facts: [replace(setup, form=form)] if form in facts.forms else []
 
 
 def _backend(backend: str) -> Change:
-    def setups(setup: Setup, facts: Facts) -> Iterator[Setup]:
-        if backend in facts.backends:
-            yield replace(setup, backend=backend)
-
-    return setups
-
-
-def _exact_precision(setup: Setup, facts: Facts) -> Iterator[Setup]:
-    if facts.has_precisions:
-        yield replace(setup, precision="fp32")
+    return lambda setup, facts: (
+        [replace(setup, backend=backend)] if backend in facts.backends else []
+    )
 
 
 # --- Labels -------------------------------------------------------------------------------------
 
 
-def _labels(value: str) -> Change:
-    def setups(setup: Setup, facts: Facts) -> Iterator[Setup]:
+def _order(value: str, what: str, advice: str) -> Hypothesis:
+    """Another order of the classes; it may have several readings."""
+
+    def change(setup: Setup, facts: Facts) -> Iterator[Setup]:
         for name in facts.orders:
             if name.partition("/")[0] == value:
                 yield replace(setup, labels=name)
 
-    return setups
+    advice = f"Map the model's outputs to the sorted synsets: {advice}"
+    return Hypothesis("labels", value, what, advice, change)
 
 
 _RESIZE = "Resize as the model was trained and tested: "
-_NORMALIZE = "Normalize as the model was trained: "
-_LABELS = "Map the model's outputs to the sorted synsets: "
 _EPS = "Set the epsilon of batch normalization that the model was trained with: "
 
 TABLE: tuple[Hypothesis, ...] = (
@@ -254,45 +229,39 @@ TABLE: tuple[Hypothesis, ...] = (
         "convolution once.",
         _reversed_channels,
     ),
-    Hypothesis(
-        "normalization", "half", "mean and standard deviation 0.5: -1..1",
-        _NORMALIZE + "mean and standard deviation 0.5.",
-        _normalization("half"),
+    _normalization(
+        "half", "mean and standard deviation 0.5: -1..1",
+        "mean and standard deviation 0.5.",
     ),
-    Hypothesis(
-        "normalization", "unit", "0..1 and nothing else",
-        _NORMALIZE + "divide by 255 and omit the mean and standard deviation.",
-        _normalization("unit"),
+    _normalization(
+        "unit", "0..1 and nothing else",
+        "divide by 255 and omit the mean and standard deviation.",
     ),
-    Hypothesis(
-        "normalization", "levels", "0..255 and nothing else",
-        _NORMALIZE + "levels 0..255, not divided by 255; the model has its own scaling inside.",
-        _normalization("levels"),
+    _normalization(
+        "levels", "0..255 and nothing else",
+        "levels 0..255, not divided by 255; the model has its own scaling inside.",
     ),
-    Hypothesis(
-        "normalization", "imagenet", "ImageNet's mean and standard deviation",
-        _NORMALIZE + "mean 0.485 0.456 0.406 and standard deviation 0.229 0.224 0.225.",
-        _normalization("imagenet"),
+    _normalization(
+        "imagenet", "ImageNet's mean and standard deviation",
+        "mean 0.485 0.456 0.406 and standard deviation 0.229 0.224 0.225.",
     ),
-    Hypothesis(
-        "normalization", "clip", "CLIP's mean and standard deviation",
-        _NORMALIZE + "mean 0.4815 0.4578 0.4082 and standard deviation 0.2686 0.2613 0.2758.",
-        _normalization("clip"),
+    _normalization(
+        "clip", "CLIP's mean and standard deviation",
+        "mean 0.4815 0.4578 0.4082 and standard deviation 0.2686 0.2613 0.2758.",
     ),
     Hypothesis(
         "normalization", "caffe", "BGR levels 0..255, the mean subtracted, no standard deviation",
         _NORMALIZE + "BGR levels with the means 103.939 116.779 123.68 subtracted.",
         _caffe,
     ),
-    Hypothesis(
-        "normalization", "bgr-means", "ImageNet's mean and standard deviation in BGR order",
-        _NORMALIZE + "its means and standard deviations are in the order blue, green, red.",
-        _normalization("bgr-means"),
+    _normalization(
+        "bgr-means", "ImageNet's mean and standard deviation in BGR order",
+        "its means and standard deviations are in the order blue, green, red.",
     ),
     Hypothesis(
         "normalization", "model", "the model's own mean and standard deviation",
         _NORMALIZE + "its own configuration says how; omit --preprocess.",
-        _own_normalization,
+        lambda setup, facts: [replace(setup, recipe=setup.recipe.normalized_as(facts.own))],
     ),
     # Where two rows make the same setup, it has the name of the first.
     Hypothesis(
@@ -366,52 +335,45 @@ TABLE: tuple[Hypothesis, ...] = (
     Hypothesis(
         "layout", "height-width-swapped", "height and width of the image are swapped",
         "Give the model images as height x width: the two are swapped somewhere.",
-        _axes("wh"),
+        lambda setup, _: [replace(setup, axes="wh")],
     ),
     Hypothesis(
         "layout", "reshaped", "rows of pixels are taken for planes of channels",
         "Transpose images to channels first; a reshape in its place scrambles them.",
-        _axes("flat"),
+        lambda setup, _: [replace(setup, axes="flat")],
     ),
     Hypothesis(
         "layout", "transposed-classifier", "the square matrix of the classifier is transposed",
         "Transpose the weight of the classifier: Paddle and TensorFlow store it the other way.",
         _edit("transposed-classifier"),
     ),
-    Hypothesis(
-        "labels", "plus-1", "the model answers k + 1 for class k",
-        _LABELS + "they are one too high; subtract 1.",
-        _labels("plus-1"),
+    _order(
+        "plus-1", "the model answers k + 1 for class k",
+        "they are one too high; subtract 1.",
     ),
-    Hypothesis(
-        "labels", "minus-1", "the model answers k - 1 for class k",
-        _LABELS + "they are one too low; add 1.",
-        _labels("minus-1"),
+    _order(
+        "minus-1", "the model answers k - 1 for class k",
+        "they are one too low; add 1.",
     ),
-    Hypothesis(
-        "labels", "background-first", "one more output than classes, the first for the background",
-        _LABELS + "drop the first output, which is a background class (--background-first).",
-        _labels("background-first"),
+    _order(
+        "background-first", "one more output than classes, the first for the background",
+        "drop the first output, which is a background class (--background-first).",
     ),
-    Hypothesis(
-        "labels", "ilsvrc-id", "outputs are in the order of the devkit's ILSVRC ids",
-        _LABELS + "they are in the order of the ILSVRC ids of the devkit (meta.mat).",
-        _labels("ilsvrc-id"),
+    _order(
+        "ilsvrc-id", "outputs are in the order of the devkit's ILSVRC ids",
+        "they are in the order of the ILSVRC ids of the devkit (meta.mat).",
     ),
-    Hypothesis(
-        "labels", "name-order", "outputs are in the alphabetical order of the class names",
-        _LABELS + "they are in the alphabetical order of the names.",
-        _labels("name-order"),
+    _order(
+        "name-order", "outputs are in the alphabetical order of the class names",
+        "they are in the alphabetical order of the names.",
     ),
-    Hypothesis(
-        "labels", "folder-order", "outputs are numbered over the folders that are there",
-        _LABELS + "they were numbered over a partial set of folders, such as ImageFolder does.",
-        _labels("folder-order"),
+    _order(
+        "folder-order", "outputs are numbered over the folders that are there",
+        "they were numbered over a partial set of folders, such as ImageFolder does.",
     ),
-    Hypothesis(
-        "labels", "list-order", "outputs are in the order in which a flat list shows the classes",
-        _LABELS + "they were numbered in the order of first appearance in a list of images.",
-        _labels("list-order"),
+    _order(
+        "list-order", "outputs are in the order in which a flat list shows the classes",
+        "they were numbered in the order of first appearance in a list of images.",
     ),
     *(
         Hypothesis(
@@ -448,7 +410,7 @@ TABLE: tuple[Hypothesis, ...] = (
     Hypothesis(
         "precision", "fp32", "float32 throughout",
         "The model does not tolerate the lower precision: use --precision fp32 or bf16.",
-        _exact_precision,
+        lambda setup, facts: [replace(setup, precision="fp32")] if facts.has_precisions else [],
     ),
     *(
         Hypothesis(

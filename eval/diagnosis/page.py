@@ -7,7 +7,6 @@ from importlib import resources
 from markupsafe import Markup, escape
 
 from eval.diagnosis.report import Diagnosis, text
-from eval.diagnosis.search import Trial
 
 SHOWN = 30  # rows; the others are folded away
 
@@ -60,7 +59,10 @@ def html_page(diagnosis: Diagnosis) -> str:
     findings = diagnosis.findings
     rows = [_row("as configured", diagnosis.as_is_correct, findings.images, "as-is")]
     tried = (trial for trial in findings.trials if trial.images)
-    rows += [_row(trial.name, trial.correct, trial.images, _kind(trial)) for trial in tried]
+    rows += [
+        _row(each.name, each.correct, each.images, "better" if each.is_better else "other")
+        for each in tried
+    ]
     table, others = (
         _TABLE.format(rows=Markup("").join(part)) for part in (rows[:SHOWN], rows[SHOWN:])
     )
@@ -75,10 +77,6 @@ def html_page(diagnosis: Diagnosis) -> str:
         others=_OTHERS.format(number=len(rows) - SHOWN, table=others) if rows[SHOWN:] else "",
         text=escape(text(diagnosis)),
     )
-
-
-def _kind(trial: Trial) -> str:
-    return "better" if trial.is_better else "other"
 
 
 def _row(name: str, correct: int, images: int, kind: str) -> Markup:

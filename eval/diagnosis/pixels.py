@@ -58,22 +58,14 @@ def in_other_library(recipe: Recipe) -> Recipe:
 
 
 class CropMaker:
-    """Makes the crops of one image by several recipes; steps that they share are taken once.
-
-    Args:
-        data: bytes of the image file.
-    """
+    """Makes the crops of an image file by several recipes; steps that they share are taken once."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._made: dict[Hashable, Any] = {}
 
     def crop(self, recipe: Recipe) -> Crop:
-        """The uint8 crop (size, size, 3).
-
-        Raises:
-            BadImage: the image cannot be decoded or resized.
-        """
+        """The uint8 crop (size, size, 3)."""
         decoding = (recipe.decode, recipe.exif, recipe.cmyk)
         picture: Picture = self._once(decoding, lambda: decoded(self._data, recipe))
         target = target_size(size_of(picture), recipe)

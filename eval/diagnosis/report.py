@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from eval.diagnosis.search import ERROR, Findings, Trial, Undecided
-from eval.diagnosis.setups import Setup
+from eval.diagnosis.search import Findings, Trial, Undecided
 
 FAR_BELOW = 0.001  # an accuracy is called too low if chance gives it with less probability
 NEAR_CHANCE = 0.1  # an accuracy below this is of no trained model; with few classes, see below
@@ -19,12 +18,7 @@ WIDTH = 80  # columns of the text
 
 @dataclass(frozen=True)
 class Expected:
-    """A reported accuracy.
-
-    Attributes:
-        top1: in percent.
-        source: where it is reported.
-    """
+    """A reported accuracy, in percent."""
 
     top1: float
     source: str
@@ -41,11 +35,8 @@ class Diagnosis:
     """What `eval.jobs.diagnose.diagnose` gives.
 
     Attributes:
-        subject: what was diagnosed.
         data: where the images were, and in which layout.
         findings: what was tried, and what follows.
-        expected: the reported accuracy, if the run is compared with one.
-        notes: further observations, in sentences.
         caution: a warning that must stand above every figure; empty for most.
         classes: how many classes a prediction chooses from.
         preprocess: the ``--preprocess`` that runs what was found, or what was configured if nothing
@@ -151,13 +142,14 @@ def _undecided(row: Undecided) -> dict[str, Any]:
 def text(diagnosis: Diagnosis) -> str:
     """A report for a terminal, without a trailing newline."""
     findings = diagnosis.findings
-    as_is = diagnosis.as_is_correct
+    as_is, setup = diagnosis.as_is_correct, findings.as_is
+    how = diagnosis.described or setup.recipe.words
     lines = [diagnosis.caution] if diagnosis.caution else []
     lines += [
         f"{diagnosis.subject} on {findings.images:,} images of {diagnosis.data}",
         "",
         f"as configured: {_share(as_is, findings.images)}",
-        *_wrapped(_setup_words(findings.as_is, diagnosis.described)),
+        *_wrapped(f"{setup.form}, {setup.backend}, {setup.precision}; {how}"),
     ]
     if diagnosis.expected:
         expected = diagnosis.expected
@@ -169,18 +161,12 @@ def text(diagnosis: Diagnosis) -> str:
     ]
     lines += ["", *_table(findings), ""]
     lines += [line for sentence in sentences for line in _wrap(sentence)]
-    if (
-        findings.pass_seconds and findings.seconds >= 1
-    ):  # else it had the answers, and computed nothing
+    # Without a pass, it had the answers, and computed nothing.
+    if findings.pass_seconds and findings.seconds >= 1:
         lines.append(
             f"{findings.seconds:.0f} s, {findings.passes:.1f} times one pass over the sample."
         )
     return "\n".join(lines)
-
-
-def _setup_words(setup: Setup, described: str) -> str:
-    how = described or setup.recipe.words
-    return f"{setup.form}, {setup.backend}, {setup.precision}; {how}"
 
 
 def _wrapped(words: str) -> list[str]:
@@ -261,6 +247,3 @@ def _more_images(images: int | None) -> str:
     if images is None:
         return "The difference, if there is one, is too small to matter."
     return f"About {images:,} images would decide (--images {images})."
-
-
-__all__ = ["ERROR", "Diagnosis", "Expected", "text"]

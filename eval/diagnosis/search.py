@@ -219,8 +219,7 @@ def _form_as_is(bench: Bench) -> Setup:
         ranks = bench.ranks(first, bench.images), bench.ranks(other, bench.images)
         assert ranks[0] is not None
         assert ranks[1] is not None
-        gained = int(((ranks[1] == 0) & (ranks[0] != 0)).sum())
-        lost = int(((ranks[0] == 0) & (ranks[1] != 0)).sum())
+        lost, gained = _exchange(ranks[0] == 0, ranks[1] == 0)
         if lost > gained and mcnemar(lost, gained) < ERROR:
             first = other
     return first
@@ -237,13 +236,7 @@ def _score(trial: Trial) -> tuple[float, int]:
 
 
 class _Stages:
-    """Trials on more and more images, fewer and fewer of them.
-
-    Args:
-        bench: measures them.
-        findings: is told what cannot be tried.
-        ranks: as configured, int64 (images,).
-    """
+    """Trials on more and more images, fewer and fewer of them."""
 
     def __init__(self, bench: Bench, findings: Findings, ranks: NDArray[np.int64]) -> None:
         self._bench, self._findings, self._ranks = bench, findings, ranks
@@ -312,8 +305,7 @@ class _Stages:
                 continue
             trial.images = images
             trial.is_correct = ranks == 0
-            trial.gained = int((trial.is_correct & (before != 0)).sum())
-            trial.lost = int((~trial.is_correct & (before == 0)).sum())
+            trial.gained, trial.lost = _exchange(trial.is_correct, before == 0)
             trial.p_value = mcnemar(trial.lost, trial.gained)
             trial.score = float((np.log1p(before) - np.log1p(ranks)).mean())
 
@@ -369,21 +361,19 @@ def _judge(findings: Findings) -> None:
     for trial in sufficient:
         if trial.name not in names:
             names.add(trial.name)
-            gained, lost = _exchange(trial, best)
+            gained, lost = _exchange(trial.is_correct, best.is_correct)
             needed = images_to_decide(lost, gained, findings.images, len(better))
             findings.alternatives.append(Undecided(trial, gained, lost, needed))
 
 
-def _exchange(trial: Trial, other: Trial) -> tuple[int, int]:
+def _exchange(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[int, int]:
     """Images that only the one, and only the other, predicts correctly."""
-    return int((trial.is_correct & ~other.is_correct).sum()), int(
-        (other.is_correct & ~trial.is_correct).sum()
-    )
+    return int((one & ~other).sum()), int((other & ~one).sum())
 
 
 def _is_worse(trial: Trial, top: Trial, compared: int) -> bool:
     """Beyond chance, of so many comparisons."""
-    gained, lost = _exchange(trial, top)
+    gained, lost = _exchange(trial.is_correct, top.is_correct)
     return lost > gained and mcnemar(lost, gained) * compared < ERROR
 
 

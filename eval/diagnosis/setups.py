@@ -21,9 +21,6 @@ class Setup:
 
     Attributes:
         recipe: from an image file to the input of the model.
-        form: which form of the model.
-        backend: what computes the logits.
-        precision: in what.
         axes: ``hw``; ``wh``: height and width are swapped; ``flat``: rows of pixels taken for
             planes of channels, a reshape in place of a transpose.
         edits: changes to the model, names of `eval.diagnosis.edits.EDITS`.

@@ -21,7 +21,6 @@ import shutil
 import threading
 import zlib
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -53,17 +52,9 @@ RECORD = np.dtype(
 class CropCache:
     """The cache of one validation set and preprocessing.
 
-    Args:
-        folder: of all caches.
-        valset: the images.
-        preprocess: how they are cropped.
-
     Attributes:
         root: the folder of all caches.
         folder: of this one.
-
-    Raises:
-        UsageError: the folder cannot be written to, or has no room for the crops.
     """
 
     def __init__(self, folder: Path, valset: ValSet, preprocess: Preprocess) -> None:
@@ -105,28 +96,19 @@ class CropCache:
     def __enter__(self) -> CropCache:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._crops)
         os.close(self._index)
 
     def get(self, index: int, sha256: bytes) -> Crop | None:
-        """The crop of an image, if there is an undamaged one that was made from the same bytes.
-
-        Args:
-            index: of the image.
-            sha256: of the bytes that were read for this image now.
-
-        Raises:
-            UsageError: the cache cannot be read.
-        """
+        """The crop of an image, if there is an undamaged one that was made from the same bytes."""
         try:
             data = read_at(self._index, RECORD.itemsize, index * RECORD.itemsize)
-            if len(data) < RECORD.itemsize or not any(data) or _crc32(data) != _own_crc32(data):
+            if (
+                len(data) < RECORD.itemsize
+                or not any(data)
+                or _crc32(data) != int.from_bytes(data[-4:], "little")
+            ):
                 return None
             record = np.frombuffer(data, RECORD)[0]
             if record["sha256"].tobytes() != sha256:
@@ -149,15 +131,9 @@ class CropCache:
         return self._used
 
     def put(self, index: int, sha256: bytes, crop: Crop) -> None:
-        """Keep a crop. Its record is entered last, so that half a crop is never used.
+        """Keep a crop of an image file with this hash: uint8 (size, size, 3).
 
-        Args:
-            index: of the image.
-            sha256: of the bytes that the crop was made from.
-            crop: uint8 (size, size, 3).
-
-        Raises:
-            UsageError: the disk is full.
+        Its record is entered last, so that half a crop is never used.
         """
         record = np.zeros(1, RECORD)
         record["sha256"] = np.frombuffer(sha256, np.uint8)
@@ -171,11 +147,7 @@ class CropCache:
         self.enter(index, record.tobytes())
 
     def enter(self, index: int, record: bytes) -> None:
-        """Enter the record of a crop that has been written into the index.
-
-        Raises:
-            UsageError: the disk is full.
-        """
+        """Enter the record of a crop that has been written into the index."""
         try:
             write_at(self._index, record, index * RECORD.itemsize)
         except OSError as error:
@@ -207,7 +179,3 @@ def _libraries_of(preprocess: Preprocess) -> dict[str, str]:
 
 def _crc32(record: bytes) -> int:
     return zlib.crc32(record[:-4])
-
-
-def _own_crc32(record: bytes) -> int:
-    return int.from_bytes(record[-4:], "little")

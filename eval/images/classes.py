@@ -143,10 +143,15 @@ def ilsvrc_ids() -> tuple[int, ...]:
     in the same order. They agree with the official labels of the first four validation images,
     whose ids are 490, 361, 171 and 822.
     """
-    labels = array("H", resources.files("eval").joinpath("resources/ilsvrc_ids.u16").read_bytes())
+    return numbers_in("ilsvrc_ids.u16")
+
+
+def numbers_in(resource: str) -> tuple[int, ...]:
+    """The numbers of a file of this package, each of two bytes, the lower one first."""
+    numbers = array("H", resources.files("eval").joinpath("resources", resource).read_bytes())
     if sys.byteorder == "big":
-        labels.byteswap()
-    return tuple(labels)
+        numbers.byteswap()
+    return tuple(numbers)
 
 
 def _plain(name: str) -> str:
@@ -217,11 +222,7 @@ def read_classes(path: Path) -> ClassList:
 
 
 def _listed(path: Path, rows: tuple[ImageClass, ...]) -> ClassList:
-    """The list, in which each class has a name of its own.
-
-    Raises:
-        DataError: two have the same one.
-    """
+    """The list, in which each class has a name of its own."""
     first_of: dict[str, int] = {}
     for index, row in enumerate(rows):
         first = first_of.setdefault(row.folder, index)
@@ -279,11 +280,7 @@ def _table(lines: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
 
 
 def _header(path: Path, lines: Sequence[tuple[int, str]]) -> int:
-    """1 if the first line names the columns of `name index` lines, else 0.
-
-    Raises:
-        DataError: it seems to name columns, but the others do not show that it does.
-    """
+    """1 if the first line names the columns of `name index` lines, else 0."""
     (number, first), *others = lines
     words = re.split(r"[\s,;]+", first.strip().casefold())
     if not words or not set(words) <= _HEADER_WORDS or len(lines) == 1:
@@ -325,11 +322,7 @@ def _in_order(path: Path, rows: Sequence[ImageClass]) -> tuple[ImageClass, ...]:
 
 
 def _from_document(path: Path, text: str) -> tuple[ImageClass, ...]:
-    """The classes of a JSON document.
-
-    Raises:
-        DataError: it is none, or does not give each index from 0 one class.
-    """
+    """The classes of a JSON document."""
     try:
         # The list of ImageNet's titles that is passed around is written as Python has it.
         document = json.loads(text) if '"' in text.partition(":")[0] else ast.literal_eval(text)

@@ -11,16 +11,13 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import sys
-from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from eval.errors import DataError
-from eval.images.classes import IMAGENET, SYNSET, ClassList
+from eval.images.classes import IMAGENET, SYNSET, ClassList, numbers_in
 from eval.images.lists import Row, plain_code, read_rows
 from eval.text import check_path, read_text
 from eval.text import examples as examples
@@ -71,9 +68,6 @@ class LabelList:
 
         Where several files of that name are listed, the one whose folders are those of the path;
         the folders of a list may begin above or below those of a path.
-
-        Raises:
-            DataError: two of them fit as well as each other.
         """
         keys = self._keys_of.get(image_key(path), [])
         if len(keys) < 2:
@@ -159,10 +153,7 @@ def official_labels() -> tuple[int, ...]:
     Source: ILSVRC2012 validation ground truth, as positions in the sorted synsets
     (scripts/make_val_labels.py).
     """
-    labels = array("H", resources.files("eval").joinpath("resources/val_labels.u16").read_bytes())
-    if sys.byteorder == "big":
-        labels.byteswap()
-    return tuple(labels)
+    return numbers_in("val_labels.u16")
 
 
 def read_labels(path: Path, classes: ClassList = IMAGENET) -> LabelList:
@@ -170,10 +161,6 @@ def read_labels(path: Path, classes: ClassList = IMAGENET) -> LabelList:
 
     The kind of file and its numbering are recognized by its content. The name of a class's folder
     may stand in place of an index.
-
-    Args:
-        path: the file.
-        classes: what an index stands for.
 
     Raises:
         DataError: it cannot be read, or is none of these, or contradicts the official labels.
@@ -184,12 +171,7 @@ def read_labels(path: Path, classes: ClassList = IMAGENET) -> LabelList:
 
 @dataclass(frozen=True)
 class _LabelFile:
-    """Reads one file.
-
-    Attributes:
-        path: of the file.
-        classes: what an index in it stands for.
-    """
+    """Reads one file, in which an index stands for one of the classes."""
 
     path: Path
     classes: ClassList

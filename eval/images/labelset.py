@@ -1,4 +1,4 @@
-"""Which predictions are correct for each image: the set's own labels, or the ReaL labels.
+"""Which predictions are correct for each image by the ReaL labels.
 
 ReaL (Beyer et al., "Are we done with ImageNet?", arXiv 2006.07159) gives the validation images all
 the labels that annotators agreed on. A prediction is correct if it is any of them; images that were
@@ -47,10 +47,7 @@ class LabelScore:
     """How many predictions of one model are correct by a label set.
 
     Attributes:
-        name: of the label set.
         images: those that count, which is the denominator.
-        top1_correct: images whose top-1 prediction is correct.
-        top5_correct: images with a correct class among the best five.
     """
 
     name: str
@@ -69,18 +66,8 @@ class LabelScore:
         return 100.0 * self.top5_correct / self.images
 
 
-def single(valset: ValSet) -> LabelSet:
-    """One label per image: the validation set's own."""
-    return LabelSet("labels", tuple(frozenset({sample.label}) for sample in valset.samples))
-
-
 def real(valset: ValSet) -> LabelSet:
-    """The ReaL labels.
-
-    Raises:
-        DataError: an image has no official name, so that its labels are not known; or none of the
-            images has a label.
-    """
+    """The ReaL labels."""
     accepted = []
     for sample in valset.samples:
         number = official_number(sample.path)

@@ -58,17 +58,7 @@ class Row(NamedTuple):
 def read_rows(
     path: Path, text: str, classes: ClassList, is_image: Callable[[str], bool]
 ) -> list[Row] | None:
-    """The rows of a list; None if it has one word per line.
-
-    Args:
-        path: of the list, for messages.
-        text: its content, which is not blank.
-        classes: what its codes may mean.
-        is_image: whether a word is the name of an image, by its suffix.
-
-    Raises:
-        DataError: it is damaged, or it is not clear which column is what.
-    """
+    """The rows of a list; None if it has one word per line."""
     return _Reader(path, classes, is_image).read(text)
 
 

@@ -100,12 +100,6 @@ def recognize(
     files, Sketch by its file names, A and R by their classes: all or most of them and no others,
     without a single official file name. Labels are not looked at here: those of official names must
     agree (eval/images/valset.py).
-
-    Args:
-        paths: of the images.
-        labels: that they have.
-        numbered: whether the folders and files have ImageNetV2's names.
-        classes: what the labels are indices of.
     """
     if classes != IMAGENET:
         return ImageSet(classes.name, images=None)

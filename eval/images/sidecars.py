@@ -63,16 +63,7 @@ class Sidecars:
 
 
 def label_beside(path: str, data: bytes, classes: ClassList) -> int | None:
-    """The label that a file beside an image gives it; None if it does not say any.
-
-    Args:
-        path: of the file, for messages; its suffix says how to read it.
-        data: its bytes.
-        classes: what an index stands for.
-
-    Raises:
-        DataError: it is a label of other classes, or a damaged ``.cls``.
-    """
+    """The label that a file beside an image gives it; None if it does not say any."""
     suffix = path.rpartition(".")[2].lower()
     try:
         text = data.decode("utf-8-sig")
@@ -90,11 +81,7 @@ def label_beside(path: str, data: bytes, classes: ClassList) -> int | None:
 
 
 def labels_in_metadata(path: str, data: bytes, classes: ClassList) -> dict[str, int]:
-    """Path of an image to its label, by a ``metadata.csv`` or ``metadata.jsonl`` beside them.
-
-    Raises:
-        DataError: it cannot be read, or has a label of other classes.
-    """
+    """Path of an image to its label, by a ``metadata.csv`` or ``metadata.jsonl`` beside them."""
     if len(data) > _LARGEST:
         raise DataError(f"{path} is too large ({len(data) >> 20} MiB).\nMove it away.")
     try:
@@ -131,11 +118,7 @@ def _document(text: str) -> Any:
 
 
 def _label(path: str, said: Any, classes: ClassList) -> int | None:
-    """The index that a number, the name of a class or an object with these means; None if none.
-
-    Raises:
-        DataError: the keys of an object mean several classes, or it is a label of other classes.
-    """
+    """The index that a number, the name of a class or an object with these means; None if none."""
     if not isinstance(said, dict):
         said = {"label": said}
     codes = codes_of({str(key).casefold(): value for key, value in said.items()})

@@ -48,8 +48,6 @@ class Survey:
     """What was found out about a validation set.
 
     Attributes:
-        valset: the images.
-        looks: in the order of its samples.
         tar_md5: MD5 of the tar that it is, hexadecimal; "" if it is none.
     """
 
@@ -193,17 +191,9 @@ def _oddities(data: bytes) -> list[str]:
 
 
 def survey(
-    valset: ValSet,
-    workers: int | None = None,
-    progress: Callable[[int], object] | None = None,
+    valset: ValSet, workers: int | None = None, progress: Callable[[int], object] | None = None
 ) -> Survey:
-    """Read and decode every image of a validation set, in threads.
-
-    Args:
-        valset: the images.
-        workers: threads; None for a number that suits the machine.
-        progress: called with the number of images of each batch that is done.
-    """
+    """Read and decode every image in threads; `progress` is given the number of each batch."""
     samples = valset.samples
     tar_md5 = _md5(valset.root) if valset.root.suffix == ".tar" and valset.root.is_file() else ""
 

@@ -128,12 +128,7 @@ class ValSet:
 
 
 def fingerprint(samples: Iterable[Sample], digests: Iterable[str]) -> str:
-    """SHA-256 of a set of images: their names, labels and contents, the same in every layout.
-
-    Args:
-        samples: the images.
-        digests: SHA-256 of their files, in the same order.
-    """
+    """SHA-256 of images: their names, labels and hashes of contents, the same in every layout."""
     lines = (
         f"{sample.name} {sample.label} {digest}\n"
         for sample, digest in zip(samples, digests, strict=True)
@@ -259,11 +254,7 @@ def _assemble(
 
 
 def _check_stated(root: Path, shown_set: ImageSet, stated: ImageSet | None) -> ImageSet:
-    """The set that the images show, or else the one that is stated.
-
-    Raises:
-        DataError: they show another one.
-    """
+    """The set that the images show, or else the one that is stated."""
     if stated is None or stated.name == shown_set.name:
         return shown_set
     if shown_set != UNIDENTIFIED:
@@ -408,10 +399,7 @@ def _check_listed(root: Path, samples: Sequence[Sample], labels: LabelList) -> N
 
 
 def _disagreement(
-    root: Path,
-    disputed: Sequence[tuple[str, Mapping[str, int]]],
-    images: int,
-    classes: ClassList,
+    root: Path, disputed: Sequence[tuple[str, Mapping[str, int]]], images: int, classes: ClassList
 ) -> DataError:
     """Three examples, and what is likely to be wrong."""
     rows = []

@@ -60,12 +60,7 @@ CONTENTS = "images' contents"
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which rows are measured again.
-
-    Attributes:
-        images: how many.
-        seed: of the choice.
-    """
+    """How many rows are measured again, and the seed of the choice."""
 
     images: int
     seed: int
@@ -94,7 +89,6 @@ class Again:
     Attributes:
         subject: the model, with the figures that it is compared with.
         computation: how the sample was computed.
-        measured: the sample.
         judged_as: the precision that the verdict depends on.
         logits_of: logits of images by form; None where there are only predictions.
     """

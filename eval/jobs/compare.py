@@ -58,22 +58,14 @@ def compare_results(
         raise
     report = markdown(comparisons, sources)
     _write(
-        output,
-        {COMPARISON_FILE: report, JUNIT_FILE: junit(comparisons), **csv_files(comparisons)},
+        output, {COMPARISON_FILE: report, JUNIT_FILE: junit(comparisons), **csv_files(comparisons)}
     )
     _append_step_summary(report)
     return comparisons
 
 
-def check_baseline(
-    baseline: str | Path, variant: str, preprocess: str, *, allow_failed: bool = False
-) -> None:
-    """Check, before a run is measured, that it can be compared with a baseline.
-
-    Raises:
-        UsageError: there is no such baseline, it is damaged, of another variant or preprocessing,
-            or its verdict does not let it be one.
-    """
+def check_baseline(baseline: str | Path, variant: str, preprocess: str) -> None:
+    """Check, before a run is measured, that it can be compared with a baseline."""
     result = read_result(baseline)
     rows = [row for row in result.rows.values() if row.variant == variant]
     if not rows or any(row.preprocess != preprocess for row in rows):
@@ -82,7 +74,7 @@ def check_baseline(
             + (f" but with {printable(rows[0].preprocess)}." if rows else ".")
         )
     for row in rows:
-        check_baseline_verdict(result, row, allow_failed=allow_failed)
+        check_baseline_verdict(result, row)
 
 
 def accept(candidate: str | Path, folder: Path) -> None:
@@ -90,9 +82,6 @@ def accept(candidate: str | Path, folder: Path) -> None:
 
     The predictions are kept without probabilities, so that the diff of a later change shows the
     images whose prediction changed.
-
-    Raises:
-        UsageError: the candidate is not an intact result folder, or its verdict is a failure.
     """
     source = Path(candidate)
     if not source.is_dir():

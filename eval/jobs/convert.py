@@ -29,8 +29,6 @@ class Model:
     """What is exported, and the images that it is compared on.
 
     Attributes:
-        model: the torch model.
-        preprocess: its own.
         crops: uint8 (B, size, size, 3).
         shown: what the images are, for messages.
         expected: torch's logits of them.
@@ -70,11 +68,7 @@ def make(kind: str, model: Model, folder: Path) -> Path:
 
 
 def compare_with_torch(kind: str, path: Path, model: Model, progress: Observer = ignore) -> None:
-    """Tell how near a file's answers are to torch's.
-
-    Raises:
-        ModelError: they differ by more than rounding.
-    """
+    """Tell how near a file's answers are to torch's."""
     backend, _ = EXPORTS[kind]
     found = answers(backend, path, model.preprocess, model.crops)
     largest = float(np.abs(model.expected).max())

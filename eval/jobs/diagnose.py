@@ -64,15 +64,7 @@ def diagnose(request: Request, images: int = IMAGES, progress: Observer = ignore
 def diagnose_subject(
     subject: Subject, valset: ValSet, source: Source, images: int, progress: Observer = ignore
 ) -> Diagnosis:
-    """Diagnose a model that has been loaded; see `diagnose`.
-
-    Args:
-        subject: the model, as configured.
-        valset: the whole validation set.
-        source: where the model is from; its request says how to compute.
-        images: size of the sample.
-        progress: see `diagnose`.
-    """
+    """Diagnose a model that has been loaded; see `diagnose`."""
     setup = choose_computation(source, subject, min(images, len(valset.samples)), {})
     assert setup.batch_size is not None
     assert setup.workers is not None
@@ -145,11 +137,7 @@ def diagnose_predictions(
 
 
 def _load(source: Source, classes: int, progress: Observer) -> Subject:
-    """The model, even if it has one output more than there are classes.
-
-    Raises:
-        ModelError: see `eval.models.Source.load`.
-    """
+    """The model, even if it has one output more than there are classes."""
     try:
         return source.load(classes, progress)
     except ModelError:
@@ -188,11 +176,7 @@ def suggests_diagnosis(evaluation: Evaluation) -> bool:
 
 
 def save(diagnosis: Diagnosis, json_file: Path | None, html_file: Path | None) -> None:
-    """Write a diagnosis to the files that were named.
-
-    Raises:
-        UsageError: a file cannot be written.
-    """
+    """Write a diagnosis to the files that were named."""
     if json_file:
         write_atomically(json_file, json.dumps(diagnosis.as_json(), indent=1) + "\n")
     if html_file:

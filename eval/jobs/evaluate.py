@@ -122,11 +122,7 @@ class Run:
 
 
 def check_folders(request: Request) -> None:
-    """Check, before the output folder is claimed, that it is there and no other's.
-
-    Raises:
-        UsageError: what follows the run needs an output folder, or another one.
-    """
+    """Check, before the output folder is claimed, that it is there and no other's."""
     if request.output is None and (request.history or request.baseline):
         raise UsageError("--history and --baseline need the reports: name an --output folder.")
     if request.output is not None and request.baseline:
@@ -141,10 +137,7 @@ class Prepared:
     """What is ready to be measured.
 
     Attributes:
-        subject: the model.
-        engine: what computes it.
         setup: how, with what the engine has chosen.
-        identity: of the run.
     """
 
     subject: Subject
@@ -161,11 +154,7 @@ def _open_source(request: Request) -> Source:
 
 
 def check_follow_ups(request: Request, source: Source) -> None:
-    """Check, before hours are spent, that the history and the baseline can be used.
-
-    Raises:
-        UsageError: one of them cannot.
-    """
+    """Check, before hours are spent, that the history and the baseline can be used."""
     if request.history:
         check_history(Path(request.history))
     if request.baseline:
@@ -204,11 +193,7 @@ def follow_up(evaluation: Evaluation, request: Request, folder: OutputFolder) ->
 
 
 def _write_model_card(evaluation: Evaluation, path: Path, hub_benchmark: str | None) -> None:
-    """Write the model card, and the files of ``.eval_results`` beside it.
-
-    Raises:
-        UsageError: the result does not belong there, or a file cannot be written.
-    """
+    """Write the model card, and the files of ``.eval_results`` beside it."""
     rows: list[Any] = evaluation.summary.to_dict("records")
     write_atomically(path, model_card(rows, model_name=evaluation.subject.name))
     if hub_benchmark is None:
@@ -232,12 +217,7 @@ def _workspace(output: Path | None) -> Iterator[Path]:
 
 
 def _open_images(run: Run, workspace: Path) -> ValSet:
-    """The images to evaluate.
-
-    Raises:
-        DataError: there is no validation set, it cannot be what it should be, or it has more
-            images than the reported figures are of.
-    """
+    """The images to evaluate."""
     request = run.request
     valset = open_images(run.source, workspace, run.group, run.progress)
     whole = len(valset.samples)

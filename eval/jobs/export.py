@@ -64,15 +64,7 @@ class Export:
 
 
 def export(asked: Export, progress: Observer = ignore) -> None:
-    """Make all files; see the module.
-
-    Args:
-        asked: what is exported.
-        progress: receives a message about each file.
-
-    Raises:
-        EvalError: see `eval.errors`.
-    """
+    """Make all files; see the module."""
     for name in asked.formats:
         check_installed(EXPORTS[name][0], converting=True)
     asked.output.mkdir(parents=True, exist_ok=True)
@@ -95,7 +87,9 @@ def export(asked: Export, progress: Observer = ignore) -> None:
                     progress(Event(message=f"{kind}: no int8 file: {int8.tool}"))
                     continue
                 made.append(quantize(kind, path, calibration))
-        _name(made, asked.output, progress)
+        for path in made:  # only now do the files get their names, all of them
+            move(path, asked.output / path.name)
+            progress(Event(message=str(asked.output / path.name)))
     progress(Event(message=f"{subject.weights}, {form}"))
 
 
@@ -161,10 +155,3 @@ def _onnx_graph(model: Model, opset: int) -> bytes:
     graph = export_onnx(model.model, opset, model.preprocess.size)
     onnx.checker.check_model(onnx.load_from_string(graph), full_check=True)
     return graph
-
-
-def _name(made: Sequence[Path], output: Path, progress: Observer) -> None:
-    """Only now do the files get their names, all of them."""
-    for path in made:
-        move(path, output / path.name)
-        progress(Event(message=str(output / path.name)))

@@ -60,11 +60,7 @@ class Calibration:
         max_drop: float | None,
         progress: Observer,
     ) -> Calibration:
-        """Read images to calibrate on, of a validation set; a quarter of them is held out.
-
-        Raises:
-            UsageError: there are too few of them.
-        """
+        """Read images to calibrate on, of a validation set; a quarter of them is held out."""
         crops, labels = sample_of(data, images, model.preprocess)
         count = round(len(crops) * HELD_OUT)
         if count < 1:
@@ -127,16 +123,7 @@ class Int8File:
 
 
 def quantize(kind: str, source: Path, calibration: Calibration) -> Path:
-    """The best int8 file of a format, within `max_drop` if that was asked for.
-
-    Args:
-        kind: a key of `EXPORTS`.
-        source: its fp32 file.
-        calibration: the images.
-
-    Raises:
-        ModelError: no file keeps the accuracy.
-    """
+    """The best int8 file of a format, within `max_drop` if that was asked for."""
     backend, ending = EXPORTS[kind]
     tool = BACKENDS[backend].int8
     methods = tool.methods

@@ -11,13 +11,7 @@ import msgspec
 import numpy as np
 
 from eval.backends.precision import UNKNOWN
-from eval.config import (
-    Reference,
-    Tolerance,
-    VariantConfig,
-    load_config,
-    load_variant,
-)
+from eval.config import Reference, Tolerance, VariantConfig, load_config, load_variant
 from eval.errors import DataError, UsageError
 from eval.images.labels import examples
 from eval.images.preprocess import BadImage, Crop, Preprocess, table_of
@@ -89,10 +83,7 @@ def score(asked: Scoring, command: str, progress: Observer = ignore) -> Evaluati
 
     started = datetime.now(UTC)
     images = Request(
-        data=asked.data,
-        labels=asked.labels,
-        image_set=asked.image_set,
-        folders=asked.folders,
+        data=asked.data, labels=asked.labels, image_set=asked.image_set, folders=asked.folders
     )
     valset = open_data(images, asked.data)
     if valset.image_set.classes is not None:
@@ -197,11 +188,7 @@ def _identify(option: str, path: Path) -> tuple[ModelFile, ...]:
 
 
 def config_of(asked: Scoring) -> VariantConfig:
-    """The variant, with the reference and the tolerance that were asked for.
-
-    Raises:
-        UsageError: there is no such variant or reference.
-    """
+    """The variant, with the reference and the tolerance that were asked for."""
     if asked.config:
         config = load_config(asked.config)
     else:

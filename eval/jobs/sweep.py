@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from eval.backends import BACKENDS, Task
 from eval.backends.formats import RUNTIMES, is_exported, precision_of
@@ -30,6 +29,7 @@ from eval.models.exported import EXPORTED
 from eval.progress import Event, Observer
 from eval.request import Request
 from eval.results.console import format_evaluation
+from eval.results.drawing import Figure, save
 from eval.results.evaluation import Evaluation
 from eval.results.schema import CONSOLE_FILE
 
@@ -139,9 +139,6 @@ def combinations(asked: Sweep) -> tuple[list[Combination], list[str]]:
     """All that were asked for and exist, in the order of the options, and what does not exist.
 
     The official runtime comes first among the rows of a recipe: what differs from it is counted.
-
-    Raises:
-        UsageError: none exists, or two have one name.
     """
     planned, left_out = [], []
     for preprocess, (owner, weights) in itertools.product(asked.preprocesses, asked.weights):
@@ -208,10 +205,9 @@ def start(
 
 
 def fill_cache(requests: Sequence[Request], progress: Observer) -> ImageSet:
-    """Decode each image once for each preprocessing; what is bad is left to the runs.
+    """Decode each image once for each preprocessing; which set they are of.
 
-    Returns:
-        Which set the images are of.
+    What is bad is left to the runs.
     """
     first = requests[0]
     assert first.data is not None
@@ -263,16 +259,8 @@ def _latency(evaluation: Evaluation) -> float | None:
 
 
 def _asked(combination: Combination, output: Path) -> dict[str, Any]:
-    return {
-        "name": combination.name,
-        "variant": combination.variant,
-        "weights": combination.weights,
-        "form": combination.form or EXPORTED,
-        "backend": combination.backend,
-        "precision": combination.precision,
-        "preprocess": combination.preprocess,
-        "output": str(output),
-    }
+    named = {"name": combination.name, "form": combination.form or EXPORTED}
+    return {**vars(combination), **named, "output": str(output)}
 
 
 def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -320,11 +308,7 @@ MARKERS = "osD^v<>PX*ph"
 
 
 def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
-    """Draw accuracy against latency, a point for each row that has both.
-
-    Raises:
-        UsageError: no row has a latency, or the file cannot be written.
-    """
+    """Draw accuracy against latency, a point for each row that has both."""
     points = [(n, r) for n, r in zip(names, rows, strict=True) if r.get("latency_ms") is not None]
     if not points:
         raise UsageError("--plot: there is nothing to draw, as no row was measured.")
@@ -345,17 +329,11 @@ def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) ->
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axes.set(xlabel="median latency of one image on one thread, ms", ylabel="top-1 accuracy, %")
     axes.grid(alpha=0.3)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+    save(figure, path)
 
 
 def _rows(
-    planned: Sequence[Combination],
-    requests: Sequence[Request],
-    progress: Observer,
+    planned: Sequence[Combination], requests: Sequence[Request], progress: Observer
 ) -> Iterator[Row]:
     """Evaluate each combination."""
     first: dict[tuple[str, str], Any] = {}

@@ -173,10 +173,8 @@ class Audit:
     """What an audit found.
 
     Attributes:
-        source: the result.
         population: rows that it has.
         images: rows that were measured again.
-        seed: of the sample.
         different: rows that rounding cannot explain, each as written and as measured.
         near_ties: rows that differ, but only where rounding may decide.
         contradictions: other disagreements, in sentences.

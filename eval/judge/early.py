@@ -27,12 +27,7 @@ ROUND = 8  # batches that each process measures between two merges
 
 
 class SequentialStopper:
-    """Ends a run as soon as its outcome is certain.
-
-    Args:
-        group: the processes of the run.
-        tests: the sequential tests; the first one that is certain ends the run.
-    """
+    """Ends a run as soon as the first of its tests is certain of the outcome."""
 
     def __init__(self, group: Group, tests: list[ReferenceTest | BaselineTest]) -> None:
         self._group, self._tests = group, tests
@@ -74,11 +69,7 @@ class SequentialStopper:
 
 
 class ReferenceTest:
-    """Tests whether the full set would certainly be outside the tolerance of the reference.
-
-    Args:
-        test: the sequential test.
-    """
+    """Tests whether the full set would certainly be outside the tolerance of the reference."""
 
     def __init__(self, test: EarlyStop) -> None:
         self._test = test
@@ -156,18 +147,7 @@ def _correct(records: Records, figure: Figure) -> NDArray[np.bool_]:
 def stopper_for(
     group: Group, subject: Subject, valset: ValSet, baseline: Result | None, precision: str
 ) -> SequentialStopper:
-    """Choose the sequential tests that apply to a run.
-
-    Args:
-        group: the processes of the run.
-        subject: the model.
-        valset: all images of the validation set.
-        baseline: an earlier result to compare with, or None.
-        precision: precision of the computation.
-
-    Raises:
-        UsageError: there is neither a reference nor a baseline to compare with.
-    """
+    """Choose the sequential tests that apply to a run."""
     tests: list[ReferenceTest | BaselineTest] = []
     preprocess, forms = subject.preprocess.name, tuple(subject.forms)
     compared = references(subject.published, preprocess, forms)

@@ -191,10 +191,7 @@ class Check:
     """One gate.
 
     Attributes:
-        name: what is gated.
         passed: None if it was not checked.
-        reason: in words.
-        exit_code: of the command, if this fails.
     """
 
     name: str
@@ -209,7 +206,6 @@ class Comparison:
 
     Attributes:
         paired: None if one of the results has no predictions.
-        checks: all gates.
         notes: other differences between the runs, in words.
         classes: of the model; None if neither result says which they are.
     """
@@ -299,9 +295,6 @@ def check_baseline_verdict(baseline: Result, row: Row, *, allow_failed: bool = F
 
     A FAIL may be meant, where a model is known to be below its reported accuracy, but that must
     be said. Unreadable images or forms that disagree never leave figures to compare with.
-
-    Raises:
-        UsageError: its verdict is one of `FAILING`.
     """
     verdict = verdict_of(baseline, row)
     failed = verdict is Verdict.FAIL
@@ -373,11 +366,7 @@ def _pairs(baseline: Result, candidate: Result, form: str | None) -> list[tuple[
 def _check_comparable(
     baseline: Result, candidate: Result, before: Row, after: Row, allow_other_weights: bool
 ) -> None:
-    """Both must have seen the same images, labels and preprocessing.
-
-    Raises:
-        UsageError: they have not; every field that differs is named with both values.
-    """
+    """Both must have seen the same images, labels and preprocessing."""
 
     def differs(name: str, first: object, second: object) -> str:
         return f"{name} is {first} in the baseline and {second} in the candidate"
@@ -452,12 +441,7 @@ def pair(
 ) -> Paired:
     """Compare two runs of the same images, image by image; their order may differ.
 
-    Args:
-        before: the baseline.
-        form_before: which form of it.
-        after: the candidate.
-        form_after: which form of it.
-        known: the k of which both know the k best.
+    `known` are the k of which both know the k best.
     """
     place = {key: i for i, key in enumerate(after.keys())}
     order = np.array([place[key] for key in before.keys()])  # noqa: SIM118 - a method

@@ -41,13 +41,7 @@ class Figure(NamedTuple):
 def references(config: VariantConfig, preprocess: str, forms: tuple[str, ...]) -> dict[Figure, int]:
     """The reported counts that a run of the whole set is compared with, as the verdict does.
 
-    Args:
-        config: what is reported about the model.
-        preprocess: name of the preprocessing of the run.
-        forms: the forms that are measured.
-
-    Returns:
-        Empty where nothing is gated.
+    Empty where nothing is gated.
     """
     reference, _ = compared_with(config, preprocess)
     if reference is None:

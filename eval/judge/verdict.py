@@ -136,19 +136,9 @@ class Judgment:
 
 
 def judge(
-    measured: Measurement,
-    published: VariantConfig,
-    preprocess: str,
-    precision: str,
+    measured: Measurement, published: VariantConfig, preprocess: str, precision: str
 ) -> Judgment:
-    """Compare a measurement with what was reported.
-
-    Args:
-        measured: the counts.
-        published: the reported figures and their tolerances.
-        preprocess: the name of the preprocessing.
-        precision: what was computed in.
-    """
+    """Compare a measurement with what was reported."""
     disagreement = forms_disagree(measured, precision)
     case = _Case(measured, published, preprocess, precision, disagreement)
     forms = tuple(_judge_form(case, form) for form in measured.scores)

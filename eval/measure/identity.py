@@ -40,14 +40,7 @@ _ERRORS: Mapping[str, type[EvalError]] = {
 
 
 def identity_of(request: Request, subject: Subject, valset: ValSet, setup: Computation) -> Identity:
-    """The identity of a run.
-
-    Args:
-        request: what was asked for.
-        subject: the model.
-        valset: the images that are measured.
-        setup: how they are computed; its settings are those of the process.
-    """
+    """The identity of a run."""
     identity = {
         "subject": subject.name,
         "layout": subject.layout,

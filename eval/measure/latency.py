@@ -59,10 +59,6 @@ def measure_latency(task: Task, valset: ValSet, images: int = IMAGES) -> list[La
 
     Returns:
         For each form, number of threads and stage, one row.
-
-    Raises:
-        UsageError, ModelError: see `eval.backends.create_predictor`.
-        DataError: none of the images can be decoded.
     """
     files = _files(valset, task.preprocess, images)
     rows = []

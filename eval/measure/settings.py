@@ -218,11 +218,7 @@ def in_effect() -> dict[str, Any]:
 
 
 def check_settings() -> None:
-    """Check, inside `exact_settings`, that nobody has changed any of them.
-
-    Raises:
-        UsageError: something has, so that results cannot be trusted.
-    """
+    """Check, inside `exact_settings`, that nobody has changed any of them."""
     changed = [setting.name for setting in SETTINGS if not setting.is_kept]
     if changed:
         raise UsageError(

@@ -28,10 +28,6 @@ class Computation:
     """How the logits are computed; None where unknown, as on another device.
 
     Attributes:
-        backend: what computes them.
-        device: where.
-        precision: in what.
-        batch_size: images in a batch.
         workers: threads of a process.
         processes: of the run, on this machine and others.
         processes_here: those that this one has started, and itself.
@@ -58,9 +54,6 @@ def open_images(
         folder: where a source may make them; the same for all processes.
         group: the processes of the run.
         progress: called with every `eval.progress.Event`.
-
-    Raises:
-        DataError: there is no validation set, or it cannot be what it should be.
     """
     root = source.images(folder, progress) if group.is_first else None
     group.wait()
@@ -69,16 +62,7 @@ def open_images(
 
 
 def open_data(request: Request, root: Path, image_set: ImageSet | None = None) -> ValSet:
-    """A validation set, with the classes and labels that a request names.
-
-    Args:
-        request: it also says what the images are.
-        root: where they are.
-        image_set: what they are, where the request does not know.
-
-    Raises:
-        DataError: there is none, or it cannot be what it should be.
-    """
+    """A validation set, with the classes and labels that a request names."""
     classes = read_classes(Path(request.classes)) if request.classes else None
     labels = Path(request.labels) if request.labels else None
     stated = STATED[request.image_set] if request.image_set else image_set
@@ -92,15 +76,7 @@ def choose_computation(
     settings: Mapping[str, Any],
     group: Group = _ALONE,
 ) -> Computation:
-    """How to compute: as requested, else to suit the model and the machine.
-
-    Args:
-        source: of the subject; its request says what was asked for.
-        subject: the model.
-        images: how many there are; a batch is not larger.
-        settings: that are in effect.
-        group: the processes of the run.
-    """
+    """How to compute: as requested, else to suit the model and the machine."""
     request = source.request
     device = choose_device(request.device, group.local_number)
     if subject.precision == "int8":

@@ -16,6 +16,7 @@ To add a source, write one module and add one row to `SOURCES`.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import re
@@ -46,13 +47,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and wrong options are refuse
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file of a model.
-
-    Attributes:
-        path: where it is.
-        size: in bytes.
-        sha256: of its bytes, hexadecimal.
-    """
+    """One file of a model: its size in bytes, and its hash, hexadecimal."""
 
     path: Path
     size: int
@@ -98,11 +93,7 @@ class Subject:
         return combined_sha256(self.files) if self.files else ""
 
     def check_unchanged(self) -> None:
-        """Check that no file has changed since it was read.
-
-        Raises:
-            ModelError: a file has changed, or is gone.
-        """
+        """Check that no file has changed since it was read."""
         for file in self.files:
             if identify([file.path])[0].sha256 != file.sha256:
                 raise ModelError(
@@ -115,9 +106,6 @@ class Source(Protocol):
     """A model that was requested but is not loaded yet.
 
     Attributes:
-        request: the request.
-        name: its name in the reports.
-        published: its published accuracy, and the tolerance.
         backend: the backend used by default.
         image_set: what its own images are; None for those of the request.
     """
@@ -193,11 +181,7 @@ SOURCES: tuple[Entry, ...] = (
 
 
 def open_source(request: Request) -> Source:
-    """Open the source of the model in a request.
-
-    Raises:
-        UsageError: there is no such model or backend, or the options do not fit it.
-    """
+    """Open the source of the model in a request."""
     if request.backend is not None:
         backend_name("--backend", request.backend)
     named = request.published
@@ -239,6 +223,12 @@ class RequestedImages:
         return Path(self.request.data)
 
 
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The names of a library's models that are like a word, for the end of a message."""
+    close = difflib.get_close_matches(word, known, n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
 def published_of(source: Source) -> VariantConfig:
     """What is reported, with the model's own recipe under the name that it has in the reports."""
     return source.published.with_own(source.own_preprocess().name)
@@ -247,16 +237,7 @@ def published_of(source: Source) -> VariantConfig:
 def judged_by(
     published: VariantConfig, reference: Reference | None, request: Request
 ) -> VariantConfig:
-    """A library's model, judged by its published figures where the request asks for that.
-
-    Args:
-        published: the configuration, which judges nothing.
-        reference: the figures of the model with its own recipe; None if there are none.
-        request: its tolerance, in images.
-
-    Raises:
-        UsageError: there are no figures.
-    """
+    """A library's model, judged by its published figures where the request asks for that."""
     if request.tolerance is None:
         return published
     if reference is None:
@@ -270,12 +251,7 @@ def judged_by(
 
 
 def choose_preprocess(source: Source) -> Preprocess:
-    """The preprocessing of the request, or else the model's own.
-
-    Raises:
-        UsageError: the requested preprocessing has a different image size than the model, or
-            changes a step of a transform that no recipe can say.
-    """
+    """The preprocessing of the request, or else the model's own."""
     from eval.images.preprocess import Preprocess
 
     own = source.own_preprocess()
@@ -297,11 +273,7 @@ def choose_preprocess(source: Source) -> Preprocess:
 
 
 def identify(paths: Sequence[Path]) -> tuple[ModelFile, ...]:
-    """Hash the files of a model.
-
-    Raises:
-        ModelError: a file cannot be read.
-    """
+    """Hash the files of a model."""
     files = []
     for path in paths:
         try:
@@ -317,11 +289,7 @@ def identify(paths: Sequence[Path]) -> tuple[ModelFile, ...]:
 
 
 def identify_copy(copy: Copy) -> tuple[ModelFile, ...]:
-    """Hash a private copy of an exported model, as the files that it was made of.
-
-    Raises:
-        ModelError: a file cannot be read.
-    """
+    """Hash a private copy of an exported model, as the files that it was made of."""
     from eval.backends.formats import files_of
 
     beside = copy.original.parent
@@ -348,10 +316,6 @@ def counts(forms: Mapping[str, nn.Module], size: int) -> dict[str, Any]:
 
     MACs are half the operations that torch's own counter finds in convolutions, matrix products
     and attention for one image; normalization and activations are not counted.
-
-    Args:
-        forms: the model of each form, on the CPU.
-        size: height and width of the image, in pixels.
 
     Returns:
         The arguments ``params`` and ``macs`` of `Subject`; a MAC count is None if the model cannot

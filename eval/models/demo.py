@@ -40,16 +40,6 @@ if TYPE_CHECKING:
     from eval.images.preprocess import Preprocess
     from eval.images.sets import ImageSet
 
-__all__ = [
-    "DEMO_IMAGES",
-    "KNOWN_ANSWER",
-    "WEIGHTS_NAME",
-    "DemoSource",
-    "demo_variant",
-    "make_demo",
-    "open_source",
-]
-
 CAUTION = "DEMO: synthetic images and weights; no figure here is an ImageNet accuracy"
 
 DEMO_IMAGES = 1000

@@ -68,11 +68,7 @@ class HubSource(TimmSource):
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A configuration.
-
-    Raises:
-        ModelError: it is none.
-    """
+    """A configuration."""
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"more than {_LARGEST:,} bytes")
@@ -87,11 +83,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _name(folder: Path, config: dict[str, Any]) -> str:
-    """Timm's name of the network, with the tag of its weights where timm knows it.
-
-    Raises:
-        ModelError: the network is not timm's.
-    """
+    """Timm's name of the network, with the tag of its weights where timm knows it."""
     name = config.get("architecture")
     if isinstance(name, str) and timm.is_model(name):
         plain = name.partition(".")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from eval.backends.precision import UNKNOWN, describe
 from eval.errors import ModelError
 from eval.images.labels import examples, shown
+from eval.models import ModelFile, Source, Subject, choose_preprocess, counts, published_of
 from pplcnet import WeightsError
 from pplcnet._checkpoint import read_checkpoint
 from pplcnet._entries import Checkpoint
@@ -26,11 +28,7 @@ _LEARNED = ("weight", "bias", "running_mean", "running_var")
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The files that the tensors of a checkpoint or of an inference model depend on.
-
-    Raises:
-        ModelError: a folder has none, or several checkpoints; or a shard is missing.
-    """
+    """The files that the tensors of a checkpoint or of an inference model depend on."""
     try:
         graph = find_graph(path)
         return graph_files(graph) if graph else checkpoint_files(path)
@@ -39,15 +37,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def read_tensors(path: Path, entry: str) -> Checkpoint:
-    """The tensors of a library's checkpoint, by name.
-
-    Args:
-        path: see `pplcnet._checkpoint.read_checkpoint`.
-        entry: the same.
-
-    Raises:
-        ModelError: it cannot be read, or is not finite.
-    """
+    """The tensors of a library's checkpoint, by name."""
     try:
         found = read_checkpoint(path, entry)
     except WeightsError as error:
@@ -59,6 +49,45 @@ def read_tensors(path: Path, entry: str) -> Checkpoint:
     return found
 
 
+class Loaded(NamedTuple):
+    """A library's model in its unfused form, and the checkpoint that it was loaded from."""
+
+    library: str
+    name: str
+    model: nn.Module
+    found: Checkpoint
+
+    @property
+    def stored(self) -> str:
+        """The precision that its weights are stored in."""
+        return stored_precision(self.found.tensors.values(), self.found.stored)
+
+
+def subject_of(
+    source: Source,
+    path: Path,
+    files: tuple[ModelFile, ...],
+    loaded: Loaded,
+    forms: Mapping[str, nn.Module],
+) -> Subject:
+    """A library's model as the subject of an evaluation."""
+    preprocess = choose_preprocess(source)
+    subject = Subject(
+        name=source.name,
+        title=f"{loaded.library}'s {loaded.name}",
+        weights=str(path),
+        layout="; ".join(filter(None, [loaded.library, loaded.found.note])),
+        files=files,
+        forms=forms,
+        preprocess=preprocess,
+        published=published_of(source),
+        precision=in_what(source.request.precision, loaded.stored),
+        **counts(forms, preprocess.size),
+    )
+    subject.check_unchanged()  # the hash must be that of the bytes that were read
+    return subject
+
+
 _KEYS = re.compile(r"(Missing|Unexpected) key\(s\) in state_dict: (.*?)\.?\s*$", re.MULTILINE)
 _SHAPES = re.compile(
     r"size mismatch for (\S+): copying a param with shape torch\.Size\((\[.*?\])\) from "
@@ -67,14 +96,9 @@ _SHAPES = re.compile(
 
 
 def misfit(path: Path, what: str, classes: int, error: Exception, advice: str) -> ModelError:
-    """The error where a library does not load a checkpoint.
+    """The error where a library does not load a checkpoint of a model such as ``timm's resnet18``.
 
-    Args:
-        path: of the checkpoint.
-        what: whose model it should be, ``timm's resnet18``.
-        classes: how many were asked for.
-        error: what the library raised.
-        advice: what to do, unless the head alone is another one.
+    `advice` is what to do, unless the head alone is another one.
     """
     text = str(error)
     keys = {kind: re.findall(r'"([^"]*)"', names) for kind, names in _KEYS.findall(text)}
@@ -103,9 +127,6 @@ def check_types(path: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> 
         tensors: of the checkpoint.
         model: they were loaded into it. Where it has another name for a tensor, the last word of
             that decides.
-
-    Raises:
-        ModelError: there is one.
     """
     state = model.state_dict()
     whole = {

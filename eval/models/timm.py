@@ -9,7 +9,6 @@ FastViT, RepVGG, RepViT, ...) are reparameterized by timm's `reparameterize_mode
 from __future__ import annotations
 
 import csv
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,23 +25,8 @@ from eval.config import IMAGENET_VAL_IMAGES, OtherResult, Reference, VariantConf
 from eval.errors import ModelError, UsageError
 from eval.images.labels import examples, shown
 from eval.images.preprocess import Crop, Preprocess, bad_image_errors, open_rgb, table_of
-from eval.models import (
-    RequestedImages,
-    Subject,
-    choose_preprocess,
-    counts,
-    identify,
-    judged_by,
-    published_of,
-)
-from eval.models.stored import (
-    check_types,
-    files_of,
-    in_what,
-    misfit,
-    read_tensors,
-    stored_precision,
-)
+from eval.models import RequestedImages, Subject, did_you_mean, identify, judged_by
+from eval.models.stored import Loaded, check_types, files_of, misfit, read_tensors, subject_of
 from eval.progress import Event, Observer
 from eval.recipe import INTERPOLATIONS, OWN, Recipe
 from eval.request import Request
@@ -82,27 +66,11 @@ class TimmSource(RequestedImages):
             observer(Event(message=f"{self.model}: looking for timm's weights"))
         path = weights_path(self.model, str(self.request.weights))
         files = identify((*files_of(path), *self.beside))
-        model, stored, note = load_model(
-            self.model, path, classes, self.request.weights_entry or ""
-        )
-        preprocess = choose_preprocess(self)
-        forms = forms_of(model, tuple(self.request.forms or ()), self.model)
+        loaded = load_model(self.model, path, classes, self.request.weights_entry or "")
+        forms = forms_of(loaded.model, tuple(self.request.forms or ()), self.model)
         if len(forms) == 1 and not self.request.forms:
             observer(Event(message=f"{self.model}: no reparameterized form in timm"))
-        subject = Subject(
-            name=self.name,
-            title=f"timm's {self.model}",
-            weights=str(path),
-            layout="; ".join(filter(None, ["timm", note])),
-            files=files,
-            forms=forms,
-            preprocess=preprocess,
-            published=published_of(self),
-            precision=in_what(self.request.precision, stored),
-            **counts(forms, preprocess.size),
-        )
-        subject.check_unchanged()  # the hash must be that of the bytes that were read
-        return subject
+        return subject_of(self, path, files, loaded, forms)
 
 
 def open_source(request: Request) -> TimmSource:
@@ -116,17 +84,12 @@ def timm_variant(model: str, results: Path | None) -> VariantConfig:
     Args:
         model: ``timm:NAME``, with or without the tag of its weights.
         results: timm's ``results-imagenet.csv``, or another table of the same kind.
-
-    Raises:
-        UsageError: there is no such model, or the table has no accuracy for it.
     """
     name = model.removeprefix(PREFIX)
     if not model.startswith(PREFIX):
         raise UsageError(f"--model {model}: write {PREFIX}NAME, such as {PREFIX}mobileone_s1.")
     if not timm.is_model(name) or "/" in name:
-        known = timm.list_models()
-        close = difflib.get_close_matches(name.partition(".")[0], known, n=3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        hint = did_you_mean(name.partition(".")[0], timm.list_models())
         raise UsageError(f"--model {model}: timm {timm.__version__} has no such model.{hint}")
     try:
         cfg = get_pretrained_cfg(name)
@@ -140,16 +103,7 @@ def timm_variant(model: str, results: Path | None) -> VariantConfig:
 
 
 def published(results: Path, name: str) -> OtherResult:
-    """Read a model's accuracy, in percent, from one of timm's tables of results.
-
-    Args:
-        results: a CSV file with the columns model, img_size, top1, top5, crop_pct, interpolation.
-        name: the model's name in the table, with its tag.
-
-    Raises:
-        UsageError: the file cannot be read, lacks a column, does not have exactly one row for the
-            model, or has an accuracy that is not a number.
-    """
+    """Read a model's accuracy, in percent, from one of timm's tables of results."""
     try:
         with results.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -174,11 +128,7 @@ def published(results: Path, name: str) -> OtherResult:
 
 
 def _reference(found: VariantConfig, request: Request) -> Reference | None:
-    """The row of timm's table, as what a run of the model's own recipe is compared with.
-
-    Raises:
-        UsageError: the row is of another size or crop than ours.
-    """
+    """The row of timm's table, as what a run of the model's own recipe is compared with."""
     if request.tolerance is None or not found.others:
         return None
     row = found.others[0]
@@ -199,15 +149,7 @@ def _settings(config: Mapping[str, Any]) -> str:
 
 
 def weights_path(name: str, weights: str) -> Path:
-    """The checkpoint: the given file, or timm's own from the Hugging Face hub.
-
-    Args:
-        name: timm's name of the model, with or without a tag.
-        weights: a file, or ``auto``.
-
-    Raises:
-        ModelError: timm publishes no weights for the model, or they could not be downloaded.
-    """
+    """The checkpoint: the given file, or timm's own from the Hugging Face hub."""
     if weights != "auto":
         return Path(weights)
     cfg = get_pretrained_cfg(name)
@@ -231,20 +173,8 @@ def weights_path(name: str, weights: str) -> Path:
         ) from error
 
 
-def load_model(
-    name: str, path: Path, num_classes: int = 1000, entry: str = ""
-) -> tuple[nn.Module, str, str]:
-    """Load a timm model in its unfused form, in evaluation mode.
-
-    Args:
-        name: timm's name of the model, with or without a tag.
-        path: a ``.safetensors``, ``.pth`` or ``.pt`` file; no code in it is run.
-        num_classes: number of classes, which is the number of logits.
-        entry: see `eval.models.stored.read_tensors`.
-
-    Returns:
-        The model, the precision that its weights are stored in, and which tensors of the file they
-        are, in words.
+def load_model(name: str, path: Path, num_classes: int = 1000, entry: str = "") -> Loaded:
+    """Load a timm model in its unfused form, in evaluation mode; no code in the file is run.
 
     Raises:
         ModelError: the weights cannot be read, do not fit, are not finite or not floating-point
@@ -270,20 +200,11 @@ def load_model(
     if classes != num_classes:
         raise ModelError(f"{name} has {classes} classes, not {num_classes}.")
     check_types(path, tensors, model)
-    return model.eval(), stored_precision(found.tensors.values(), found.stored), found.note
+    return Loaded("timm", name, model.eval(), found)
 
 
 def forms_of(model: nn.Module, asked: tuple[str, ...], name: str) -> dict[str, nn.Module]:
-    """The requested forms of a model, or all of its forms.
-
-    Args:
-        model: in its unfused form, in evaluation mode.
-        asked: the requested forms; empty for all.
-        name: timm's name of the model, for messages.
-
-    Raises:
-        UsageError: the reparameterized form was requested, but the model has none.
-    """
+    """The requested forms of a model, or all of its forms."""
     deploy = reparameterize_model(model).eval()
     if set(deploy.state_dict()) == set(model.state_dict()):
         if "reparameterized" in asked:
@@ -297,14 +218,7 @@ def forms_of(model: nn.Module, asked: tuple[str, ...], name: str) -> dict[str, n
 
 
 def preprocess_of(model: nn.Module | str) -> Preprocess:
-    """The preprocessing that timm's ``validate.py`` evaluates a model with: at its test size.
-
-    Args:
-        model: the model, or its name.
-
-    Raises:
-        UsageError: the model's input is not a square image of three channels.
-    """
+    """The preprocessing that timm's ``validate.py`` evaluates a model with: at its test size."""
     cfg: dict[str, Any]
     if isinstance(model, str):
         found = get_pretrained_cfg(model)

@@ -7,22 +7,13 @@ entry of the weights enum gives the preprocessing and the published accuracy
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.config import IMAGENET_VAL_IMAGES, Reference, VariantConfig
 from eval.errors import ModelError, UsageError
-from eval.models import (
-    RequestedImages,
-    Subject,
-    choose_preprocess,
-    counts,
-    identify,
-    judged_by,
-    published_of,
-)
+from eval.models import RequestedImages, Subject, did_you_mean, identify, judged_by
 from eval.progress import Event, Observer
 from eval.recipe import OWN, Recipe
 from eval.request import Request
@@ -31,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from eval.images.preprocess import Preprocess
+    from eval.models.stored import Loaded
 
 PREFIX = "torchvision:"
 _OLD_DENSENET = re.compile(r"(\.denselayer[0-9]+\.(?:norm|relu|conv))\.(?=[12]\.)")
@@ -59,29 +51,13 @@ class TorchvisionSource(RequestedImages):
 
     def load(self, classes: int, observer: Observer) -> Subject:
         """See `eval.models.Source.load`."""
-        from eval.models.stored import files_of, in_what
+        from eval.models.stored import files_of, subject_of
 
         path = self._checkpoint(observer)
         files = identify(files_of(path))
-        model, stored, note = load_model(
-            self.model, path, classes, self.request.weights_entry or ""
-        )
-        preprocess = choose_preprocess(self)
-        forms = {"unfused": model}
-        subject = Subject(
-            name=self.name,
-            title=f"torchvision's {self.model}",
-            weights=str(path),
-            layout="; ".join(filter(None, ["torchvision", note])),
-            files=files,
-            forms=forms,
-            preprocess=preprocess,
-            published=published_of(self),
-            precision=in_what(self.request.precision, stored),
-            **counts(forms, preprocess.size),
-        )
-        subject.check_unchanged()
-        return subject
+        loaded = load_model(self.model, path, classes, self.request.weights_entry or "")
+        forms = {"unfused": loaded.model}
+        return subject_of(self, path, files, loaded, forms)
 
     def _checkpoint(self, observer: Observer) -> Path:
         if self.request.weights != "auto":
@@ -100,14 +76,7 @@ class TorchvisionSource(RequestedImages):
 
 
 def find_weights(name: str) -> tuple[str, Any]:
-    """Find the model's name and the entry of its weights enum.
-
-    Args:
-        name: the name of a model or of an entry (``ResNet50_Weights.DEFAULT``).
-
-    Raises:
-        UsageError: torchvision has no such classifier.
-    """
+    """Find the model's name and the entry of its weights enum, by the name of either."""
     import torchvision
     from torchvision import models
 
@@ -120,8 +89,7 @@ def find_weights(name: str) -> tuple[str, Any]:
         entry = models.get_weight(name)
         return next(n for n in known if models.get_model_weights(n) is type(entry)), entry
     except (KeyError, ValueError, StopIteration):
-        close = difflib.get_close_matches(model.lower(), known, n=3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        hint = did_you_mean(model.lower(), known)
         if model in known:
             hint = f" It has {', '.join(e.name for e in models.get_model_weights(model))}."
         raise UsageError(
@@ -131,13 +99,7 @@ def find_weights(name: str) -> tuple[str, Any]:
 
 
 def published(name: str, model: str, entry: Any) -> VariantConfig:
-    """The accuracy, in percent, that torchvision publishes for weights: shown, not gated.
-
-    Args:
-        name: the name in the reports.
-        model: torchvision's name of the model.
-        entry: the entry of the model's weights enum.
-    """
+    """The accuracy, in percent, that torchvision publishes for weights: shown, not gated."""
     metrics = entry.meta.get("_metrics", {}).get(SET, {})
     reference = {}
     if metrics:
@@ -146,18 +108,8 @@ def published(name: str, model: str, entry: Any) -> VariantConfig:
     return VariantConfig(name, f"{PREFIX}{model}", IMAGENET_VAL_IMAGES, reference, {})
 
 
-def load_model(name: str, path: Path, classes: int, entry: str = "") -> tuple[nn.Module, str, str]:
-    """Load a torchvision model, in evaluation mode.
-
-    Args:
-        name: torchvision's name of the model.
-        path: the checkpoint; no code in it is run.
-        classes: number of classes, which is the number of logits.
-        entry: see `eval.models.stored.read_tensors`.
-
-    Returns:
-        The model, the precision that its weights are stored in, and which tensors of the file they
-        are, in words.
+def load_model(name: str, path: Path, classes: int, entry: str = "") -> Loaded:
+    """Load a torchvision model, in evaluation mode; no code in the checkpoint is run.
 
     Raises:
         ModelError: the checkpoint cannot be read, does not fit, or holds what is not finite or no
@@ -165,7 +117,7 @@ def load_model(name: str, path: Path, classes: int, entry: str = "") -> tuple[nn
     """
     from torchvision import models
 
-    from eval.models.stored import check_types, misfit, read_tensors, stored_precision
+    from eval.models.stored import Loaded, check_types, misfit, read_tensors
 
     found = read_tensors(path, entry)
     # Old checkpoints of DenseNet separate the names of its layers by a dot (models/densenet.py).
@@ -180,7 +132,7 @@ def load_model(name: str, path: Path, classes: int, entry: str = "") -> tuple[nn
         advice = "Use a checkpoint of this model."
         raise misfit(path, f"torchvision's {name}", classes, error, advice) from error
     check_types(path, tensors, model)
-    return model.eval(), stored_precision(tensors.values(), found.stored), found.note
+    return Loaded("torchvision", name, model.eval(), found)
 
 
 def preprocess_of(entry: Any) -> Preprocess:

@@ -52,11 +52,7 @@ class VariantSource(RequestedImages):
 
     @cached_property
     def _recipe_beside(self) -> Recipe | None:
-        """What `_recipe_file` says.
-
-        Raises:
-            UsageError: it cannot be read, or says what no recipe can say.
-        """
+        """What `_recipe_file` says."""
         path = self._recipe_file
         return recipe_of(path, where="The model's own recipe") if path else None
 
@@ -94,17 +90,7 @@ class VariantSource(RequestedImages):
 
 
 def load_network(source: Source, path: Path, classes: int, caution: str = "") -> Subject:
-    """Load a PP-LCNetV2 from a checkpoint.
-
-    Args:
-        source: the source of the model.
-        path: the checkpoint.
-        classes: number of classes, which is the number of logits.
-        caution: see `Subject`.
-
-    Raises:
-        ModelError: the checkpoint is missing, damaged, refused, or belongs to another model.
-    """
+    """Load a PP-LCNetV2 from a checkpoint."""
     from eval.models.stored import files_of, in_what
     from pplcnet import count_macs, count_parameters
     from pplcnet._paddle_graph import find_graph
@@ -173,9 +159,6 @@ def load_forms(
             was exported in.
         classes: number of classes, which is the number of logits.
         entry: see `pplcnet.read_weights`.
-
-    Raises:
-        ModelError: the checkpoint is missing, damaged, refused, or belongs to another model.
     """
     import pplcnet
     from eval.models.stored import stored_precision

@@ -151,22 +151,19 @@ def confusions(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> pd.Da
     )
 
 
-def place_counts(
-    rank: NDArray[np.int64], listed: int | None = None, last: tuple[int, ...] = POSITIONS
-) -> list[tuple[str, int]]:
+def place_counts(rank: NDArray[np.int64], listed: int | None = None) -> list[tuple[str, int]]:
     """Count the images by the position of their label, which is its rank plus one.
 
     Args:
         rank: int64 (N,), 0 is best.
         listed: how many classes are ranked, if not all: this rank means that or more.
-        last: the last position of each group, ascending.
 
     Returns:
         The positions as text ("6-10") and the number of images, for each group.
     """
-    positions = last
-    if listed is not None and listed < last[-1]:
-        positions = (*(position for position in last if position < listed), listed, last[-1])
+    positions: tuple[int, ...] = POSITIONS
+    if listed is not None and listed < POSITIONS[-1]:
+        positions = (*(each for each in POSITIONS if each < listed), listed, POSITIONS[-1])
     group = np.searchsorted(positions, rank + 1, side="left")
     counts = np.bincount(group, minlength=len(positions))[: len(positions)]
     first = [1, *(position + 1 for position in positions[:-1])]

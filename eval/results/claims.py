@@ -85,11 +85,7 @@ class Claims:
 
     @classmethod
     def read(cls, folder: Path) -> Claims:
-        """Read a result folder.
-
-        Raises:
-            UsageError: it is missing or damaged, or it has no predictions.
-        """
+        """Read a result folder."""
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder.\nName a result folder.")
         path = folder / PREDICTIONS_FILE
@@ -242,12 +238,7 @@ def of_rows(claims: Claims, classes: int) -> Iterator[str]:
 
 
 def of_files(claims: Claims, record: Record) -> Iterator[str]:
-    """What the files say that does not follow from the rows, or that another file denies.
-
-    Args:
-        claims: the result.
-        record: its rows, judged again with the model and the configuration of the audit.
-    """
+    """What the files say that does not follow from the rows, or that another file denies."""
     yield from _of_summary(claims, record)
     if claims.run:
         yield from _of_run(claims, record)

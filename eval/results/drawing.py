@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
+
+from eval.errors import UsageError
 
 _chosen = os.environ.pop("MPLBACKEND", None)
 try:
@@ -21,3 +24,12 @@ finally:
 if _chosen:
     with contextlib.suppress(ValueError):
         matplotlib.rcParams["backend"] = _chosen
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a drawing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error

@@ -9,12 +9,7 @@ import pandas as pd
 
 from eval.results.folder import OutputFolder
 from eval.results.record import Record
-from eval.results.schema import (
-    confusions_table,
-    per_class_table,
-    predictions_table,
-    summary_table,
-)
+from eval.results.schema import confusions_table, per_class_table, predictions_table, summary_table
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pandas as pd
@@ -72,12 +71,7 @@ class OutputFolder:
                 raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._release()
 
     def _release(self) -> None:
@@ -86,11 +80,7 @@ class OutputFolder:
             self._lock = None
 
     def claim(self) -> None:
-        """Lock the folder for this run, and move the files of an earlier one to ``previous/``.
-
-        Raises:
-            UsageError: another run is using it, or it cannot be written to.
-        """
+        """Lock the folder for this run, and move the files of an earlier one to ``previous/``."""
         if self.path is None or self._lock is not None or not self._is_first:
             return
         try:
@@ -118,11 +108,7 @@ class OutputFolder:
             raise unwritable(self.path, error) from error
 
     def check(self) -> None:
-        """Check that the folder is still this run's, before something in it is changed.
-
-        Raises:
-            UsageError: it was removed or replaced, and may be another run's by now.
-        """
+        """Check that the folder is still this run's, before something in it is changed."""
         if self._lock is not None and not self._lock.is_current():
             raise UsageError(
                 f"{self.path} was removed or replaced during the run: nothing was written to it.\n"
@@ -130,22 +116,14 @@ class OutputFolder:
             )
 
     def write(self, name: str, text: str) -> None:
-        """Write a file.
-
-        Raises:
-            UsageError: the folder is no longer this run's, or cannot be written to.
-        """
+        """Write a file."""
         self.claim()
         self.check()
         if self.path is not None and self._is_first:
             write_atomically(self.path / name, text)
 
     def save(self, evaluation: Record) -> None:
-        """Write all files of a result.
-
-        Raises:
-            UsageError: the folder is no longer this run's, or cannot be written to.
-        """
+        """Write all files of a result."""
         self.claim()
         self.check()
         if self.path is not None and self._is_first:
@@ -153,11 +131,7 @@ class OutputFolder:
 
 
 def write_reports(folder: Path, evaluation: Record) -> None:
-    """Write all files of a result.
-
-    Raises:
-        UsageError: the folder cannot be written to, or the disk is full.
-    """
+    """Write all files of a result."""
     from eval.results.html import html_report
 
     files = {
@@ -185,9 +159,6 @@ def set_aside(folder: Path, files: Sequence[str] = RESULT_FILES) -> bool:
     """Move earlier files of these names to ``previous/``; whether there were any.
 
     A folder must not show the result of another run than the one that last used it.
-
-    Raises:
-        OSError: a file cannot be moved.
     """
     found = [name for name in files if (folder / name).is_symlink() or (folder / name).is_file()]
     if not found:
@@ -202,21 +173,13 @@ def set_aside(folder: Path, files: Sequence[str] = RESULT_FILES) -> bool:
 
 
 def put_away(folder: Path | None) -> None:
-    """Move an earlier result out of a folder that a run was to use, but never came to claim.
-
-    Raises:
-        UsageError: another run is using it, or it cannot be written to.
-    """
+    """Move an earlier result out of a folder that a run was to use, but never came to claim."""
     with OutputFolder(folder):
         pass
 
 
 def record_exit_code(folder: Path, run_id: str, code: int) -> int:
-    """Correct the exit code in ``run.json``, where the process ends with another one.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
+    """Correct the exit code in ``run.json``, where the process ends with another one."""
     path = folder / RUN_FILE
     lock = Lock(folder / _LOCK)
     try:

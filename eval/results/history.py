@@ -37,9 +37,6 @@ def check_history(path: Path) -> None:
     """Check, before a run is measured, that its rows can be added to a history.
 
     This makes the folder and the lock file if they are missing, but not the history itself.
-
-    Raises:
-        UsageError: it is a folder, has other columns, is damaged, or cannot be written to.
     """
     try:
         _refuse_folder(path)
@@ -62,14 +59,6 @@ def append_history(path: Path, result: Path) -> None:
 
     Any number of processes may do so at once. If this fails or is interrupted, the
     history has none of the rows, and stderr shows how to add them later.
-
-    Args:
-        path: the history.
-        result: a result folder, or its ``summary.csv``.
-
-    Raises:
-        UsageError: the file has other columns, is damaged, cannot be written to, or stays
-            locked by another process.
     """
     added = read_rows(result / SUMMARY_FILE if result.is_dir() else result)
     rows = _csv([csv_cell(row.cells[name]) for name in SUMMARY_COLUMNS] for row in added)
@@ -90,12 +79,7 @@ def append_history(path: Path, result: Path) -> None:
 
 
 def _content(path: Path) -> str:
-    """A history as it is, with its line ends; empty if there is none yet.
-
-    Raises:
-        UsageError: it has other columns, or is damaged.
-        OSError: it cannot be read or written.
-    """
+    """A history as it is, with its line ends; empty if there is none yet."""
     if not path.exists():
         return ""
     with path.open("r+", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -126,16 +110,7 @@ def _csv(rows: Iterable[Sequence[str]]) -> str:
 
 
 def read_history(path: Path, variant: str | None = None, form: str | None = None) -> Series:
-    """Rows of a history by variant and form, oldest first.
-
-    Args:
-        path: the history.
-        variant: only this one.
-        form: only this one.
-
-    Raises:
-        UsageError: it cannot be read, or has no such rows.
-    """
+    """Rows of a history by variant and form, oldest first."""
     rows = read_rows(path)
     series: Series = {}
     for row in sorted(rows, key=lambda row: row.started_at):
@@ -207,24 +182,14 @@ def _figures(row: Row, before: Row | None) -> str:
 
 
 def plot(series: Series, path: Path) -> None:
-    """Draw top-1 over time: a panel per variant, a line per form, preprocessing and images.
-
-    Args:
-        series: what `read_history` gives.
-        path: the image to write, ``.png`` or ``.svg``.
-
-    Raises:
-        UsageError: the format is unknown, there are too many variants, or it cannot be written.
-    """
-    if path.suffix not in (".png", ".svg"):
-        raise UsageError(f"--plot {path}: name a .png or .svg file.")
+    """Draw top-1 over time: a panel per variant, a line per form, preprocessing and images."""
     variants = list(dict.fromkeys(variant for variant, _ in series))
     if len(variants) > MOST_PANELS:
         raise UsageError(
             f"--plot draws at most {MOST_PANELS} variants, and there are {len(variants)}. "
             "Choose one with --variant."
         )
-    from eval.results.drawing import Figure, matplotlib
+    from eval.results.drawing import Figure, matplotlib, save
 
     # Text stays text, also if it holds a $ or a sign that the font does not have.
     with (
@@ -237,11 +202,7 @@ def plot(series: Series, path: Path) -> None:
         for variant, panel in zip(variants, panels, strict=True):
             _draw(panel, variant, [row for (name, _), rows in series.items() for row in rows
                                    if name == variant])  # fmt: skip
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=120)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+        save(figure, path)
 
 
 def _draw(panel: Axes, variant: str, rows: Sequence[Row]) -> None:

@@ -20,7 +20,6 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup
-from numpy.typing import NDArray
 from PIL import Image
 
 from eval.errors import EvalError
@@ -29,15 +28,9 @@ from eval.images.sets import VAL
 from eval.judge.verdict import FormResult, Verdict
 from eval.measure.measurement import Measurement
 from eval.metrics import TOP, ClassFigures
-from eval.results.calibration import confusions, coverage_curve, place_counts, reliability
-from eval.results.plots import (
-    Accuracy,
-    accuracy_plot,
-    coverage_plot,
-    places_plot,
-    reliability_plot,
-)
-from eval.results.schema import shown_facts
+from eval.results.calibration import coverage_curve, place_counts, reliability
+from eval.results.plots import Accuracy, accuracy_plot, coverage_plot, places_plot, reliability_plot
+from eval.results.schema import confusions_of, shown_facts
 from eval.text import printable
 
 if TYPE_CHECKING:
@@ -204,11 +197,6 @@ def _groups(
 def count_in_words(result: FormResult, k: int, reference: str = "reported") -> str:
     """Describe a count and its difference from the reference, in images.
 
-    Args:
-        result: the judgment of a form.
-        k: 1 or 5.
-        reference: the name of the reference.
-
     >>> count_in_words(result, 1)  # doctest: +SKIP
     '38,497 of 50,000, 23 fewer than reported; tolerance 25: PASS'
     """
@@ -277,7 +265,7 @@ def _mistakes(measured: Measurement, form: str) -> list[int]:
 
 def _pairs(measured: Measurement, form: str) -> list[dict[str, int]]:
     """The most frequent confusions, without those that happened only once."""
-    pairs = confusions(*_answered_classes(measured, form))
+    pairs = confusions_of(measured, form)
     frequent = pairs[pairs["images"] > 1].head(PAIRS)
     return [{str(k): int(v) for k, v in row.items()} for row in frequent.to_dict("records")]
 
@@ -298,7 +286,7 @@ def _classes(measured: Measurement, form: str) -> list[dict[str, Any]]:
     shown = list(measured.scores).index(form)
     is_known = measured.scores[form].known >= TOP
     figures = ClassFigures.of(measured.scores[form], labels, len(classes))
-    pairs = confusions(*_answered_classes(measured, form)).drop_duplicates("label")
+    pairs = confusions_of(measured, form).drop_duplicates("label")
     taken_for = {
         int(label): (int(predicted), int(count))
         for label, predicted, count in zip(
@@ -325,15 +313,6 @@ def _classes(measured: Measurement, form: str) -> list[dict[str, Any]]:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _answered_classes(
-    measured: Measurement, form: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Labels and top-1 classes, int64 (N,) each, of the images that have a prediction."""
-    best = measured.scores[form].top[:, 0]
-    answered = best >= 0
-    return measured.labels[answered], best[answered]
 
 
 # ---- confidence

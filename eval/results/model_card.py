@@ -25,9 +25,7 @@ JUDGED = ("PASS", "FAIL")
 _SAID = ("form", "preprocess", "precision", "backend")  # stated with each figure
 
 
-def model_card(
-    rows: Sequence[Mapping[str, Any]], *, model_name: str, source_url: str | None = None
-) -> str:
+def model_card(rows: Sequence[Mapping[str, Any]], *, model_name: str) -> str:
     """The metadata block of a model card, for the top of its ``README.md``.
 
     Args:
@@ -35,7 +33,6 @@ def model_card(
             ``precision``, ``backend``, ``verdict``, ``images``, ``images_expected``,
             ``bad_images``, ``top1_correct`` and ``top5_correct``.
         model_name: what the card calls the model.
-        source_url: a page that shows where the figures come from.
 
     Returns:
         YAML between two lines of ``---``: for each row, its top-1 and top-5 accuracy in percent.
@@ -59,8 +56,6 @@ def model_card(
             metric_name=f"Accuracy top-{k} ({row['form']})",
             metric_value=100 * int(row[f"top{k}_correct"]) / int(row["images"]),
             metric_args={"top_k": k, **{name: str(row[name]) for name in _SAID}},
-            source_name="pplcnet-eval" if source_url else None,
-            source_url=source_url,
         )
         for row in rows
         for k in (1, 5)
@@ -72,15 +67,12 @@ def model_card(
     return f"---\n{data.to_yaml(line_break=chr(10))}\n---\n"
 
 
-def eval_results(
-    rows: Sequence[Mapping[str, Any]], *, benchmark: Benchmark, source_url: str | None = None
-) -> dict[str, str]:
+def eval_results(rows: Sequence[Mapping[str, Any]], *, benchmark: Benchmark) -> dict[str, str]:
     """The files of a result for the folder ``.eval_results`` of a model's repository.
 
     Args:
         rows: as for `model_card`, with ``started_at`` (UTC, ISO 8601).
         benchmark: the leaderboard. There is no default: no benchmark of ImageNet is known to us.
-        source_url: a page that shows where the figures come from.
 
     Returns:
         The YAML by the name of its file, one for each form: top-1 accuracy in percent.
@@ -91,7 +83,6 @@ def eval_results(
     _check_all(rows)
     from huggingface_hub.utils import yaml_dump
 
-    source = {"source": {"url": source_url, "name": "pplcnet-eval"}} if source_url else {}
     name = benchmark.dataset.partition("/")[2].lower()
     return {
         f"{name}-{row['form']}.yaml": yaml_dump(
@@ -100,7 +91,6 @@ def eval_results(
                     "dataset": {"id": benchmark.dataset, "task_id": benchmark.task},
                     "value": 100 * int(row["top1_correct"]) / int(row["images"]),
                     "date": str(row["started_at"]),
-                    **source,
                     "notes": f"top-1 in percent; {', '.join(str(row[said]) for said in _SAID)}",
                 }
             ],

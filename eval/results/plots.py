@@ -65,12 +65,7 @@ class Accuracy:
 
 
 def accuracy_plot(rows: Sequence[Accuracy], reported: float | None) -> Markup:
-    """Plot top-1 accuracies with their confidence intervals, and the reference as a line.
-
-    Args:
-        rows: one per result.
-        reported: the reference in percent, or None.
-    """
+    """Plot top-1 accuracies with their confidence intervals, and the reference as a line."""
     title = "Top-1 accuracy: " + ", ".join(f"{row.name} {row.value:.3f} %" for row in rows)
     if reported is not None:
         title += f", reported {reported} %"
@@ -146,11 +141,7 @@ def coverage_plot(curve: Coverage) -> Markup:
 
 
 def places_plot(places: Sequence[tuple[str, int]]) -> Markup:
-    """Plot how often the label is at each position.
-
-    Args:
-        places: position and number of images, from `eval.results.calibration.place_counts`.
-    """
+    """Plot how often the label is at each position."""
     total = max(1, sum(count for _, count in places))
     title = "Position of the label: " + ", ".join(f"{name}: {count:,}" for name, count in places)
 

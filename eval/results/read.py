@@ -199,11 +199,7 @@ def _brief(run: tuple[Any, ...], forms: Mapping[str, tuple[Any, ...]]) -> str:
 
 
 def read_per_class(path: Path) -> ClassList:
-    """The classes of a ``per_class.csv``.
-
-    Raises:
-        UsageError: it cannot be read, or is no such file, or is damaged.
-    """
+    """The classes of a ``per_class.csv``."""
     header, rows = read_table(path)
     missing = [name for name in ("synset", "name") if name not in header]
     if missing or not rows:
@@ -214,11 +210,7 @@ def read_per_class(path: Path) -> ClassList:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a ``summary.csv`` or a history, in the order of the file.
-
-    Raises:
-        UsageError: it cannot be read, or is no such file, or is damaged.
-    """
+    """Rows of a ``summary.csv`` or a history, in the order of the file."""
     header, rows = read_table(path)
     missing = [name for name in SUMMARY_COLUMNS if name not in (*header, *ADDED_COLUMNS)]
     if missing:
@@ -397,15 +389,7 @@ def _possible_verdicts(row: Row) -> dict[Verdict, str]:
 
 
 def read_predictions(path: Path, classes: int | None = None) -> Predictions:
-    """Read a ``predictions.csv``: the label, rank and top-1 prediction of each image.
-
-    Args:
-        path: the file.
-        classes: how many classes the model has; None if that is not known.
-
-    Raises:
-        UsageError: it cannot be read, or is no such file, or is damaged.
-    """
+    """Read a ``predictions.csv``: the label, rank and top-1 prediction of each image."""
     header, rows = read_table(path)
     columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
     forms = [name.removesuffix("_rank") for name in header if name.endswith("_rank")]
@@ -490,11 +474,7 @@ def _damaged(where: str, found: str, reason: str) -> UsageError:
 
 
 def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV file whose every row is whole.
-
-    Raises:
-        UsageError: it cannot be read, or is no such file, or is damaged.
-    """
+    """Header and rows of a CSV file whose every row is whole."""
     try:
         if path.exists() and not path.is_file():  # a pipe would keep us waiting for ever
             raise UsageError(f"{path} is not a regular file.")

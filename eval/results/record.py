@@ -30,11 +30,7 @@ class Record:
     """An evaluation, as the reports show it.
 
     Attributes:
-        subject: what was evaluated.
-        data: where the images were.
-        setup: how it was computed.
         provenance: when, where and by what code.
-        measured: the predictions.
         judgment: what they say about the reported accuracy.
         by_other_labels: accuracies by other sets of labels, if requested.
         latency: the time per image, if requested.

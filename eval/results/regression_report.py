@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 
 from eval.images.classes import IMAGENET, ImageClass
-from eval.judge.gate import KS, Check, ClassChange, Comparison, Flip, Paired
+from eval.judge.gate import KS, ClassChange, Comparison, Flip, Paired
 from eval.judge.result import Row
 from eval.metrics import percent, wilson_interval
 from eval.results.schema import CLASSES_TABLE, COMPARISON_TABLE, FLIPS_TABLE
@@ -89,9 +89,6 @@ class ClassNames:
     """What the classes of a comparison are called, by label.
 
     As the results list them. Where they do not, labels below 1000 are taken for ImageNet's.
-
-    Args:
-        comparison: with predictions.
     """
 
     def __init__(self, comparison: Comparison) -> None:
@@ -136,7 +133,10 @@ def markdown(comparisons: Sequence[Comparison], sources: tuple[str, str]) -> str
             "",
             *_table(("", "baseline", "candidate", "change"), _count_rows(row)),
             "",
-            *_table(("gate", "", "result"), (_check_row(check) for check in row.checks)),
+            *_table(
+                ("gate", "", "result"),
+                ([check.name, _WORDS[check.passed], check.reason] for check in row.checks),
+            ),
         ]
         if row.notes:
             lines += ["", f"Also: {markdown_text('; '.join(row.notes))}."]
@@ -155,10 +155,6 @@ def _count_rows(row: Comparison) -> Iterable[list[str]]:
         intervals = [wilson_interval(count, row.candidate.images) for count in counts]
         yield [f"top-{k}", *figures, f"{counts[1] - counts[0]:+,}"]
         yield ["95 % interval", *(f"{low:.3f} to {high:.3f}" for low, high in intervals), ""]
-
-
-def _check_row(check: Check) -> list[str]:
-    return [check.name, _WORDS[check.passed], check.reason]
 
 
 def _flip_table(flips: Sequence[Flip], names: ClassNames) -> list[str]:

@@ -20,6 +20,7 @@ from eval.results.calibration import confusions
 
 if TYPE_CHECKING:  # takes torch, which nobody needs to read a result
     from eval.judge.verdict import FormResult
+    from eval.measure.engine import Measurement
     from eval.results.record import Record
 
 SUMMARY_FILE = "summary.csv"
@@ -62,20 +63,13 @@ class Column:
     """A column of ``summary.csv``.
 
     Attributes:
-        name: as in the file.
         meaning: for people; units included.
         value: from an evaluation and one of its forms.
-        numeric: whether it holds a number, or nothing.
     """
 
     name: str
     meaning: str
     value: Callable[[Record, FormResult], Any]
-    numeric: bool = False
-
-
-def _number(name: str, meaning: str, value: Callable[[Record, FormResult], Any]) -> Column:
-    return Column(name, meaning, value, numeric=True)
 
 
 SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
@@ -104,37 +98,33 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
     Column(
         "preprocess", "the recipe, as of `--preprocess`", lambda e, _: e.subject.preprocess.name
     ),
-    _number("images", "images that were evaluated", lambda _, f: f.images),
-    _number("images_expected", "images of the whole set", lambda _, f: f.images_expected),
-    _number(
+    Column("images", "images that were evaluated", lambda _, f: f.images),
+    Column("images_expected", "images of the whole set", lambda _, f: f.images_expected),
+    Column(
         "bad_images",
         "images that could not be decoded; they count as wrong",
         lambda e, _: len(e.measured.bad),
     ),
-    _number(
-        "top1_correct", "images whose label is the top-1 prediction", lambda _, f: f.correct[1]
-    ),
-    _number(
+    Column("top1_correct", "images whose label is the top-1 prediction", lambda _, f: f.correct[1]),
+    Column(
         "top5_correct",
         "images whose label is among the five best; empty if only top-1 predictions are known",
         lambda _, f: f.correct.get(TOP),
     ),
-    _number("top1", "accuracy in percent: top1_correct / images", lambda _, f: f.accuracy(1)),
-    _number("top5", "accuracy in percent: top5_correct / images", lambda _, f: f.figures(TOP)[0]),
-    _number(
-        "top1_ci_low", "95 % Wilson interval of top1, in percent", lambda _, f: f.interval()[0]
-    ),
-    _number("top1_ci_high", "its upper end", lambda _, f: f.interval()[1]),
-    _number(
+    Column("top1", "accuracy in percent: top1_correct / images", lambda _, f: f.accuracy(1)),
+    Column("top5", "accuracy in percent: top5_correct / images", lambda _, f: f.figures(TOP)[0]),
+    Column("top1_ci_low", "95 % Wilson interval of top1, in percent", lambda _, f: f.interval()[0]),
+    Column("top1_ci_high", "its upper end", lambda _, f: f.interval()[1]),
+    Column(
         "reference_top1",
         "reported accuracy in percent; empty if there is none",
         lambda _, f: f.reference[1],
     ),
-    _number("reference_top5", "the same for top-5", lambda _, f: f.reference[TOP]),
+    Column("reference_top5", "the same for top-5", lambda _, f: f.reference[TOP]),
     Column("reference_source", "where it is reported", lambda _, f: f.reference_source),
-    _number("delta_top1", "measured minus reported, in percentage points", lambda _, f: f.delta(1)),
-    _number("delta_top5", "the same for top-5", lambda _, f: f.delta(TOP)),
-    _number(
+    Column("delta_top1", "measured minus reported, in percentage points", lambda _, f: f.delta(1)),
+    Column("delta_top5", "the same for top-5", lambda _, f: f.delta(TOP)),
+    Column(
         "tolerance",
         "images by which a count may differ from the reported one; empty if nothing is compared",
         lambda _, f: f.tolerance,
@@ -144,31 +134,31 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
         "`PASS`, `FAIL`, `PARTIAL`, `INCOMPLETE`, `NO_REFERENCE` or `DISAGREE`",
         lambda _, f: f.verdict.value,
     ),
-    _number(
+    Column(
         "nll",
         "mean negative log-likelihood of the label, in nats",
         lambda e, f: e.measured.scores[f.form].mean_nll,
     ),
-    _number(
+    Column(
         "max_abs_logit_diff",
         "largest difference of a logit between the two forms",
         lambda e, _: e.measured.max_logit_diff,
     ),
-    _number(
+    Column(
         "prediction_flips",
         "images whose top-1 prediction differs between the two forms",
         lambda e, _: len(e.measured.flips) if len(e.measured.scores) > 1 else None,
     ),
-    _number(
+    Column(
         "images_per_second",
         "rate of the images measured in this run; empty if there were none",
         lambda e, _: e.measured.images_per_second,
     ),
-    _number("seconds", "wall time of those images", lambda e, _: e.measured.seconds),
-    _number(
+    Column("seconds", "wall time of those images", lambda e, _: e.measured.seconds),
+    Column(
         "params", "number of learned parameters of the form", lambda e, f: e.subject.params[f.form]
     ),
-    _number(
+    Column(
         "macs", "multiply-accumulate operations for one image", lambda e, f: e.subject.macs[f.form]
     ),
     Column("weights", "the checkpoint or exported file", lambda e, _: e.subject.weights),
@@ -191,17 +181,17 @@ SUMMARY: tuple[Column, ...] = (  # in the contract's order and words
         lambda e, _: e.provenance.git_commit,
     ),
     Column("command", "how the run was started", lambda e, _: e.provenance.command),
-    _number(
+    Column(
         "balanced_accuracy",
         "mean recall of the classes that have images, in percent",
         lambda e, f: _class_figures(e, f.form).balanced_accuracy,
     ),
-    _number(
+    Column(
         "macro_precision",
         "mean precision of these classes, in percent; 0 of one that is never predicted",
         lambda e, f: _class_figures(e, f.form).macro_precision,
     ),
-    _number(
+    Column(
         "macro_f1",
         "mean F1 of these classes, in percent",
         lambda e, f: _class_figures(e, f.form).macro_f1,
@@ -286,7 +276,6 @@ class Key:
     """A key of ``run.json``.
 
     Attributes:
-        name: as in the file.
         group: the heading under which it is shown.
         meaning: for people.
         value: from an evaluation.
@@ -446,13 +435,18 @@ def per_class_table(evaluation: Record) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def confusions_of(measured: Measurement, form: str) -> pd.DataFrame:
+    """See `confusions`; of the images that have a prediction."""
+    best = measured.scores[form].top[:, 0]
+    return confusions(measured.labels[best >= 0], best[best >= 0])
+
+
 def confusions_table(evaluation: Record) -> pd.DataFrame:
     """One row per form and pair of classes that were confused, most frequent first."""
     measured = evaluation.measured
     tables = []
-    for form, scores in measured.scores.items():
-        best = scores.top[:, 0]
-        pairs = confusions(measured.labels[best >= 0], best[best >= 0])
+    for form in measured.scores:
+        pairs = confusions_of(measured, form)
         pairs = pairs.rename(columns={"predicted": "prediction", "images": "count"})
         tables.append(pairs.assign(form=form))
     return pd.concat(tables)[[name for name, _ in CONFUSIONS]]

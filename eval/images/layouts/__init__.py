@@ -90,16 +90,6 @@ def labels_of_folders(
 
     Folders may also be named in words, such as ``American_alligator`` or ``n01440764_tench``,
     where each of them is one class without doubt.
-
-    Args:
-        root: what they are in, for messages.
-        folders: the names of all of them; those that are no class are left out.
-        classes: the classes.
-        in_words: whether they may be named so.
-
-    Raises:
-        DataError: some are named in words, and not each of them is one class; or they are to be
-            numbered, and are not.
     """
     if classes.numbers:
         numbered = {name: classes.numbered(name) for name in folders if name.isdecimal()}
@@ -157,10 +147,6 @@ def arrange(tree: Tree, classes: ClassList) -> Listing:
     """Find the images of a tree, their labels, and the files that are none.
 
     Images lie in class folders, which may be numbered or named in words, or all at the top.
-
-    Args:
-        tree: the files.
-        classes: the names of the folders.
 
     Raises:
         DataError: no images; folders that are not in the list of classes; both layouts at once;
@@ -289,11 +275,7 @@ def _key(path: str) -> str:
 
 
 def check_no_images(tree: Tree, others: Iterable[str]) -> None:
-    """Files that are not named like images must not be any.
-
-    Raises:
-        DataError: one of them begins like an image.
-    """
+    """Files that are not named like images must not be any."""
     for path in others:
         if not is_image(path) and (kind := kind_of_image(tree.start(path))):
             raise DataError(
@@ -307,14 +289,6 @@ def top_folder(root: Path, images: Iterable[str], classes: ClassList) -> str:
     """The folder in an archive that holds the validation set, with its slash; "" for the top.
 
     It is the one above the class folders, or else the one that has all images.
-
-    Args:
-        root: the archive, for messages.
-        images: their paths in it.
-        classes: the names of the folders.
-
-    Raises:
-        DataError: there are several such folders, and not one of them is called ``val``.
     """
     folders = {path.rpartition("/")[0] for path in images}
     tops = {top for folder in folders if (top := _above_class(folder, classes)) is not None}
@@ -376,14 +350,7 @@ def unknown_folders(root: Path, folders: Iterable[str], classes: ClassList) -> D
 
 
 def no_images(root: Path, seen: Iterable[str], classes: ClassList, below: str = "") -> DataError:
-    """The error if a folder or tar contains nothing that is recognized.
-
-    Args:
-        root: the folder or tar.
-        seen: the names at its top.
-        classes: the names of the folders.
-        below: an image that lies deeper, if there is one.
-    """
+    """The error if a folder or tar contains nothing that is recognized."""
     names = sorted(seen)
     folders = [name for name in names if is_class_folder(name, classes)]
     if folders:
@@ -428,15 +395,7 @@ def unreadable(path: Path, error: OSError) -> UnreadableImage:
 
 
 def check_regular(path: Path | str, mode: int) -> None:
-    """Refuse what would hang or never end when it is read as a file.
-
-    Args:
-        path: for the message.
-        mode: as `os.stat` gives it, of the file and not of a link to it.
-
-    Raises:
-        UnreadableImage: it is a FIFO, a socket or a device.
-    """
+    """Refuse what would hang or never end when it is read, by its mode, not that of a link."""
     if stat.S_ISREG(mode):
         return
     for is_kind, kind in _KINDS:

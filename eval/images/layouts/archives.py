@@ -18,15 +18,7 @@ EACH = 'for f in *.tar; do mkdir "${f%.tar}" && tar -xf "$f" -C "${f%.tar}"; don
 
 
 def visible_name(archive: Path, name: str) -> str | None:
-    """The name of a member, of a folder without its slash; None for a hidden one.
-
-    Args:
-        archive: for messages.
-        name: as the archive has it.
-
-    Raises:
-        DataError: it leads elsewhere.
-    """
+    """The name of a member, of a folder without its slash; None for a hidden one."""
     path = name.removeprefix("./").removesuffix("/")
     parts = path.split("/")
     if {".", ".."} & set(parts[:-1]) or "" in parts[1:-1] or parts[-1] == "..":
@@ -54,11 +46,7 @@ class Members(Generic[Place]):
         self.same_as: dict[str, str] = {}
 
     def add(self, name: str, place: Place) -> None:
-        """Add a file.
-
-        Raises:
-            DataError: there is one of that name.
-        """
+        """Add a file."""
         if name in self.place_of:
             raise DataError(
                 f"--data {self.root} contains {shown(name)} twice.\nCreate it again from the files."
@@ -80,9 +68,6 @@ class Members(Generic[Place]):
             read: gives the reader of files at these places; of their first bytes, or of all if the
                 number is negative.
             start: how many of the first bytes tell the format of a file.
-
-        Raises:
-            DataError: it is not known which of the folders it lies in, or it holds archives.
         """
         tars = [name for name in self.place_of if name.endswith(".tar")]
         if tars and not any(map(is_image, self.place_of)):

@@ -25,15 +25,7 @@ from eval.errors import DataError, UnreadableImage
 from eval.images.classes import IMAGENET, ClassList
 from eval.images.labels import examples, is_image, shown
 from eval.images.layouts import Listing, check_regular, read_regular
-from eval.images.layouts.shards import (
-    FILE_NAMES,
-    IDS,
-    IMAGES,
-    LABELS,
-    LONGEST_TEXT,
-    Shard,
-    opened,
-)
+from eval.images.layouts.shards import FILE_NAMES, IDS, IMAGES, LABELS, LONGEST_TEXT, Shard, opened
 from eval.text import printable
 
 if TYPE_CHECKING:
@@ -65,9 +57,6 @@ def find_shards(folder: Path) -> list[Path]:
     """Shards of a folder, or parquet ones in its ``data``; empty if there are none.
 
     They are those of the validation split, or of the only one, which `datasets` calls ``train``.
-
-    Raises:
-        DataError: they are of several splits, none of them for validation.
     """
     for place in (folder, folder / "data"):
         if shards := sorted(place.glob("*.parquet")) if place.is_dir() else []:
@@ -94,9 +83,6 @@ def _saved(folder: Path) -> list[Path] | None:
     """The files of a `Dataset` on disk, by its own note; None if it has none.
 
     Shards of an earlier one may have been left in the folder.
-
-    Raises:
-        DataError: some of them are missing.
     """
     try:
         document = json.loads((folder / _STATE).read_text(encoding="utf-8"))
@@ -113,11 +99,7 @@ def _saved(folder: Path) -> list[Path] | None:
 
 
 def split_folder(root: Path) -> Path | None:
-    """The validation split of a `DatasetDict` on disk, or its only one; None if it is none.
-
-    Raises:
-        DataError: it has several others.
-    """
+    """The validation split of a `DatasetDict` on disk, or its only one; None if it is none."""
     if not (root / _SPLITS).is_file():
         return None
     folders = [
@@ -136,12 +118,7 @@ def split_folder(root: Path) -> Path | None:
 
 
 def list_shards(root: Path, shards: Sequence[Path], classes: ClassList) -> Listing:
-    """The images of parquet or Arrow shards, under ``<shard>/<row>/<name of the file>``.
-
-    Raises:
-        DataError: a shard is damaged, has no such columns, or labels that are none of the classes.
-        UsageError: pyarrow is not installed.
-    """
+    """The images of parquet or Arrow shards, under ``<shard>/<row>/<name of the file>``."""
     label_of: dict[str, int | None] = {}
     place_of: dict[str, _Place] = {}
     for shard in shards:
@@ -259,11 +236,7 @@ def _columns_of(shard: Path, file: Shard, classes: ClassList) -> _Columns:
 
 
 def image_column(shard: Path, schema: pyarrow.Schema) -> tuple[str, str]:
-    """The column of the images, and its field that holds their bytes, if it has fields.
-
-    Raises:
-        DataError: there is none, or more than one.
-    """
+    """The column of the images, and its field that holds their bytes, if it has fields."""
     import pyarrow.types as kinds
 
     found = [name for name in IMAGES if name in schema.names]
@@ -356,9 +329,6 @@ def _positions(shard: Path, names: Sequence[str] | None, classes: ClassList) -> 
 
     Names of all classes may be those of another list of the same classes, with titles that several
     of them share: then their places decide, if no name belongs to another one.
-
-    Raises:
-        DataError: a name is none of the classes, or of several.
     """
     places = range(len(classes))
     if not names or list(names) == [str(place) for place in places]:

@@ -15,13 +15,7 @@ from eval.errors import DataError
 from eval.images.classes import ClassList
 from eval.images.labels import examples, is_image, shown
 from eval.images.layouts import START, Listing, check_regular, kind_of_image
-from eval.images.layouts.arrow import (
-    NOTES,
-    find_shards,
-    list_shards,
-    of_validation,
-    split_folder,
-)
+from eval.images.layouts.arrow import NOTES, find_shards, list_shards, of_validation, split_folder
 from eval.images.layouts.folders import is_val_folder, list_folder
 from eval.images.layouts.foreign import refuse_foreign
 from eval.images.layouts.shards import is_shard
@@ -139,9 +133,6 @@ def _shards_named(pattern: Path) -> list[Path]:
     """The files of ``x-{00..63}.tar``, as webdataset names shards, or of ``x-*.tar``.
 
     Empty if it is no such name, or if no file has one that fits a star.
-
-    Raises:
-        DataError: some of those that it names are missing.
     """
     if "{" not in pattern.name:
         stars = "*" in pattern.name and pattern.parent.is_dir()
@@ -202,11 +193,7 @@ def _missing(root: Path) -> DataError:
 
 
 def _snapshot(root: Path) -> Path | None:
-    """The only snapshot with data of a repository in the Hub's cache; None if it is none.
-
-    Raises:
-        DataError: there are several, or none.
-    """
+    """The only snapshot with data of a repository in the Hub's cache; None if it is none."""
     if not (root / "snapshots").is_dir() or not (root / "blobs").is_dir():
         return None
     snapshots = [

@@ -27,12 +27,7 @@ _MOST_OTHERS = 100_000  # files in folders that are no classes
 
 
 def list_folder(folder: Path, classes: ClassList) -> Listing:
-    """The images of a folder.
-
-    Raises:
-        DataError: it has none, or they are not arranged as `eval.images.layouts.arrange` expects,
-            or there is a FIFO, socket or device that is named like an image.
-    """
+    """The images of a folder."""
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     folders = {entry.name for entry in entries if _is_folder(entry)}
     paths = [entry.name for entry in entries if entry.name not in folders and _is_file(entry)]
@@ -53,8 +48,8 @@ def list_folder(folder: Path, classes: ClassList) -> Listing:
                 "of classes.\nGive the folder that holds the validation set and nothing else."
             )
         paths += others
-    tree = Tree(folder, paths, folders, partial(read_file, folder), partial(_start, folder))
-    return arrange(tree, classes)
+    read = partial(read_file, folder)
+    return arrange(Tree(folder, paths, folders, read, partial(read, size=START)), classes)
 
 
 def is_val_folder(folder: Path, classes: ClassList) -> bool:
@@ -102,11 +97,7 @@ def _walk(root: Path, name: str, above: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a regular file, or named like an image.
-
-    Raises:
-        UnreadableImage: it is named like an image, and is a FIFO, a socket or a device.
-    """
+    """Whether it is a regular file, or named like an image."""
     try:
         if entry.is_file():  # for all but links, this is known without asking the system again
             return True
@@ -119,16 +110,9 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
     return is_image(entry.name)
 
 
-def read_file(folder: Path, path: str) -> bytes:
-    """Bytes of a file; raises `UnreadableImage`."""
+def read_file(folder: Path, path: str, size: int = -1) -> bytes:
+    """Bytes of a file, or the first `size` of them; raises `UnreadableImage`."""
     try:
-        return read_regular(f"{folder}/{path}")
-    except OSError as error:
-        raise unreadable(folder / path, error) from error
-
-
-def _start(folder: Path, path: str) -> bytes:
-    try:
-        return read_regular(folder / path, START)
+        return read_regular(f"{folder}/{path}", size)
     except OSError as error:
         raise unreadable(folder / path, error) from error

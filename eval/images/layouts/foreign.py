@@ -131,14 +131,7 @@ _FORMATS = (
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuse a file, or a folder of files, in a known format that is not read.
-
-    Args:
-        path: of either.
-
-    Raises:
-        DataError: it is in such a format; the message says how to get to one that is read.
-    """
+    """Refuse a file, or a folder of files, in a known format that is not read."""
     files = [path]
     if path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.is_file()][:_MOST_FILES]

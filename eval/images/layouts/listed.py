@@ -15,15 +15,8 @@ from eval.images.layouts.folders import read_file
 def list_listed(root: Path, place: Path, labels: LabelList) -> Listing | None:
     """The images of a list, with paths relative to the set, its only folder, or the list.
 
-    The label of each is what the list says. Files beside them that are not listed are named.
-
-    Args:
-        root: the validation set.
-        place: the folder of the list.
-        labels: what it says.
-
-    Returns:
-        None if none of these has all files.
+    The label of each is what the list says. Files beside them that are not listed are named. None
+    if none of these folders has all files.
     """
     paths = [PurePosixPath(name.replace("\\", "/")) for name in labels.files]
     if any(path.is_absolute() or ".." in path.parts for path in paths):

@@ -8,7 +8,6 @@ parquet is read for a whole row group.
 from __future__ import annotations
 
 import mmap
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from eval.errors import DataError, UsageError
 from eval.files import is_inflated
+from eval.flatbuffer import Damaged, Table
 from eval.images.labels import shown
 from eval.images.layouts.pages import DELTA_BYTE_ARRAY, pages_of
 
@@ -34,7 +34,7 @@ LONGEST_TEXT = 4096  # bytes of a name
 _MOST_ROWS = 2_000_000  # of a shard; ImageNet's training set has 1.3 million images
 _LARGEST = 2 << 30  # bytes of a column of a row group
 _AGAIN = "Download the shard again."
-_ERRORS = (OSError, ValueError, LookupError, TypeError, MemoryError, struct.error)
+_ERRORS = (OSError, ValueError, LookupError, TypeError, MemoryError, Damaged)
 _END = ARROW_STREAM + bytes(4)  # of a stream
 
 
@@ -70,10 +70,6 @@ def opened(path: Path, mapped: Shard | None = None) -> Iterator[Shard]:
     Args:
         path: of the file.
         mapped: what this gave for it before, if that is mapped.
-
-    Raises:
-        DataError: it is damaged, or would take more memory than its bytes show.
-        UsageError: pyarrow is not installed.
     """
     if mapped:
         with _errors(path, "arrow"):
@@ -144,10 +140,6 @@ def parquet_file(
         path: of the file.
         is_read: whether a column will be read, by its path in the schema.
         again: what to do about a damaged file.
-
-    Raises:
-        DataError: it is damaged, or a column is larger than its bytes show.
-        UsageError: pyarrow is not installed.
     """
     with _errors(path, "parquet", again):
         import pyarrow.parquet
@@ -176,10 +168,6 @@ def check_pages(path: Path, about: Any, is_read: Callable[[str], bool], again: s
         about: `pyarrow.parquet.RowGroupMetaData`.
         is_read: see `parquet_file`.
         again: the same.
-
-    Raises:
-        DataError: they are not, or their texts are written as what differs from the one before.
-        ValueError: they are no pages.
     """
     if not about.num_rows:
         return
@@ -234,21 +222,10 @@ def _header(message: Any) -> tuple[int, bool]:
     pyarrow decompresses all of them at once, without a limit, and does not say whether they are.
     Source: tables `Message` and `RecordBatch` of Arrow's format/Message.fbs.
     """
-    data = message.metadata.to_pybytes()
-    header = _field(data, struct.unpack_from("<I", data)[0], 2)
-    batch = header + struct.unpack_from("<I", data, header)[0]
-    length = _field(data, batch, 0)
-    rows = struct.unpack_from("<q", data, length)[0] if length else 0
-    return int(rows), bool(_field(data, batch, 3))
-
-
-def _field(data: bytes, table: int, number: int) -> int:
-    """Where a field of a table of a flatbuffer lies; 0 if it is left out."""
-    fields = table - struct.unpack_from("<i", data, table)[0]
-    size = struct.unpack_from("<H", data, fields)[0]
-    place = 4 + 2 * number
-    offset = struct.unpack_from("<H", data, fields + place)[0] if place < size else 0
-    return table + int(offset) if offset else 0
+    batch = Table.root(message.metadata.to_pybytes()).table(2)
+    if batch is None:
+        raise Damaged("a message without a batch")
+    return batch.number(0, "q"), batch.table(3) is not None
 
 
 @contextmanager

@@ -58,16 +58,7 @@ class _Reader:
 
 
 def list_tars(root: Path, tars: Sequence[Path], classes: ClassList) -> Listing:
-    """The images of an uncompressed tar, or of several that are shards of one set.
-
-    Args:
-        root: the tar, or the folder of the shards.
-        tars: the files.
-        classes: the names of the folders.
-
-    Raises:
-        DataError: one is compressed, truncated, damaged, not a tar, or holds no validation set.
-    """
+    """The images of an uncompressed tar, or of several that are shards of one set."""
     if all(tar.stem in classes.index_of for tar in tars):
         raise DataError(
             f"--data {root}: {examples(tar.name for tar in tars)}: tars named after classes, as of "
@@ -96,11 +87,7 @@ def _add(members: Members[_Place], tar: Path) -> None:
 def _place(
     members: Members[_Place], tar: Path, member: tarfile.TarInfo, name: str
 ) -> _Place | None:
-    """Where the bytes of a file lie; None for what is neither a file nor named like an image.
-
-    Raises:
-        DataError: it is named like an image, and is no file.
-    """
+    """Where the bytes of a file lie; None for what is neither a file nor named like an image."""
     if member.isreg() and not member.issparse():
         return _Place(tar, member.offset_data, member.size)
     place = None

@@ -22,16 +22,14 @@ _ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtim
 
 
 def list_zip(path: Path, classes: ClassList) -> Listing:
-    """The images of a zip of class folders, or of all files in one folder.
-
-    Raises:
-        DataError: it is damaged or encrypted, or holds no validation set.
-    """
+    """The images of a zip of class folders, or of all files in one folder."""
     try:
         archive = _Archive(path)
         members = archive.infolist()
     except _ERRORS as error:
-        raise _damaged(path, error) from error
+        raise DataError(
+            f"--data {path} cannot be read as a zip: {shown(str(error))}.\nCopy or create it again."
+        ) from error
     found: Members[zipfile.ZipInfo] = Members(path)
     # Some tools of Windows separate folders with what no other zip has.
     windows = not any("/" in member.filename for member in members)
@@ -74,9 +72,3 @@ def _read(
             f"{where} cannot be read: {shown(str(error))}.\nCreate the zip again; without a "
             "password, and with the method deflate or store."
         ) from error
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"--data {path} cannot be read as a zip: {shown(str(error))}.\nCopy or create it again."
-    )

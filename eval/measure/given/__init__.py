@@ -28,15 +28,7 @@ _LARGEST_TEXT = 2 << 30  # bytes; logits of 50,000 images as CSV have about 1 GB
 
 
 class _Text(NamedTuple):
-    """A file of predictions that is text.
-
-    Attributes:
-        path: for messages.
-        text: its content.
-        classes: how many classes there are.
-        names: the list of images, if one was given.
-        array: the part of the file to use, if one was named.
-    """
+    """A file of predictions that is text."""
 
     path: Path
     text: str
@@ -77,11 +69,7 @@ _FORMATS = (  # the first that fits
     ),
     _Format(re.compile(r"\[\{'class_ids'"), lambda file: logs.read_paddle(*file[:3])),
     _Format(re.compile(r"[{\[]"), _read_json, ("--names", "--array")),
-    _Format(
-        re.compile(r""),
-        lambda file: tables.read_csv(*file[:3], file.array),
-        ("--array",),
-    ),
+    _Format(re.compile(r""), lambda file: tables.read_csv(*file[:3], file.array), ("--array",)),
 )
 
 

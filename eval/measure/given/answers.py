@@ -19,14 +19,7 @@ from numpy.typing import NDArray
 from eval.errors import DataError, LogitsError
 from eval.images.labels import examples, image_key, shown
 from eval.images.valset import Sample
-from eval.metrics import (
-    TOP,
-    Kind,
-    Scores,
-    check_logits,
-    kind_of,
-    together,
-)
+from eval.metrics import TOP, Kind, Scores, check_logits, kind_of, together
 
 CHUNK = 2048  # images whose logits are sorted at a time
 
@@ -111,10 +104,6 @@ def match(names: Sequence[str], samples: Sequence[Sample]) -> dict[int, int]:
 
     Returns:
         Index of the sample to index of the name; images without a prediction are left out.
-
-    Raises:
-        DataError: an image is predicted twice, or is not in the validation set, or names are not
-            unique.
     """
     sample_of = {image_key(sample.path): i for i, sample in enumerate(samples)}
     if len(sample_of) < len(samples):
@@ -160,10 +149,6 @@ def ranked(
         classes: of each image, best first; an image without any has no prediction.
         prob: of each of those classes, if given.
         count: how many classes there are.
-
-    Raises:
-        DataError: there are none, or too few of an image, or one that does not exist.
-        LogitsError: a probability is not finite.
     """
     predicted = [row for row, cells in enumerate(classes) if cells]
     if not predicted:

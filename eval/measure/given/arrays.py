@@ -168,10 +168,6 @@ def read_names(path: Path) -> list[str]:
     """The names of images, in order: a name per line, a CSV with a header, or a JSON list.
 
     A label after the name, as lists often have it, is ignored.
-
-    Raises:
-        UsageError: there is no such file.
-        DataError: it is no list of names.
     """
     if not path.is_file():
         raise UsageError(f"--names {path}: there is no such file.")

@@ -35,11 +35,7 @@ _LONGEST = 1 << 16  # characters of one result of infer.py
 
 
 def read_relay(path: Path, text: str, count: int) -> Ranked:
-    """``NAME: Relay top-0 id: 65, prob: 0.9, class name: ...``, then top-1, ..., for each image.
-
-    Raises:
-        DataError: a line is none of these, or out of order.
-    """
+    """``NAME: Relay top-0 id: 65, prob: 0.9, class name: ...``, then top-1, ..., for each image."""
     names: list[str] = []
     classes: list[list[str]] = []
     prob: list[list[str]] = []
@@ -69,9 +65,6 @@ def read_paddle(path: Path, text: str, count: int) -> Ranked:
     rounded to two decimals; infer.py: ``[{'class_ids': [8, 7], 'file_name': NAME, ...}, ...]``, for
     each batch; the command paddleclas: ``class_ids: [8, 7], scores: [0.89, 0.07], label_names:
     [...], filename: NAME``, after a list of all its models.
-
-    Raises:
-        DataError: a line is none of these, or damaged.
     """
     rows: list[_Row] = []
     lines: Iterator[tuple[int, str]] = enumerate(text.splitlines(), 1)
@@ -154,10 +147,6 @@ def read_mlperf(
         document: the entries.
         count: how many classes there are.
         names: the list of images that the numbers count in, such as ``val_map.txt``.
-
-    Raises:
-        UsageError: there is no list.
-        DataError: it is damaged, or an image has two answers.
     """
     if names is None:
         raise UsageError(

@@ -66,14 +66,7 @@ class _Group(NamedTuple):
 def read_csv(path: Path, text: str, count: int, form: str | None) -> Answers:
     """A CSV with a header, with commas, semicolons, tabs or bars.
 
-    Args:
-        path: for messages.
-        text: its content.
-        count: how many classes there are.
-        form: of our own ``predictions.csv``, which to score.
-
-    Raises:
-        DataError: it is damaged, or has no predictions, or is ambiguous.
+    Of our own ``predictions.csv``, `form` says which form to score.
     """
     delimiter = delimiter_of(text)
     first = text.lstrip().partition("\n")[0].rstrip()
@@ -101,11 +94,7 @@ def delimiter_of(text: str) -> str:
 
 
 def parse_json(path: Path, text: str) -> Any:
-    """The content of a JSON file; a list, if it has an object per line.
-
-    Raises:
-        DataError: it is damaged, or too large.
-    """
+    """The content of a JSON file; a list, if it has an object per line."""
     if len(text) > _LARGEST_JSON:
         raise DataError(
             f"{path} is too large for JSON ({len(text) >> 20} MiB).\nSave it as CSV or .npz."
@@ -135,11 +124,7 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def columns_of(path: Path, document: Any) -> Columns:
-    """The columns of a table, however pandas and others lay it out.
-
-    Raises:
-        DataError: it is no table.
-    """
+    """The columns of a table, however pandas and others lay it out."""
     if isinstance(document, dict) and len(document) == 1:
         (only,) = document.values()
         document = only if _all(only, dict) and isinstance(only, list) else document
@@ -187,12 +172,7 @@ def _records(path: Path, rows: Sequence[Mapping[str, Any]]) -> Columns:
 
 
 def read_parquet(path: Path, count: int, form: str | None) -> Answers:
-    """The columns of a parquet file; see `read_csv`.
-
-    Raises:
-        DataError: also: it stands for more than its bytes show.
-        UsageError: pyarrow is not installed.
-    """
+    """The columns of a parquet file; see `read_csv`."""
     again = "Save it again, or as CSV."
     with parquet_file(path, _every, again) as file:
         for group in range(file.num_row_groups):
@@ -247,11 +227,7 @@ def _text_bytes(array: Any) -> int:
 
 
 def from_columns(path: Path, columns: Columns, count: int, form: str | None) -> Answers:
-    """The predictions in a table.
-
-    Raises:
-        DataError: it has none, or it is ambiguous which columns they are in.
-    """
+    """The predictions in a table."""
     forms = [match[1] for name in columns if (match := _FORM.fullmatch(name))]
     if forms and "path" in columns and all(f"{each}_top1" in columns for each in forms):
         return _own(path, columns, forms, count, form)

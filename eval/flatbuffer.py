@@ -1,6 +1,6 @@
-"""A reader of flatbuffers, the tables that LiteRT and MNN keep their graphs in.
+"""A reader of flatbuffers, the tables of LiteRT's and MNN's graphs and of Arrow's messages.
 
-Only what a precision is read from: scalars, strings, tables and vectors, by the number of a field
+Only what is read from them: scalars, strings, tables and vectors, by the number of a field
 in its schema. See https://flatbuffers.dev/internals.
 """
 
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # a validation set is opened without it
+    import numpy as np
+    from numpy.typing import NDArray
 
 _NUMBERS = {"b": 1, "B": 1, "h": 2, "H": 2, "i": 4, "I": 4, "q": 8, "Q": 8, "f": 4}
 
@@ -60,10 +62,10 @@ class Table:
         offset = self._read("H", self._fields + 4 + 2 * field)
         return self._position + offset if offset else 0
 
-    def number(self, field: int, kind: str, default: int = 0) -> int:
-        """A scalar; `kind` as in `struct`."""
+    def number(self, field: int, kind: str) -> int:
+        """A scalar, 0 if it is not set; `kind` as in `struct`."""
         position = self._at(field)
-        return self._read(kind, position) if position else default
+        return self._read(kind, position) if position else 0
 
     def table(self, field: int) -> Table | None:
         """A table; None if it is not set."""
@@ -89,6 +91,8 @@ class Table:
 
     def numbers(self, field: int, kind: str) -> NDArray[np.generic]:
         """A vector of scalars."""
+        import numpy as np
+
         start, count = self._vector(field, _NUMBERS[kind])
         return np.frombuffer(self._data, np.dtype(f"<{kind}"), count, start)
 
