@@ -303,7 +303,7 @@ def check_baseline_verdict(baseline: Result, row: Row, *, allow_failed: bool = F
     raise _refusal(
         f"The baseline {baseline.source} ({row.variant}, {row.form}) says {verdict}: "
         f"{FAILING[verdict]}.",
-        "Name another result, or accept it with --allow-failed-baseline."
+        "Name another result, or use eval.regression with --allow-failed-baseline."
         if failed
         else "Name another result as the baseline.",
     )

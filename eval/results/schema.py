@@ -20,7 +20,7 @@ from eval.results.calibration import confusions
 
 if TYPE_CHECKING:  # takes torch, which nobody needs to read a result
     from eval.judge.verdict import FormResult
-    from eval.measure.engine import Measurement
+    from eval.measure.measurement import Measurement
     from eval.results.record import Record
 
 SUMMARY_FILE = "summary.csv"
