@@ -138,8 +138,12 @@ def _label(path: str, said: Any, classes: ClassList) -> int | None:
     """
     if not isinstance(said, dict):
         said = {"label": said}
-    codes = codes_of({str(key).casefold(): value for key, value in said.items()})
-    found = {key: _meaning(path, code, classes) for key, code in codes.items()}
+    said = {str(key).casefold(): value for key, value in said.items()}
+    codes = codes_of(said)
+    found = {
+        key: _meaning(path, code, classes, is_text=isinstance(said[key], str))
+        for key, code in codes.items()
+    }
     found = {key: label for key, label in found.items() if label is not None}
     if len(set(found.values())) > 1:
         both = " and ".join(f"{key} ({shown(codes[key])})" for key in found)
@@ -147,11 +151,13 @@ def _label(path: str, said: Any, classes: ClassList) -> int | None:
     return next(iter(found.values()), None)
 
 
-def _meaning(path: str, code: str, classes: ClassList) -> int | None:
+def _meaning(path: str, code: str, classes: ClassList, *, is_text: bool) -> int | None:
     """The class that a word means; a number is an index, as in a list."""
     if not _NUMBER.fullmatch(code):
         meant = classes.meant_by(code)
         return meant[0] if len(meant) == 1 else None
+    if is_text:
+        classes.check_number(path, code)
     if code == _NO_LABEL:
         return None
     if not 0 <= int(code) < len(classes):
