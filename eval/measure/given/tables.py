@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eval.errors import DataError, UsageError
 from eval.files import is_inflated
@@ -207,8 +208,43 @@ def read_parquet(path: Path, count: int, form: str | None) -> Answers:
                 f"{path} repeats texts: {size >> 20:,} MiB in {stored:,} bytes, which no real file "
                 "does.\nSave the names of the images and the indices of the classes alone."
             )
-        columns = content.to_pydict()
+        columns = {name: _values(content.column(name)) for name in content.column_names}
+        del content
     return from_columns(path, columns, count, form)
+
+
+class _FloatRows(Sequence[list[float]]):
+    """Lists of floats that have one length, without an object for each number.
+
+    Attributes:
+        array: (N, length), float32 or float64.
+    """
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.array[row].tolist()
+
+
+def _values(column: pyarrow.ChunkedArray) -> Sequence[Any]:
+    """The cells of a column."""
+    import pyarrow.compute
+    import pyarrow.types as kinds
+
+    kind = column.type
+    is_list = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
+    is_full = is_list and not column.null_count
+    if is_full and (kinds.is_float32(kind.value_type) or kinds.is_float64(kind.value_type)):
+        lengths = pyarrow.compute.unique(pyarrow.compute.list_value_length(column)).to_pylist()
+        flat = column.combine_chunks().flatten()
+        if len(lengths) == 1 and lengths[0] and not flat.null_count:  # None is that of no list
+            return _FloatRows(flat.to_numpy().reshape(len(column), lengths[0]))
+    cells: list[Any] = column.to_pylist()
+    return cells
 
 
 def _every(_column: str) -> bool:
@@ -259,6 +295,8 @@ def from_columns(path: Path, columns: Columns, count: int, form: str | None) -> 
         raise UsageError(f"{path} has one set of predictions: omit --array {form}.")
     names = _names(path, columns)
     classes, prob = _classes(path, columns), _first(_groups(columns, _PROBABILITIES))
+    if classes is None and prob and (outputs := _outputs(columns, prob, count)) is not None:
+        return logits(names, outputs)
     values = list(_rows(columns, prob)) if prob else None
     if classes is None:
         if not values or any(len(row) != count for row in values):
@@ -405,6 +443,16 @@ def _check_index(
             f"{path}: its column {group.columns[0]} numbers the rows, and there is no other of "
             "classes.\nName the column of the predicted classes top1."
         )
+
+
+def _outputs(columns: Columns, group: _Group, count: int) -> NDArray[np.float64] | None:
+    """A value for each class from one column of floats; None where `_rows` has to look at them."""
+    cells = columns[group.columns[0]]
+    if len(group.columns) > 1 or not isinstance(cells, _FloatRows):
+        return None
+    if cells.array.shape[1] != count or np.isnan(cells.array.min()):
+        return None  # NaN is what pandas writes where there is nothing
+    return cells.array.astype(np.float64)
 
 
 def _all_outputs(
