@@ -17,6 +17,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +29,7 @@ from eval.files import is_inflated
 from eval.images.labels import examples, image_key, is_image, shown
 from eval.images.layouts.shards import check_pages, parquet_file
 from eval.images.lists import NAME_KEYS
-from eval.measure.given.answers import Answers, Ranked, logits, ranked
+from eval.measure.given.answers import Answers, Ranked, Stated, logits, ranked
 from eval.text import from_csv_cell, table
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _INDEX = "index"  # timm's classes; in other tables, the number of the row
 _PLURALS = {_INDEX: "indices", "probability": "probabilities"}  # that do not end in s or es
 _NOT_ALONE = ("class",)  # without a number, it may be the label
 _PROBABILITIES = ("prob", "probability", "score", "confidence", "conf", "logit", "output")
+_TRUE_LABELS = ("target", "ground_truth", "gt", "gt_label", "true_label", "true_class")
 _DELIMITERS = (",", ";", "\t", "|")
 _LARGEST_JSON = 1 << 29  # bytes
 _MOST_CELLS = 100_000_000  # of a parquet file: 50,000 images with logits have half as many
@@ -283,17 +285,33 @@ def _text_bytes(array: Any) -> int:
 
 
 def from_columns(path: Path, columns: Columns, count: int, form: str | None) -> Answers:
-    """The predictions in a table.
+    """The predictions in a table, and what it says about the true labels.
 
     Raises:
         DataError: it has none, or it is ambiguous which columns they are in.
     """
     forms = [match[1] for name in columns if (match := _FORM.fullmatch(name))]
     if forms and "path" in columns and all(f"{each}_top1" in columns for each in forms):
-        return _own(path, columns, forms, count, form)
+        own = _own(path, columns, forms, count, form)
+        names = [from_csv_cell(str(name)) for name in columns["path"]]
+        return replace(own, stated=_stated(columns, names, ("label",)))
     if form is not None:
         raise UsageError(f"{path} has one set of predictions: omit --array {form}.")
     names = _names(path, columns)
+    answers = _answers(path, columns, names, count)
+    return replace(answers, stated=_stated(columns, names, _TRUE_LABELS))
+
+
+def _stated(columns: Columns, names: Sequence[str], known: Sequence[str]) -> Stated:
+    """The columns that can only be true labels."""
+    return {
+        name: dict(zip(names, map(_text, cells), strict=True))
+        for name, cells in columns.items()
+        if _plain(name) in known
+    }
+
+
+def _answers(path: Path, columns: Columns, names: Sequence[str], count: int) -> Answers:
     classes, prob = _classes(path, columns), _first(_groups(columns, _PROBABILITIES))
     if classes is None and prob and (outputs := _outputs(columns, prob, count)) is not None:
         return logits(names, outputs)
