@@ -487,6 +487,15 @@ def test_labels_of_our_own_predictions(run: Callable[..., Any], tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("no_page")
+def test_ties_of_predictions_are_shown(run: Callable[..., Any], tmp_path: Path) -> None:
+    values = logits()
+    values[0, 500] = values[0].max()
+    code, out, _ = run(_npz(tmp_path, logits=values), "--quiet")
+    assert code == 0
+    assert "scored: 1 of 8 images have several classes with the largest output" in out
+
+
+@pytest.mark.usefixtures("no_page")
 def test_a_scored_result_can_be_gated(run: Callable[..., Any], tmp_path: Path) -> None:
     """int8 against fp32 of the same val set: same images, other weights, other answers."""
     assert run(_npz(tmp_path), "--quiet")[0] == 0
