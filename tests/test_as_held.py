@@ -13,11 +13,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+import small_valsets as small
 from small_valsets import jpeg
 
 from eval.data import main as data_main
 from eval.errors import DataError
-from eval.images.classes import IMAGENET, read_classes
+from eval.images.classes import IMAGENET, ClassList, ImageClass, read_classes
 from eval.images.layouts.archives import EACH
 from eval.images.valset import ValSet, fingerprint, open_valset
 
@@ -94,6 +95,107 @@ def test_what_an_object_beside_an_image_says_must_agree(tmp_path: Path) -> None:
         "0.json: label (1) and class_name (tench) could both be the label.\n"
         "Keep only the one that is."
     )
+
+
+# Classes 0 to 3, of which 0 and 3 have each other's number as the name.
+NUMBERS = ClassList("numbers.txt", tuple(ImageClass(name, f"no. {name}") for name in "3120"))
+WAY_ON = "Give the classes of numbers.txt names that are no numbers, such as class_3; a number is "
+Write = Callable[[Path, int | str], tuple[Path, Path | None]]
+
+
+def a_list(text: str, suffix: str) -> Write:
+    """A list of one image; "?" stands for its label, in quotes if it is text."""
+
+    def write(root: Path, label: int | str) -> tuple[Path, Path]:
+        unpacked(root, {"0.jpg": jpeg(0)})
+        (root.parent / f"list.{suffix}").write_text(text.replace("?", json.dumps(label)))
+        return root, root.parent / f"list.{suffix}"
+
+    return write
+
+
+def a_column(root: Path, label: int | str) -> tuple[Path, None]:
+    root.mkdir(parents=True)
+    rows = pyarrow.table({"image": [jpeg(0)], "label": [label], "filename": ["0.jpg"]})
+    pyarrow.parquet.write_table(rows, root / "x.parquet")
+    return root, None
+
+
+def beside(name: str, text: str) -> Write:
+    def write(root: Path, label: int | str) -> tuple[Path, None]:
+        content = text.replace("?", json.dumps(label))
+        return unpacked(root, {"0.jpg": jpeg(0), name: content.encode()}), None
+
+    return write
+
+
+PLACES: dict[str, Write] = {
+    "0.json: ": beside("0.json", '{"label": ?}'),
+    "metadata.jsonl: ": beside("metadata.jsonl", '{"file_name": "0.jpg", "label": ?}'),
+    "x.parquet, row 0: the column label: ": a_column,
+    "list.json, line 1: ": a_list('{"0.jpg": ?}', "json"),
+}
+TEXTS: dict[str, Write] = {
+    "0.cls: ": lambda root, label: beside("0.cls", str(label))(root, ""),
+    "0.txt: ": lambda root, label: beside("0.txt", str(label))(root, ""),
+    "metadata.csv: ": beside("metadata.csv", "file_name,label\n0.jpg,?\n"),
+    "list.csv, line 2: ": a_list("filename,label\n0.jpg,?\n", "csv"),
+    "list.txt, line 1: ": lambda root, label: a_list(f"0.jpg {label}\n", "txt")(root, ""),
+}
+
+
+@pytest.mark.parametrize("where", [*PLACES, *TEXTS])
+def test_a_number_that_is_the_name_of_another_class(where: str, tmp_path: Path) -> None:
+    """A list of classes in the order of text ("1", "10", "2"), or numbered from 1, has them."""
+    write = {**PLACES, **TEXTS}[where]
+    data, lists = write(tmp_path / "same" / "val", "1")
+    assert labels(open_valset(data, lists, NUMBERS)) == [1]
+    data, lists = write(tmp_path / "other" / "val", "3")
+    with pytest.raises(DataError) as caught:
+        open_valset(data, lists, NUMBERS)
+    _, text = str(caught.value).split(where)
+    assert text == (
+        "the label 3 may be the index 3 (0) or the name of class 0.\n" + WAY_ON + "an index then."
+    )
+    renamed = ClassList("numbers.txt", (ImageClass("class_3", ""), *NUMBERS.rows[1:]))
+    assert labels(open_valset(data, lists, renamed)) == [3]
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_a_number_that_is_no_text_is_an_index(where: str, tmp_path: Path) -> None:
+    data, lists = PLACES[where](tmp_path / "val", 3)
+    assert labels(open_valset(data, lists, NUMBERS)) == [3]
+
+
+def test_a_number_that_is_a_name_and_no_index(tmp_path: Path) -> None:
+    """-1, too, which else says nothing."""
+    for name in ("12", "-1"):
+        classes = ClassList("x", (ImageClass(name, ""), ImageClass("b", "")))
+        data = unpacked(tmp_path / name, {"0.jpg": jpeg(0), "0.cls": name.encode()})
+        with pytest.raises(DataError, match=f"label {name} is the name of class 0, and no index 0"):
+            open_valset(data, None, classes)
+
+
+def test_names_of_a_shard_that_count_its_classes(tmp_path: Path) -> None:
+    rows = pyarrow.table({"image": [jpeg(0)], "label": [3], "filename": ["0.jpg"]})
+    pyarrow.parquet.write_table(small.hugging_face(rows, list("0123")), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="the names of its classes: the label 0 may be the index 0"):
+        open_valset(tmp_path, None, NUMBERS)
+    named = small.hugging_face(rows, list("3210"))
+    pyarrow.parquet.write_table(named, tmp_path / "x.parquet")
+    assert labels(open_valset(tmp_path, None, NUMBERS)) == [3]
+
+
+def test_two_columns_of_a_list_that_are_numbers(tmp_path: Path) -> None:
+    """An index and the number that is the name of its class."""
+    unpacked(tmp_path / "val", {"0.jpg": jpeg(0)})
+    for label, message in (("1", "label .1. and class_name .3. could both"), ("3", "the index 3")):
+        (tmp_path / "x.csv").write_text(f"filename,label,class_name\n0.jpg,{label},3\n")
+        with pytest.raises(DataError, match=message):
+            open_valset(tmp_path / "val", tmp_path / "x.csv", NUMBERS)
+    (tmp_path / "x.json").write_text('[{"filename": "0.jpg", "label": 3, "class_name": "3"}]')
+    with pytest.raises(DataError, match=r"label \(3\) and class_name \(3\) could both be"):
+        open_valset(tmp_path / "val", tmp_path / "x.json", NUMBERS)
 
 
 def test_files_beside_images_that_are_not_read(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from small_valsets import jpeg, name
 
 from eval.data import main as data_main
 from eval.errors import DataError, UsageError
+from eval.images.layouts import find
 from eval.images.valset import open_valset
 from eval.request import Request
 
@@ -274,6 +275,24 @@ def test_ranges(tmp_path: Path, form: str, range_: str) -> None:
 def test_ranges_that_are_none(tmp_path: Path, range_: str) -> None:
     with pytest.raises(DataError, match=r"a range of shards ascends, and names 10,000 at most"):
         open_valset(tmp_path / f"x-{range_}.tar")
+
+
+@pytest.mark.parametrize("groups", ["{,}" * 60, "{0,1}" * 45, "{0..9999}" * 20, "{0..9}" * 6])
+def test_groups_that_stand_for_too_many_shards(tmp_path: Path, groups: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_valset(tmp_path / f"x{groups}.tar")
+    message = str(caught.value)
+    assert "its braces stand for more than 100,000 shards.\nName those that are there" in message
+    assert len(message) < 300
+
+
+def test_groups_beside_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of a shell; the limit is of all of them."""
+    with pytest.raises(DataError, match=r"/a0b0c\.tar, .*/a0b1c\.tar, .*/a0b2c.* \(6 in all\)"):
+        open_valset(tmp_path / "a{0,1}b{0..2}c.tar")
+    monkeypatch.setattr(find, "_MOST_SHARDS", 100)
+    with pytest.raises(DataError, match=r"\(100 in all\): no such file"):
+        open_valset(tmp_path / "x{0..9}{0..9}")
 
 
 def test_a_range_of_parquet(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import ROOT
 
-from eval.errors import DataError, EvalError, UsageError
-from eval.measure.given import Answers, Logits, Ranked, read_answers
+from eval.errors import DataError, EvalError, LogitsError, UsageError
+from eval.measure.given import Answers, Logits, Ranked, read_answers, tables
 
 NAMES = ["a.JPEG", "b.JPEG", "c.JPEG"]
 TOP = [[65, 3, 8, 1, 2], [970, 0, 5, 4, 999], [7, 6, 5, 4, 3]]
@@ -238,6 +240,70 @@ def test_a_table_of_all_outputs(by_column: bool, tmp_path: Path) -> None:
     answers = read_answers(tmp_path / "x", 1000)
     assert isinstance(answers, Logits)
     assert answers.scores(np.arange(3), np.zeros(3, int)).top.tolist() == TOP
+
+
+def parquet(path: Path, outputs: pyarrow.Array, **columns: Any) -> Path:
+    table = pyarrow.table({"filename": NAMES, "logit": outputs, **columns})
+    pyarrow.parquet.write_table(table, path, row_group_size=2)
+    return path
+
+
+LISTS_OF_FLOATS = [
+    pyarrow.list_(pyarrow.float32()),
+    pyarrow.list_(pyarrow.float64()),
+    pyarrow.large_list(pyarrow.float32()),
+    pyarrow.list_(pyarrow.float32(), 1000),
+]
+
+
+@pytest.mark.parametrize("kind", LISTS_OF_FLOATS, ids=str)
+def test_lists_of_floats_make_no_objects(
+    kind: pyarrow.DataType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50,000 images have 50 million outputs, which as text take gigabytes and minutes."""
+    path = parquet(tmp_path / "x", pyarrow.array(logits().tolist(), kind))
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "_rows", None)
+        found = read_answers(path, 1000)
+    monkeypatch.setattr(tables, "_outputs", lambda *_: None)
+    as_text = read_answers(path, 1000)
+    assert isinstance(found, Logits)
+    assert isinstance(as_text, Logits)
+    np.testing.assert_array_equal(found.values, as_text.values)
+    assert (found.names, found.kind, found.description) == (
+        as_text.names, as_text.kind, as_text.description,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LISTS_OF_FLOATS[:2], ids=str)
+@pytest.mark.parametrize(
+    ("cell", "error", "message"),
+    [
+        (lambda row: None, DataError, "has the columns filename, logit"),
+        (lambda row: [], DataError, "has the columns filename, logit"),
+        (lambda row: row[1:], DataError, "has the columns filename, logit"),
+        (lambda row: [None, *row[1:]], DataError, "has the columns filename, logit"),
+        (lambda row: [np.nan, *row[1:]], DataError, "has the columns filename, logit"),
+        (lambda row: [np.inf, *row[1:]], LogitsError, "NaN or infinity"),
+        (lambda row: [0.5] * 1000, LogitsError, "same value"),
+    ],
+)
+def test_lists_of_floats_that_are_no_outputs(
+    kind: pyarrow.DataType, cell: Any, error: type[EvalError], message: str, tmp_path: Path
+) -> None:
+    rows = logits().tolist()
+    rows[1] = cell(rows[1])
+    with pytest.raises(error, match=message):
+        read_answers(parquet(tmp_path / "x", pyarrow.array(rows, kind)), 1000)
+
+
+def test_lists_of_floats_beside_classes(tmp_path: Path) -> None:
+    """As probabilities of the classes that are listed."""
+    prob = pyarrow.array(PROB, pyarrow.list_(pyarrow.float32()))
+    answers = read_answers(parquet(tmp_path / "x", prob, index=TOP), 1000)
+    assert isinstance(answers, Ranked)
+    assert answers.prob is not None
+    assert answers.prob.tolist() == PROB
 
 
 def mlperf(kind: str, rows: Any, order: Any = (2, 0, 1)) -> str:

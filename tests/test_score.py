@@ -439,6 +439,63 @@ def test_the_files_of_a_run_of_our_own_are_written(run: Callable[..., Any], tmp_
 
 
 @pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize("column", ["target", "Ground Truth", "true_label", "gt"])
+def test_true_labels_that_contradict_those_of_the_images(
+    column: str, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """They may be numbers or names; what is neither says nothing. The result is the same."""
+    said = ["0", "n01440764", "134.0", "134", "toilet", "517", "nonsense", ""]
+    rows = [[image_name(i), row[0], said[i]] for i, row in enumerate(ranked_classes())]
+    path = write_csv(tmp_path / "p.csv", [["path", "top1", column], *rows])
+    code, out, _ = run(path, "--quiet")
+    assert code == 0
+    assert "contradicts" not in out
+    rows[1][2], rows[3][2] = "1", "n01443537"
+    write_csv(path, [["path", "top1", column], *rows])
+    code, out, _ = run(path, "--quiet")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if "contradicts" in line]
+    assert line.startswith(f"The column {column} of {path} contradicts the labels of --data for ")
+    assert " for 2 of 5 images: " in line
+    assert summary_of(tmp_path / "out")["top1_correct"] == str(TOP1)
+
+
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.parametrize("column", ["label", "target_name", "class"])
+def test_columns_that_may_be_predicted_labels(
+    column: str, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows = [[image_name(i), row[0], 7] for i, row in enumerate(ranked_classes())]
+    path = write_csv(tmp_path / "p.csv", [["path", "top1", column], *rows])
+    assert "contradicts" not in run(path, "--quiet")[1]
+
+
+@pytest.mark.usefixtures("no_page")
+def test_labels_of_our_own_predictions(run: Callable[..., Any], tmp_path: Path) -> None:
+    assert run(as_csv(tmp_path), "--quiet")[0] == 0
+    path = (tmp_path / "out").rename(tmp_path / "own") / "predictions.csv"
+    code, out, err = run(path, "--quiet")
+    assert code == 0, err
+    assert "contradicts" not in out
+    header, first, *rest = path.read_text().splitlines()
+    changed = first.split(",")
+    changed[header.split(",").index("label")] = "3"
+    path.write_text("\n".join([header, ",".join(changed), *rest, ""]))
+    code, out, err = run(path, "--quiet")
+    assert code == 0, err
+    assert "column label of" in out
+
+
+@pytest.mark.usefixtures("no_page")
+def test_ties_of_predictions_are_shown(run: Callable[..., Any], tmp_path: Path) -> None:
+    values = logits()
+    values[0, 500] = values[0].max()
+    code, out, _ = run(_npz(tmp_path, logits=values), "--quiet")
+    assert code == 0
+    assert "scored: 1 of 8 images have several classes with the largest output" in out
+
+
+@pytest.mark.usefixtures("no_page")
 def test_a_scored_result_can_be_gated(run: Callable[..., Any], tmp_path: Path) -> None:
     """int8 against fp32 of the same val set: same images, other weights, other answers."""
     assert run(_npz(tmp_path), "--quiet")[0] == 0

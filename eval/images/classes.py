@@ -129,6 +129,32 @@ class ClassList:
             return ilsvrc_ids()[number - 1] if 1 <= number <= len(ilsvrc_ids()) else None
         return number if number < len(self) else None
 
+    def check_number(self, where: str, text: str, index: int | None = None) -> None:
+        """Refuse a number, written as text, that is an index and also the name of another class.
+
+        Args:
+            where: what has it as a label, for the message.
+            text: the number.
+            index: of the class that it stands for; the number itself unless given.
+
+        Raises:
+            DataError: nothing says which of the two is meant.
+        """
+        index = int(text) if index is None else index
+        others = [str(other) for other in self.meant_by(text) if other != index]
+        if not others:
+            return
+        named = f"the name of class {' and '.join(others)}"
+        has = (
+            f"may be the index {text} ({shown(self.rows[index].folder)}) or {named}"
+            if 0 <= index < len(self)
+            else f"is {named}, and no index 0..{len(self) - 1}; numbers are read as indices"
+        )
+        raise DataError(
+            f"{where}: the label {text} {has}.\nGive the classes of {self.name} names that are no "
+            f"numbers, such as class_{text.lstrip('-')}; a number is an index then."
+        )
+
     def title(self, label: int) -> str:
         """Short and unique, for display: ``crane (134)``."""
         row = self.rows[label]

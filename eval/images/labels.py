@@ -233,6 +233,9 @@ class _LabelFile:
             if len(numbers) == len(keys) == VAL_IMAGES:
                 name = f"{self.path.name} ({_numbering(self.path, numbers)})"
                 return LabelList(name, dict(zip(keys, official_labels(), strict=True)), files)
+        for row in rows:
+            if not row.is_number and _NUMBER.fullmatch(row.code):
+                self.classes.check_number(f"{self.path}, line {row.line}", row.code)
         label_of = {key: self._label(*_words(row)) for key, row in code_of.items()}
         return LabelList(self.path.name, label_of, files)
 

@@ -48,11 +48,13 @@ class Row(NamedTuple):
         line: its number, from 1; of a JSON document, the number of the entry.
         name: of the file, as the list has it; may be a path.
         code: what the list says about its class.
+        is_number: whether it is a number of JSON, and so no name.
     """
 
     line: int
     name: str
     code: str
+    is_number: bool = False
 
 
 def read_rows(
@@ -235,20 +237,24 @@ class _Reader:
         codes = codes_of(row)
         if not codes:
             codes = {key: plain_code(word) for key in _WEAK_KEYS if (word := _text(row.get(key)))}
-        if len({self._meaning(code) for code in codes.values()}) > 1:
+        numbers = {key for key in codes if not isinstance(row[key], str)}
+        if len({self._meaning(code, key in numbers) for key, code in codes.items()}) > 1:
             said = " and ".join(f"{key} ({shown(code)})" for key, code in codes.items())
             raise DataError(
                 f"{self._path}, line {number}: {said} could both be the label of "
                 f"{shown(str(name))}.\nKeep only the column that is."
             )
-        return Row(number, _text(name), next(iter(codes.values()), ""))
+        key = next(iter(codes), "")
+        return Row(number, _text(name), codes.get(key, ""), key in numbers)
 
-    def _meaning(self, code: str) -> object:
+    def _meaning(self, code: str, is_number: bool = False) -> object:
+        """What a code means, to be compared with others; two things only if it is text."""
         code = plain_code(code)
+        meant = () if is_number else self._classes.meant_by(code)
         if code.isdecimal():
-            return int(code)
-        meant = self._classes.meant_by(code)
-        return meant[0] if len(meant) == 1 else code
+            number = int(code)
+            return (number, *(each for each in meant if each != number))
+        return meant if len(meant) == 1 else code
 
     def _documents(self, text: str) -> Iterator[Row]:
         """The rows of a JSON document, or of JSON lines."""

@@ -18,7 +18,7 @@ from eval.images.classes import ClassList
 from eval.images.labels import shown
 from eval.images.layouts import Listing
 from eval.images.lists import codes_of
-from eval.text import table
+from eval.text import decoded, table
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 
@@ -66,7 +66,7 @@ def label_beside(path: str, data: bytes, classes: ClassList) -> int | None:
     """The label that a file beside an image gives it; None if it does not say any."""
     suffix = path.rpartition(".")[2].lower()
     try:
-        text = data.decode("utf-8-sig")
+        text = decoded(data)
     except UnicodeDecodeError:
         text = ""
     said = _document(text) if suffix == "json" else text.strip()
@@ -85,9 +85,9 @@ def labels_in_metadata(path: str, data: bytes, classes: ClassList) -> dict[str, 
     if len(data) > _LARGEST:
         raise DataError(f"{path} is too large ({len(data) >> 20} MiB).\nMove it away.")
     try:
-        text = data.decode("utf-8-sig")
+        text = decoded(data)
     except UnicodeDecodeError:
-        raise DataError(f"{path} is not a UTF-8 text file.\nMove it away.") from None
+        raise DataError(f"{path} is not a text file in UTF-8 or UTF-16.\nMove it away.") from None
     folder = path.rpartition("/")[0]
     label_of = {}
     for row in _rows(path, text):
@@ -121,8 +121,12 @@ def _label(path: str, said: Any, classes: ClassList) -> int | None:
     """The index that a number, the name of a class or an object with these means; None if none."""
     if not isinstance(said, dict):
         said = {"label": said}
-    codes = codes_of({str(key).casefold(): value for key, value in said.items()})
-    found = {key: _meaning(path, code, classes) for key, code in codes.items()}
+    said = {str(key).casefold(): value for key, value in said.items()}
+    codes = codes_of(said)
+    found = {
+        key: _meaning(path, code, classes, is_text=isinstance(said[key], str))
+        for key, code in codes.items()
+    }
     found = {key: label for key, label in found.items() if label is not None}
     if len(set(found.values())) > 1:
         both = " and ".join(f"{key} ({shown(codes[key])})" for key in found)
@@ -130,11 +134,13 @@ def _label(path: str, said: Any, classes: ClassList) -> int | None:
     return next(iter(found.values()), None)
 
 
-def _meaning(path: str, code: str, classes: ClassList) -> int | None:
+def _meaning(path: str, code: str, classes: ClassList, *, is_text: bool) -> int | None:
     """The class that a word means; a number is an index, as in a list."""
     if not _NUMBER.fullmatch(code):
         meant = classes.meant_by(code)
         return meant[0] if len(meant) == 1 else None
+    if is_text:
+        classes.check_number(path, code)
     if code == _NO_LABEL:
         return None
     if not 0 <= int(code) < len(classes):

@@ -170,7 +170,7 @@ def open_valset(
         DataError: there is no validation set, or it is another one than stated, or it cannot be
             one of these classes, or labels are missing or contradict each other, or a name is not
             valid UTF-8.
-        UsageError: parquet shards need pyarrow.
+        UsageError: parquet shards need pyarrow, or the name stands for too many shards.
     """
     classes = classes or IMAGENET
     if folders:

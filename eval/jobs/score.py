@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,9 @@ import numpy as np
 from eval.backends.precision import UNKNOWN
 from eval.config import Reference, Tolerance, VariantConfig, load_config, load_variant
 from eval.errors import DataError, UsageError
+from eval.images.classes import ClassList
 from eval.images.labels import examples
+from eval.images.lists import plain_code
 from eval.images.preprocess import BadImage, Crop, Preprocess, table_of
 from eval.images.sets import VAL
 from eval.images.valset import ValSet
@@ -93,7 +95,8 @@ def score(asked: Scoring, command: str, progress: Observer = ignore) -> Evaluati
             "Evaluate it with python -m eval.imagenet."
         )
     answers = read_answers(file, len(valset.classes), asked.names, asked.array)
-    measured = _measure(asked, valset, answers, progress)
+    row_of = match(answers.names, valset.samples)
+    measured = _measure(asked, valset, answers, row_of, progress)
     # A tolerance asks for the comparison, whatever the precision.
     precision = JUDGED_PRECISION if asked.tolerance is not None else asked.precision
     return Evaluation(
@@ -113,7 +116,10 @@ def score(asked: Scoring, command: str, progress: Observer = ignore) -> Evaluati
             f"{config.name}-{SCORED}", started, command, {k: str(v) for k, v in vars(asked).items()}
         ),
         measured=measured,
-        judgment=_explain(asked, judge(measured, config, asked.preprocess, precision)),
+        judgment=_warned(
+            _explain(asked, judge(measured, config, asked.preprocess, precision)),
+            _other_labels(file, answers, valset, row_of),
+        ),
     )
 
 
@@ -122,9 +128,14 @@ def predictions_file(path: Path) -> Path:
     return path / PREDICTIONS_FILE if path.is_dir() else path
 
 
-def _measure(asked: Scoring, valset: ValSet, answers: Answers, progress: Observer) -> Measurement:
+def _measure(
+    asked: Scoring,
+    valset: ValSet,
+    answers: Answers,
+    row_of: Mapping[int, int],
+    progress: Observer,
+) -> Measurement:
     """The scores of the predictions, in the order of the images."""
-    row_of = match(answers.names, valset.samples)
     valset = _answered(valset, row_of, asked.allow_missing)
     hashes = hash_images(valset, progress)
     rows = [row_of[i] for i in sorted(row_of)]
@@ -231,6 +242,34 @@ def _answered(valset: ValSet, row_of: Mapping[int, int], allow_missing: bool) ->
         return valset
     layout = f"{valset.layout}, without {len(missing):,} images that have no prediction"
     return replace(valset.part(sorted(row_of)), layout=layout)
+
+
+def _warned(judgment: Judgment, lines: Iterable[str]) -> Judgment:
+    return replace(judgment, warnings=(*judgment.warnings, *lines))
+
+
+def _other_labels(
+    file: Path, answers: Answers, valset: ValSet, row_of: Mapping[int, int]
+) -> Iterator[str]:
+    """Columns of true labels in the predictions that contradict those of the images."""
+    for column, cells in answers.stated.items():
+        said = {i: _label(cells[answers.names[row]], valset.classes) for i, row in row_of.items()}
+        known = {i: label for i, label in said.items() if label is not None}
+        differ = sum(label != valset.samples[i].label for i, label in known.items())
+        if differ:
+            yield (
+                f"The column {column} of {file} contradicts the labels of --data for {differ:,} of "
+                f"{len(known):,} images: are the predictions of other images, or other classes?"
+            )
+
+
+def _label(cell: str, classes: ClassList) -> int | None:
+    """What a true label means: an index, or the name of a class; None if neither."""
+    code = plain_code(cell)
+    if code.isdecimal():
+        return int(code)
+    meant = classes.meant_by(code)
+    return meant[0] if len(meant) == 1 else None
 
 
 def _explain(asked: Scoring, judgment: Judgment) -> Judgment:

@@ -292,7 +292,11 @@ def _label_column(shard: Path, file: Shard, name: str, classes: ClassList) -> _L
 
     def label(row: int, value: Any) -> int:
         if is_text and str(value).isdecimal():
-            value = int(value)  # `datasets` writes a column of text so that was one of numbers
+            # `datasets` writes a column of text so that was one of numbers
+            place = int(value)
+            index = positions[place] if place < len(positions) else place
+            classes.check_number(f"{shard}, row {row}: the column {name}", str(value), index)
+            value = place
         elif is_text:
             meant = classes.meant_by(str(value))
             if len(meant) == 1:
@@ -331,7 +335,11 @@ def _positions(shard: Path, names: Sequence[str] | None, classes: ClassList) -> 
     of them share: then their places decide, if no name belongs to another one.
     """
     places = range(len(classes))
-    if not names or list(names) == [str(place) for place in places]:
+    if not names:
+        return places
+    if list(names) == [str(place) for place in places]:
+        for name in names:
+            classes.check_number(f"{shard}, the names of its classes", name)
         return places
     meant = [classes.meant_by(name) for name in names]
     if len(names) == len(classes):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from eval.errors import DataError
+from eval.errors import DataError, UsageError
 from eval.images.classes import ClassList
 from eval.images.labels import examples, is_image, shown
 from eval.images.layouts import START, Listing, check_regular, kind_of_image
@@ -32,7 +32,8 @@ _RANGE = re.compile(r"([0-9]{1,6})\.\.([0-9]{1,6})")
 _HUB_NAME = re.compile(
     r"(hfi?ds/|(?!wds/|tfds/)(?=[^/]*/[^/]*imagenet))([\w.-]+/[\w.-]+)", re.IGNORECASE
 )
-_MOST_SHARDS = 10_000
+_LONGEST_RANGE = 10_000
+_MOST_SHARDS = 100_000
 _TEXTS = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 _DATA = (".parquet", ".arrow", ".tar", ".zip", ".gz")
 _ZIPS = (b"PK\x03\x04", b"PK\x05\x06")  # the second one is empty
@@ -43,6 +44,7 @@ def find(root: Path, classes: ClassList) -> Listing:
 
     Raises:
         DataError: there is no validation set.
+        UsageError: its name stands for too many shards.
         OSError: the system cannot read it.
     """
     if root.is_symlink() and not root.exists():
@@ -147,24 +149,36 @@ def _shards_named(pattern: Path) -> list[Path]:
 
 
 def _expanded(pattern: Path, name: str) -> list[str]:
-    """What a name with ``{00..63}`` or ``{00,07}`` stands for, as a shell has it."""
-    match = _BRACES.fullmatch(name)
-    if match is None:
-        return [name]
-    start, inside, end = match.groups()
-    words = inside.split(",")
-    if numbers := _RANGE.fullmatch(inside):
-        first, last = map(int, numbers.groups())
-        if not first <= last < first + _MOST_SHARDS:
-            raise DataError(
-                f"--data {pattern}: a range of shards ascends, and names {_MOST_SHARDS:,} at most."
-                "\nWrite it as in {00..63}."
+    """What a name with ``{00..63}`` or ``{00,07}`` stands for, as a shell has it.
+
+    Raises:
+        DataError: a range descends, or is too long.
+        UsageError: all groups together stand for too many names.
+    """
+    parts: list[list[str]] = []  # the last one first
+    total = 1
+    while match := _BRACES.fullmatch(name):
+        start, inside, end = match.groups()
+        words = inside.split(",")
+        if numbers := _RANGE.fullmatch(inside):
+            first, last = map(int, numbers.groups())
+            if not first <= last < first + _LONGEST_RANGE:
+                raise DataError(
+                    f"--data {pattern}: a range of shards ascends, and names {_LONGEST_RANGE:,} at "
+                    "most.\nWrite it as in {00..63}."
+                )
+            width = len(numbers[1]) if numbers[1].startswith("0") else 0
+            words = [f"{number:0{width}}" for number in range(first, last + 1)]
+        elif len(words) < 2:
+            break
+        name, total = start, total * len(words)
+        if total > _MOST_SHARDS:  # a few groups are more than any memory holds
+            raise UsageError(
+                f"--data {shown(str(pattern))}: its braces stand for more than {_MOST_SHARDS:,} "
+                "shards.\nName those that are there, as in {00..63}."
             )
-        width = len(numbers[1]) if numbers[1].startswith("0") else 0
-        words = [f"{number:0{width}}" for number in range(first, last + 1)]
-    elif len(words) < 2:
-        return [name]
-    return [f"{each}{word}{end}" for each in _expanded(pattern, start) for word in words]
+        parts.append([f"{word}{end}" for word in words])
+    return ["".join(each) for each in itertools.product([name], *reversed(parts))]
 
 
 def _missing(root: Path) -> DataError:

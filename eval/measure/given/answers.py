@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ CHUNK = 2048  # images whose logits are sorted at a time
 _INDEX = re.compile(r" *([0-9]{1,9})(?:\.0*)? *")  # tables with gaps have whole numbers as 65.0
 
 
+# Columns of true labels, by name: the name of an image, as it is written, to its cell.
+Stated = Mapping[str, Mapping[str, str]]
+
+
 @dataclass(frozen=True)
 class Ranked:
     """The top classes of each image.
@@ -36,12 +40,14 @@ class Ranked:
         prob: float64 (N, K), or None if they are not given or are not probabilities.
         known: the largest k of which the top-k is known: 5, or K if that is less and there are
             more classes.
+        stated: see `Logits`.
     """
 
     names: tuple[str, ...]
     classes: NDArray[np.int64]
     prob: NDArray[np.float64] | None
     known: int = TOP
+    stated: Stated = field(default_factory=dict)
 
     @property
     def description(self) -> str:
@@ -73,11 +79,13 @@ class Logits:
         names: of the images, as they are written.
         values: (N, classes), logits or probabilities of any numeric type.
         kind: what they are.
+        stated: what the file says about the true labels.
     """
 
     names: tuple[str, ...]
     values: NDArray[Any]
     kind: Kind
+    stated: Stated = field(default_factory=dict)
 
     @property
     def description(self) -> str:
@@ -204,7 +212,7 @@ def _probabilities(
     path: Path, names: Sequence[str], cells: Sequence[Sequence[str]] | None
 ) -> NDArray[np.float64] | None:
     """The numbers beside the classes, if they can be probabilities; they must not increase."""
-    if cells is None or any(not cell.strip() for row in cells for cell in row):
+    if cells is None or not all(cells) or any(not cell.strip() for row in cells for cell in row):
         return None
     try:
         values = np.array([[float(cell) for cell in row] for row in cells])

@@ -17,17 +17,19 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eval.errors import DataError, UsageError
 from eval.files import is_inflated
 from eval.images.labels import examples, image_key, is_image, shown
 from eval.images.layouts.shards import check_pages, parquet_file
 from eval.images.lists import NAME_KEYS
-from eval.measure.given.answers import Answers, Ranked, logits, ranked
+from eval.measure.given.answers import Answers, Ranked, Stated, logits, ranked
 from eval.text import from_csv_cell, table
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ _INDEX = "index"  # timm's classes; in other tables, the number of the row
 _PLURALS = {_INDEX: "indices", "probability": "probabilities"}  # that do not end in s or es
 _NOT_ALONE = ("class",)  # without a number, it may be the label
 _PROBABILITIES = ("prob", "probability", "score", "confidence", "conf", "logit", "output")
+_TRUE_LABELS = ("target", "ground_truth", "gt", "gt_label", "true_label", "true_class")
 _DELIMITERS = (",", ";", "\t", "|")
 _LARGEST_JSON = 1 << 29  # bytes
 _MOST_CELLS = 100_000_000  # of a parquet file: 50,000 images with logits have half as many
@@ -187,8 +190,43 @@ def read_parquet(path: Path, count: int, form: str | None) -> Answers:
                 f"{path} repeats texts: {size >> 20:,} MiB in {stored:,} bytes, which no real file "
                 "does.\nSave the names of the images and the indices of the classes alone."
             )
-        columns = content.to_pydict()
+        columns = {name: _values(content.column(name)) for name in content.column_names}
+        del content
     return from_columns(path, columns, count, form)
+
+
+class _FloatRows(Sequence[list[float]]):
+    """Lists of floats that have one length, without an object for each number.
+
+    Attributes:
+        array: (N, length), float32 or float64.
+    """
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.array[row].tolist()
+
+
+def _values(column: pyarrow.ChunkedArray) -> Sequence[Any]:
+    """The cells of a column."""
+    import pyarrow.compute
+    import pyarrow.types as kinds
+
+    kind = column.type
+    is_list = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
+    is_full = is_list and not column.null_count
+    if is_full and (kinds.is_float32(kind.value_type) or kinds.is_float64(kind.value_type)):
+        lengths = pyarrow.compute.unique(pyarrow.compute.list_value_length(column)).to_pylist()
+        flat = column.combine_chunks().flatten()
+        if len(lengths) == 1 and lengths[0] and not flat.null_count:  # None is that of no list
+            return _FloatRows(flat.to_numpy().reshape(len(column), lengths[0]))
+    cells: list[Any] = column.to_pylist()
+    return cells
 
 
 def _every(_column: str) -> bool:
@@ -227,14 +265,32 @@ def _text_bytes(array: Any) -> int:
 
 
 def from_columns(path: Path, columns: Columns, count: int, form: str | None) -> Answers:
-    """The predictions in a table."""
+    """The predictions in a table, and what it says about the true labels."""
     forms = [match[1] for name in columns if (match := _FORM.fullmatch(name))]
     if forms and "path" in columns and all(f"{each}_top1" in columns for each in forms):
-        return _own(path, columns, forms, count, form)
+        own = _own(path, columns, forms, count, form)
+        names = [from_csv_cell(str(name)) for name in columns["path"]]
+        return replace(own, stated=_stated(columns, names, ("label",)))
     if form is not None:
         raise UsageError(f"{path} has one set of predictions: omit --array {form}.")
     names = _names(path, columns)
+    answers = _answers(path, columns, names, count)
+    return replace(answers, stated=_stated(columns, names, _TRUE_LABELS))
+
+
+def _stated(columns: Columns, names: Sequence[str], known: Sequence[str]) -> Stated:
+    """The columns that can only be true labels."""
+    return {
+        name: dict(zip(names, map(_text, cells), strict=True))
+        for name, cells in columns.items()
+        if _plain(name) in known
+    }
+
+
+def _answers(path: Path, columns: Columns, names: Sequence[str], count: int) -> Answers:
     classes, prob = _classes(path, columns), _first(_groups(columns, _PROBABILITIES))
+    if classes is None and prob and (outputs := _outputs(columns, prob, count)) is not None:
+        return logits(names, outputs)
     values = list(_rows(columns, prob)) if prob else None
     if classes is None:
         if not values or any(len(row) != count for row in values):
@@ -381,6 +437,16 @@ def _check_index(
             f"{path}: its column {group.columns[0]} numbers the rows, and there is no other of "
             "classes.\nName the column of the predicted classes top1."
         )
+
+
+def _outputs(columns: Columns, group: _Group, count: int) -> NDArray[np.float64] | None:
+    """A value for each class from one column of floats; None where `_rows` has to look at them."""
+    cells = columns[group.columns[0]]
+    if len(group.columns) > 1 or not isinstance(cells, _FloatRows):
+        return None
+    if cells.array.shape[1] != count or np.isnan(cells.array.min()):
+        return None  # NaN is what pandas writes where there is nothing
+    return cells.array.astype(np.float64)
 
 
 def _all_outputs(
