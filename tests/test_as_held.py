@@ -80,6 +80,7 @@ def refusal(data: Path, lists: Path | None = None) -> str:
         files(cls=lambda i: f"{LABELS[i]}.0\n"),
         files(cls=lambda i: TITLES[i]),
         files(cls_txt=lambda i: str(LABELS[i])),
+        files(txt=lambda i: str(LABELS[i]).encode("utf-16")),
         files("{i}.input.jpg", output_cls=lambda i: str(LABELS[i])),
         files(json=lambda i: json.dumps({"label": LABELS[i], "class_name": TITLES[i]})),
     ],

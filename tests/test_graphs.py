@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import FILES, MakeVal
+from conftest import FILES, MakeVal, rows_of
 from onnx import TensorProto, helper
 from test_precision import F32, Tensor, litert
 from test_runtimes import needs
@@ -164,7 +164,9 @@ def test_a_predicted_class_alone(keep: int, val_folder: MakeVal, tmp_path: Path)
     assert row["top1_correct"] == a.correct(1)
     assert row[["top5_correct", "top5", "nll"]].isna().all()
     assert found.setup.settings["outputs"]["exported"].startswith("predicted classes: there is a")
-    assert (tmp_path / "out" / "summary.csv").is_file()
+    per_class = rows_of(tmp_path / "out" / "per_class.csv")
+    assert {row["exported_correct@5"] for row in per_class} == {""}
+    assert sum(int(row["exported_correct@1"]) for row in per_class) == a.correct(1)
     with pytest.raises(UsageError, match="--stop-early: the file gives the predicted class alone"):
         engine(path).measure(found.measured.valset, stopper=cast("Any", object()))
 

@@ -1287,7 +1287,7 @@ def test_refusals_word_for_word() -> None:
     assert "sides; B has none" in _refused(with_predictions, _named("B", one), Asked(flips=3))
     assert _refused(_named("A", one, verdict=Verdict.FAIL), _named("B", one)) == (
         "The baseline A (base, u) says FAIL: its accuracy is not the reported one.\n"
-        "Name another result, or accept it with --allow-failed-baseline."
+        "Name another result, or use eval.regression with --allow-failed-baseline."
     )
     assert _refused(_named("A", one, verdict=Verdict.DISAGREE), _named("B", one)) == (
         "The baseline A (base, u) says DISAGREE: its two forms give different predictions.\n"

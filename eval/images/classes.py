@@ -272,6 +272,11 @@ def _twice(what: str, rows: Sequence[ImageClass]) -> DataError:
     )
 
 
+def column_key(cell: str) -> str:
+    """The name of a column, as the known ones are written."""
+    return cell.strip('" ').casefold().replace(" ", "_")
+
+
 def _table(lines: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
     """The lines of a CSV file as those of a list, in the order of their indices, if it has any.
 
@@ -280,7 +285,7 @@ def _table(lines: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
     """
     first = lines[0][1]
     for delimiter in (",", ";"):
-        header = [cell.strip('" ').casefold() for cell in first.split(delimiter)]
+        header = [column_key(cell) for cell in first.split(delimiter)]
         has_header = len(header) > 1 and set(header) <= _HEADER_WORDS and len(lines) > 1
         begins = re.compile(rf'"?(n[0-9]{{8}}|[0-9]{{1,9}})"?\s*{delimiter}')
         if not has_header and not all(begins.match(line) for _, line in lines):

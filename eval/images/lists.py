@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.errors import DataError
-from eval.images.classes import ClassList
+from eval.images.classes import ClassList, column_key
 from eval.text import examples, shown
 
 NAME_KEYS = ("path", "file_path", "filepath", "file_name", "filename", "file", "image_path",
@@ -101,7 +101,7 @@ class _Reader:
             )
         first = lines[0][1]
         for delimiter in _DELIMITERS:
-            header = [_key(cell) for cell in first.split(delimiter)]
+            header = [column_key(cell) for cell in first.split(delimiter)]
             if len(header) > 1 and _is_header(header):
                 return self._with_header(text, delimiter)
         for delimiter in _DELIMITERS:
@@ -175,7 +175,7 @@ class _Reader:
 
     def _with_header(self, text: str, delimiter: str) -> list[Row]:
         (_, header), *lines = self._cells(text, delimiter)
-        keys = [_key(cell) for cell in header]
+        keys = [column_key(cell) for cell in header]
         if twice := [key for key, times in Counter(filter(None, keys)).items() if times > 1]:
             raise DataError(
                 f"{self._path} has more than one column {examples(twice)}.\nRemove all but one."
@@ -300,11 +300,6 @@ def _is_header(words: Sequence[str]) -> bool:
     named, labeled = set(words) & set(NAME_KEYS), set(words) & set(LABEL_KEYS)
     is_named = bool(named and (labeled or set(words) & set(_WEAK_KEYS)))
     return is_named or ("id" in words and bool(labeled))
-
-
-def _key(cell: str) -> str:
-    """The name of a column, as the known ones are written."""
-    return cell.strip('" ').casefold().replace(" ", "_")
 
 
 def _is_number(cell: str) -> bool:
