@@ -256,8 +256,46 @@ def header(text: bytes, body: bytes = b"") -> bytes:
     return struct.pack("<Q", len(text)) + text + body
 
 
-def weights_attempts() -> Iterator[Attempt]:
-    """Other numbers under the same name, and files that are none."""
+BODIES: dict[str, bytes] = {
+    "an empty file": b"",
+    "a web page": b"<!DOCTYPE html><html>404</html>",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    "gzip": b"\x1f\x8b\x08" + bytes(100),
+    "zeros": bytes(5000),
+    "a hostile pickle": pickle.dumps({"fc.weight": Command()}),
+    "a hostile pickle of protocol 0": pickle.dumps({"fc.weight": Command()}, 0),
+    "eval in a pickle": b'cbuiltins\neval\n(S\'open("executed","w")\'\ntR.',
+    "an opcode that does not exist": b"\x80\x04\xff.",
+    "a pickle that refers to itself": b"\x80\x04}\x94\x8c\x01ah\x00s.",
+    "a deep pickle": b"(" * 200_000 + b".",
+    "a pickle of a huge array": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b".",
+}
+HEADERS = {
+    "a header of 2^63 bytes": struct.pack("<Q", 2**63),
+    "a header that is no JSON": header(b"{not json"),
+    "offsets that overlap": header(
+        b'{"fc.bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+        b'"fc.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        bytes(8),
+    ),
+    "offsets beyond the end": header(
+        b'{"fc.bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(4)
+    ),
+    "a shape of 10^18": header(
+        b'{"fc.bias":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,8]}}',
+        bytes(8),
+    ),
+    "a negative shape": header(
+        b'{"fc.bias":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}', bytes(8)
+    ),
+    "names with escape sequences": header(
+        b'{"\\u001b[2Jfc":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)
+    ),
+}
+
+
+def types_attempts() -> Iterator[Attempt]:
+    """Tensors that were stored in another type."""
     half, brain = torch.float16, torch.bfloat16
     for suffix, dtype, which in itertools.product(
         (".safetensors", ".pth"), (half, brain), ("", "fc.weight", "stem.0.conv", "bn.bias")
@@ -282,6 +320,10 @@ def weights_attempts() -> Iterator[Attempt]:
         rounded(torch.float8_e4m3fn, "", ".safetensors"),
         allowed=UNJUDGED | REFUSED,
     )
+
+
+def values_attempts() -> Iterator[Attempt]:
+    """Other numbers under the same name."""
     for value in (float("nan"), float("inf"), float("-inf"), -1e38):
         for name in ("fc.bias", "stem.0.conv.weight", "stem.0.bn.running_mean"):
             yield Attempt(
@@ -292,6 +334,9 @@ def weights_attempts() -> Iterator[Attempt]:
     yield Attempt("a tensor has another shape", edited("fc.bias", lambda t: t[:-1].clone()))
     yield Attempt("the classifier is transposed", edited("fc.weight", lambda t: t.T.contiguous()))
 
+
+def files_attempts() -> Iterator[Attempt]:
+    """Checkpoints that are damaged, or none."""
     for cut in (1, 8, 1000, 100_000):
         yield Attempt(
             f"the checkpoint lacks its last {cut} bytes",
@@ -308,45 +353,9 @@ def weights_attempts() -> Iterator[Attempt]:
             allowed=REFUSED | {0},
             may_pass=True,
         )
-    bodies: dict[str, bytes] = {
-        "an empty file": b"",
-        "a web page": b"<!DOCTYPE html><html>404</html>",
-        "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-        "gzip": b"\x1f\x8b\x08" + bytes(100),
-        "zeros": bytes(5000),
-        "a hostile pickle": pickle.dumps({"fc.weight": Command()}),
-        "a hostile pickle of protocol 0": pickle.dumps({"fc.weight": Command()}, 0),
-        "eval in a pickle": b'cbuiltins\neval\n(S\'open("executed","w")\'\ntR.',
-        "an opcode that does not exist": b"\x80\x04\xff.",
-        "a pickle that refers to itself": b"\x80\x04}\x94\x8c\x01ah\x00s.",
-        "a deep pickle": b"(" * 200_000 + b".",
-        "a pickle of a huge array": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b".",
-    }
-    for (what, data), suffix in itertools.product(bodies.items(), (".pdparams", ".pth")):
+    for (what, data), suffix in itertools.product(BODIES.items(), (".pdparams", ".pth")):
         yield Attempt(f"{what} as a {suffix}", content(data, f"bad{suffix}"))
-    headers = {
-        "a header of 2^63 bytes": struct.pack("<Q", 2**63),
-        "a header that is no JSON": header(b"{not json"),
-        "offsets that overlap": header(
-            b'{"fc.bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
-            b'"fc.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
-            bytes(8),
-        ),
-        "offsets beyond the end": header(
-            b'{"fc.bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(4)
-        ),
-        "a shape of 10^18": header(
-            b'{"fc.bias":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,8]}}',
-            bytes(8),
-        ),
-        "a negative shape": header(
-            b'{"fc.bias":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}', bytes(8)
-        ),
-        "names with escape sequences": header(
-            b'{"\\u001b[2Jfc":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)
-        ),
-    }
-    for what, data in headers.items():
+    for what, data in HEADERS.items():
         yield Attempt(f"{what} in .safetensors", content(data, "bad.safetensors"))
 
 
@@ -443,56 +452,70 @@ def images_attempts() -> Iterator[Attempt]:
 # --- The state of folder and process --------------------------------------------------------------
 
 
+# Requests that are refused; "{}" is the folder of the attempt.
+REQUESTS = {
+    "weights are missing": ("--weights", "{}/nowhere.pth"),
+    "images are missing": ("--data", "{}/nowhere"),
+    "options contradict": ("--backend", "onnxruntime", "--precision", "bf16"),
+    "a baseline is missing": ("--baseline", "{}/nowhere"),
+    "a form is unknown": ("--forms", "fused"),
+    "the cache is a file": ("--cache", "{}/noise.toml"),
+    "the history is a folder": ("--history", "{}/val"),
+}
+LINKED = (
+    "summary.csv",
+    "run.json",
+    "report.html",
+    "journal/0.bin",
+    "journal/run.json",
+    ".lock",
+    ".lock-owner",
+    "predictions.csv",
+)
+
+
+def planted(make: Callable[[Place], object], *more: str) -> Callable[[Place], list[str]]:
+    """Something is made first; "{}" in the words is the folder of the attempt."""
+
+    def spoil(place: Place) -> list[str]:
+        make(place)
+        return [str(word).replace("{}", str(place.folder)) for word in more]
+
+    return spoil
+
+
+def honest_pass(place: Place) -> None:
+    """The result of an earlier run is in the output folder."""
+    shutil.copytree(place.result, place.output)
+
+
+def victim(place: Place) -> Path:
+    """A file that must stay as it is."""
+    path = place.folder / "victim"
+    path.write_text("precious")
+    return path
+
+
+def linked(name: str) -> Callable[[Place], object]:
+    """A file of the output folder is a link to one that is none of it."""
+
+    def make(place: Place) -> None:
+        target = place.output / name
+        target.parent.mkdir(parents=True)
+        target.symlink_to(victim(place))
+
+    return make
+
+
 def folder_attempts() -> Iterator[Attempt]:
     """What is found where results are written."""
-
-    def planted(make: Callable[[Place], object], *more: str) -> Callable[[Place], list[str]]:
-        def spoil(place: Place) -> list[str]:
-            make(place)
-            return [str(word).replace("{}", str(place.folder)) for word in more]
-
-        return spoil
-
-    def honest_pass(place: Place) -> None:
-        shutil.copytree(place.result, place.output)
-
-    def victim(place: Place) -> Path:
-        path = place.folder / "victim"
-        path.write_text("precious")
-        return path
-
-    def linked(name: str) -> Callable[[Place], object]:
-        def make(place: Place) -> None:
-            target = place.output / name
-            target.parent.mkdir(parents=True)
-            target.symlink_to(victim(place))
-
-        return make
-
-    for what, words in {
-        "weights are missing": ("--weights", "{}/nowhere.pth"),
-        "images are missing": ("--data", "{}/nowhere"),
-        "options contradict": ("--backend", "onnxruntime", "--precision", "bf16"),
-        "a baseline is missing": ("--baseline", "{}/nowhere"),
-        "a form is unknown": ("--forms", "fused"),
-        "the cache is a file": ("--cache", "{}/noise.toml"),
-        "the history is a folder": ("--history", "{}/val"),
-    }.items():
+    for what, words in REQUESTS.items():
         yield Attempt(f"a PASS is in the folder, and {what}", planted(honest_pass, *words))
     yield Attempt(
         "a PASS is in the folder, and an image is bad",
         planted(lambda p: (honest_pass(p), p.images[0].write_bytes(b"x"))),
     )
-    for name in (
-        "summary.csv",
-        "run.json",
-        "report.html",
-        "journal/0.bin",
-        "journal/run.json",
-        ".lock",
-        ".lock-owner",
-        "predictions.csv",
-    ):
+    for name in LINKED:
         yield Attempt(
             f"{name} is a link to another file",
             planted(linked(name)),
@@ -782,7 +805,9 @@ def words_attempts() -> Iterator[Attempt]:
 def attempts() -> list[Attempt]:
     """All of them."""
     return [
-        *weights_attempts(),
+        *types_attempts(),
+        *values_attempts(),
+        *files_attempts(),
         *images_attempts(),
         *folder_attempts(),
         *environment_attempts(),
