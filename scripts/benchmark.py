@@ -362,11 +362,7 @@ def compare(args: argparse.Namespace, data: Path, weights: Path, cache: Path) ->
 def scaling(places: dict[str, str]) -> None:
     """Print the lock time of an image, the cores at hand, and more of them, simulated."""
     from eval.backends import BACKENDS
-    from eval.measure.cores import CPU_BATCH, GPU_BATCH, MOST_THREADS
-    from eval.processes import usable_cores
 
-    heading = ("with the lock", "without", "limit, images/s")
-    print(f"{'One thread; ms per image':30}" + "".join(f"{word:>17}" for word in heading))
     both = Contender("both forms, torch", "ours", BOTH, workers=1)
     deploy = [
         Contender(f"deploy form, {name}", "ours", backend=name, workers=1)
@@ -375,10 +371,22 @@ def scaling(places: dict[str, str]) -> None:
     ]
     cached = Contender("deploy form, torch, cached", "cached", workers=1)
     crop = Contender("decode and crop", "crop", workers=1)
-    measured: dict[str, LockTime] = {}
-    for contender in (both, *deploy, cached, crop):
+    measured = lock_times((both, *deploy, cached, crop), places)
+    print_cores(places)
+    rows = (both, deploy[0], cached, crop)
+    print_simulated({row: measured[row] for row in rows if row in measured})
+
+
+def lock_times(
+    contenders: Sequence[Contender], places: dict[str, str]
+) -> dict[Contender, LockTime]:
+    """Print, and return, what an image takes of one thread; without what cannot be measured."""
+    heading = ("with the lock", "without", "limit, images/s")
+    print(f"{'One thread; ms per image':30}" + "".join(f"{word:>17}" for word in heading))
+    measured: dict[Contender, LockTime] = {}
+    for contender in contenders:
         try:
-            found = measured[contender.name] = lock_time(contender, places)
+            found = measured[contender] = lock_time(contender, places)
         except EvalError as error:
             print(f"{contender.name}: left out: {error}", file=sys.stderr)
             continue
@@ -387,6 +395,13 @@ def scaling(places: dict[str, str]) -> None:
             f"{1000 / found.total:17,.0f}",
             flush=True,
         )
+    return measured
+
+
+def print_cores(places: dict[str, str]) -> None:
+    """Print the rates of processes and threads on the cores at hand."""
+    from eval.processes import usable_cores
+
     cores = usable_cores()
     print(f"\n{cores} cores, deploy form, torch: images/s of processes x threads")
     rows = [(n, cores // n) for n in range(1, cores + 1) if cores % n == 0]
@@ -395,29 +410,33 @@ def scaling(places: dict[str, str]) -> None:
     ]
     for _, contender, result in in_turns(contenders, 1, places):
         print(f"{contender.name:30}{result['images'] / result['seconds']:13.1f}", flush=True)
+
+
+def print_simulated(measured: dict[Contender, LockTime]) -> None:
+    """Print the rates of simulated cores: threads of one process, and processes as by default."""
+    from eval.measure.cores import CPU_BATCH, GPU_BATCH, MOST_THREADS
+
     print("\nSimulated cores (scripts/simulated.py): images/s, and of the rate of 2 cores")
-    names = {both.name: 2, deploy[0].name: 1, cached.name: 1, crop.name: 1}
-    asked = {
-        name: {
-            "native": measured[name].native / 1000,
-            "locked": measured[name].total / 1000,
-            "batch": GPU_BATCH if name == crop.name else CPU_BATCH,
-            "forms": forms,
-        }
-        for name, forms in names.items()
-        if name in measured
-    }
-    heading = [FAST_GPU if name == crop.name else name for name in asked]
+    heading, asked = [], []
+    for contender, found in measured.items():
+        decoding = contender.kind == "crop"
+        heading.append(FAST_GPU if decoding else contender.name)
+        asked.append({
+            "native": found.native / 1000,
+            "locked": found.total / 1000,
+            "batch": GPU_BATCH if decoding else CPU_BATCH,
+            "forms": len(contender.forms),
+        })  # fmt: skip
     print(f"{'cores':>5}{'processes x threads':>21}" + "".join(f"{n:>27}" for n in heading))
     first: list[float] = []
     for number in CORES:
         default = -(-number // MOST_THREADS)
         for processes in sorted({1, default}):
             threads = -(-number // processes)
-            found = simulate(list(asked.values()), processes, threads)
-            first = first or found
+            rates = simulate(asked, processes, threads)
+            first = first or rates
             cells = [f"{number:5}{f'{processes} x {threads}':>21}"]
-            for rate, of_two in zip(found, first, strict=True):
+            for rate, of_two in zip(rates, first, strict=True):
                 part = rate / (of_two * number / CORES[0])
                 cells.append(f"{rate:19,.0f} {part:7.2f}")
             print("".join(cells), flush=True)

@@ -151,8 +151,12 @@ class Engine:
         Raises:
             DataError, UsageError, LogitsError: see `measure`; also those of another process.
         """
-        task = self.task
-        forms = tuple(task.models)
+        if stopper and Kind.CLASSES in self.kinds.values():
+            raise UsageError(
+                "--stop-early: the file gives the predicted class alone, and nothing is known of "
+                "its top-5.\nOmit --stop-early."
+            )
+        task, forms = self.task, tuple(self.task.models)
         plan = Plan(
             task.preprocess,
             forms,
@@ -163,20 +167,6 @@ class Engine:
             record_bad=record_bad,
             order=np.array(valset.shuffled()) if stopper else None,
         )
-        if stopper and Kind.CLASSES in self.kinds.values():
-            raise UsageError(
-                "--stop-early: the file gives the predicted class alone, and nothing is known of "
-                "its top-5.\nOmit --stop-early."
-            )
-        total = len(valset.samples) // group.count
-        done = correct = 0
-
-        def count(images: int, right: int) -> None:
-            nonlocal done, correct
-            done, correct = done + images, correct + right
-            group.look()
-            self._progress(Event(stage, done, total, correct if forms else None))
-
         part = measure(
             valset,
             self._predictor,
@@ -184,11 +174,10 @@ class Engine:
             kinds=self.kinds,
             journal=journal or NoJournal(forms),
             cache=cache,
-            progress=count,
+            progress=self._counter(stage, len(valset.samples) // group.count, group),
             stopper=stopper,
             crew=self._crew,
         )
-
         check()
         if self._crew:
             self._crew.check()
@@ -198,6 +187,21 @@ class Engine:
             if self.kinds[form] is Kind.CLASSES:
                 measured.scores[form].known = 1
         return measured
+
+    def _counter(self, stage: str, total: int, group: Group) -> Callable[[int, int], None]:
+        """What is called with the number of new images, and of those that are predicted correctly.
+
+        It tells the observer, and learns whether another process has failed.
+        """
+        done = correct = 0
+
+        def count(images: int, right: int) -> None:
+            nonlocal done, correct
+            done, correct = done + images, correct + right
+            group.look()
+            self._progress(Event(stage, done, total, correct if self.task.models else None))
+
+        return count
 
     def logits(self, crops: Crop) -> Mapping[str, NDArray[np.float32]]:
         """Logits (N, classes) of crops (N, size, size, 3), by form; they may be of no use."""
