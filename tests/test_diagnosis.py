@@ -139,6 +139,22 @@ def test_each_mistake_is_explained_by_its_name(
         assert findings.best.correct >= IMAGES - 3
 
 
+@pytest.mark.parametrize(
+    ("mistake", "name"),
+    [
+        (TORCHVISION, "resize: opencv"),
+        (replace(OPENCV, offset="rounded"), "crop: floored"),
+        (replace(OPENCV, rounding="truncated"), "long_side: rounded"),
+    ],
+)
+def test_what_opencv_does_already_has_the_name_of_its_step(
+    mistake: Recipe, name: str, answers: KnownAnswers
+) -> None:
+    setup = replace(answers.as_is, recipe=mistake)
+    trials = single_trials(answers.bench, setup, TABLE)
+    assert [trial.name for trial in trials if trial.setup.recipe == OPENCV] == [name]
+
+
 def test_a_sound_model_is_healthy(answers: KnownAnswers, valset: ValSet) -> None:
     findings = diagnosed(answers.fitted(answers.as_is), valset)
     assert findings.is_correct.all()

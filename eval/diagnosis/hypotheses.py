@@ -121,7 +121,12 @@ def _side(side: int) -> Step:
 
 
 def _opencv(setup: Setup, _: Facts) -> Iterator[Setup]:
-    """PaddleClas's pipeline, with its own resize and with the one at hand."""
+    """PaddleClas's pipeline, with its own resize and with the one at hand.
+
+    Where OpenCV does all of it already, its rounding and its crop have rows of their own.
+    """
+    if setup.recipe.decode == setup.recipe.resizer == "opencv":
+        return
     recipe = in_library(setup.recipe, OPENCV)
     plain = replace(recipe, resize=scaled(SHORT, recipe.size), square=False)
     yield replace(setup, recipe=replace(plain, interpolation=KERNELS[0]))
