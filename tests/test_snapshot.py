@@ -120,6 +120,7 @@ def test_a_package_has_the_hash_of_its_checkout(copy: Path) -> None:
 def test_the_commit_is_that_of_this_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    provenance.git_commit.cache_clear()  # whoever edits while the tests run
     here = provenance.git_commit()
     if not here:
         pytest.skip("not a checkout")
