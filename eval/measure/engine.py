@@ -285,24 +285,26 @@ def measure(
             job = Job(valset, plan, cache.root if cache else None, kinds or {})
             evaluate = crew.sharing(evaluate, job, cache)
         started = time.perf_counter()
-        certain = stopper.begin(old, len(todo)) if stopper else False
-        todo = [] if certain else todo
-        if not stopper:
+        if stopper is None:
             results += _in_order(pool, evaluate, todo, keep)
-        else:
-            # What is kept is what the decision was made from: nothing out of order.
-            for records in _in_order(pool, evaluate, todo):
-                keep(records)
-                results.append(records)
-                if stopper.after(records):
-                    break
-            else:
-                if not certain:
-                    stopper.finish()
+        elif not stopper.begin(old, len(todo)):
+            results += _until_certain(_in_order(pool, evaluate, todo), keep, stopper)
     seconds = time.perf_counter() - started
     from_cache = (cache.used if cache else 0) + (crew.from_cache if crew else 0)
     measured_now = sum(len(records) for records in results[1:])
     return Part(np.concatenate(results), measured_now, seconds, from_cache)
+
+
+def _until_certain(
+    batches: Iterator[Records], keep: Callable[[Records], None], stopper: Stopper
+) -> Iterator[Records]:
+    """The records that a decision is made from; nothing else is kept, and nothing out of order."""
+    for records in batches:
+        keep(records)
+        yield records
+        if stopper.after(records):
+            return
+    stopper.finish()
 
 
 def _in_order(
