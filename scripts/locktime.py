@@ -3,7 +3,8 @@
 It is sampled by py-spy, which looks 500 times a second at which thread holds it, and where. On a
 machine that does other work as well, a thread waits for a core with the lock and without it: only
 the share of time with a core is counted. What is left of the disturbance makes the figures too
-large, several times where many processes want a core.
+large, several times where many processes want a core. The process pauses while it is looked at:
+otherwise py-spy loses a tenth of its looks, since the stack changes meanwhile.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def lock_time(contender: Contender, places: Mapping[str, str]) -> LockTime:
     script = Path(__file__).with_name("benchmark_passes.py")
     with tempfile.NamedTemporaryFile(suffix=".raw") as file:
         done = subprocess.run(
-            [sampler(), "record", "--gil", "--nonblocking", "--rate", str(RATE), "--format", "raw",
+            [sampler(), "record", "--gil", "--rate", str(RATE), "--format", "raw",
              "--output", file.name, "--", sys.executable, str(script), asked],
             capture_output=True, text=True, check=False,
             env={**os.environ, "PYTHONPATH": str(script.parents[1])},
