@@ -1,7 +1,5 @@
 """``python -m eval COMMAND``: the console script."""
 
-import sys
+from eval.cli import console
 
-from eval.cli import main
-
-sys.exit(main())
+console()

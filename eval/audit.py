@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
-import sys
 from collections.abc import Sequence
 
-from eval.cli import program, run_command
+from eval.cli import leave, program, run_command
 from eval.files import remove, write_atomically
 from eval.options import add_array_options, add_message_options, add_request_options, to_request
 from eval.parser import Parser
@@ -89,4 +88,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import importlib
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from eval.errors import EvalError, UsageError
 from eval.processes import own_place
@@ -57,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code(error)
     code: int = command.main(arguments)
     return code
+
+
+def console() -> NoReturn:
+    """What ``pplcnet-eval`` runs."""
+    leave(main())
 
 
 def _without_a_command(arguments: Sequence[str]) -> int:
@@ -107,18 +113,36 @@ def run_command(
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _safe_streams() as streams, _sigterm_interrupts():
         try:
-            code = action(arguments)
-        except KeyboardInterrupt:
-            print(interrupted(), file=sys.stderr)
+            try:
+                code = action(arguments)
+            except KeyboardInterrupt:
+                print(interrupted(), file=sys.stderr)
+                code = INTERRUPTED
+            except Exception as error:
+                code = exit_code(error, verbose="--verbose" in arguments)
+            lost = streams.exit_code()
+            code = code or lost
+            with suppress(UsageError):  # has been said
+                if code and own_place().count > 1:
+                    print(f"exit code {code} (torchrun itself exits with 1)", file=sys.stderr)
+        except KeyboardInterrupt:  # one more, while the end was being told
             code = INTERRUPTED
-        except Exception as error:
-            code = exit_code(error, verbose="--verbose" in arguments)
-        lost = streams.exit_code()
-        code = code or lost
-        with suppress(UsageError):  # has been said
-            if code and own_place().count > 1:
-                print(f"exit code {code} (torchrun itself exits with 1)", file=sys.stderr)
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with the exit code of its command, whatever comes meanwhile.
+
+    Python and the runtimes take a moment to shut down. Ctrl-C would show a traceback then, and a
+    signal, or a library that fails while it is unloaded, would hide the exit code.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(code))
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # none, a full disk, closed
+            stream.flush()
+    os._exit(code)
 
 
 def exit_code(error: BaseException, *, verbose: bool = False) -> int:
@@ -257,4 +281,4 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eval.cli import run_command
+from eval.cli import leave, run_command
 from eval.errors import DataError, EvalError
 from eval.options import add_option
 from eval.parser import Parser
@@ -75,4 +74,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,10 +7,9 @@ on it (eval/diagnosis/hypotheses.py), one change at a time and then pairs.
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 
-from eval.cli import program, run_command
+from eval.cli import leave, program, run_command
 from eval.diagnosis import IMAGES
 from eval.files import remove
 from eval.options import add_array_options, add_message_options, add_request_options, to_request
@@ -78,4 +77,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -8,14 +8,13 @@ images that were held out from the calibration.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from eval.backends import BACKENDS
 from eval.backends.formats import EXPORTS
-from eval.cli import run_command
+from eval.cli import leave, run_command
 from eval.errors import UsageError
 from eval.options import add_option
 from eval.parser import Parser
@@ -117,4 +116,4 @@ def _points(option: str, value: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from eval.cli import run_command
+from eval.cli import leave, run_command
 from eval.parser import Parser
 from eval.values import drawing, path
 
@@ -52,4 +51,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

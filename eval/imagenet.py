@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.cli import program, run_command
+from eval.cli import leave, program, run_command
 from eval.errors import EvalError
 from eval.options import add_message_options, add_request_options, read, to_request
 from eval.parser import Parser
@@ -146,4 +146,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -6,12 +6,11 @@ compares, and `eval.results.regression_report` puts the result into words.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.cli import run_command
+from eval.cli import leave, run_command
 from eval.errors import UsageError
 from eval.parser import Parser
 from eval.values import Whole, file_or_word, path
@@ -130,4 +129,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,13 +7,12 @@ compared with the reported accuracy, with third-party results, and with each oth
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from eval.backends.precision import UNKNOWN
-from eval.cli import program, run_command
+from eval.cli import leave, program, run_command
 from eval.errors import UsageError
 from eval.options import add_array_options, add_option, read
 from eval.parser import Parser
@@ -131,4 +130,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.backends import backend_name
-from eval.cli import program, run_command
+from eval.cli import leave, program, run_command
 from eval.config import load_variant
 from eval.errors import UsageError
 from eval.options import add_option
@@ -140,4 +140,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -85,6 +86,48 @@ print(run_command(killed, []), signal.getsignal(signal.SIGTERM) is before)
 """
 
 
+def test_a_second_ctrl_c_while_the_first_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def told() -> str:
+        raise KeyboardInterrupt
+
+    assert run_command(raising(KeyboardInterrupt()), [], interrupted=told) == 130
+    assert run_command(raising(DataError("x")), []) == 3, "nothing is left of it"
+
+
+LEFT = """
+import atexit, os, signal, sys
+from eval.cli import leave
+
+class Late:  # what a library does while Python shuts down
+    def __del__(self, send=os.kill, me=os.getpid(), number=int(sys.argv[2])):
+        send(me, number)
+
+late = Late()
+atexit.register(print, "last", end="", flush=False)
+if sys.argv[1] == "early":
+    atexit.register(os.kill, os.getpid(), int(sys.argv[2]))
+print("said", end=" ", flush=True)
+leave(5)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+@pytest.mark.parametrize(
+    ("when", "name", "said"),
+    [
+        ("early", "SIGINT", "said "), ("early", "SIGTERM", "said "),
+        ("late", "SIGINT", "said last"), ("late", "SIGTERM", "said last"),
+        ("late", "SIGABRT", "said last"),  # a library fails while it is unloaded
+    ],
+)  # fmt: skip
+def test_what_comes_while_python_ends_changes_no_exit_code(when: str, name: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT, when, str(int(getattr(signal, name)))],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (5, said, "")
+
+
 def test_from_another_thread() -> None:
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(run_command(lambda words: 1, [])))
@@ -149,7 +192,7 @@ def test_stdout_that_is_full_changes_no_verdict(
 
 SCRIPT = """
 import sys
-from eval.cli import run_command
+from eval.cli import leave, run_command
 
 def action(words):
     for number in range(20_000):
@@ -158,7 +201,7 @@ def action(words):
     open(words[0], "w").write("done")
     return int(words[1])
 
-sys.exit(run_command(action))
+leave(run_command(action))
 """
 
 
