@@ -1,6 +1,6 @@
 """How long an image needs the interpreter's lock, which one thread of a process has at a time.
 
-It is sampled by py-spy, which looks 500 times a second at which thread holds it, and where. On a
+It is sampled by py-spy, which looks 200 times a second at which thread holds it, and where. On a
 machine that does other work as well, a thread waits for a core with the lock and without it: only
 the share of time with a core is counted. What is left of the disturbance makes the figures too
 large, several times where many processes want a core. The process pauses while it is looked at:
@@ -25,7 +25,7 @@ from benchmark_passes import Contender
 
 from eval.errors import EvalError, UsageError
 
-RATE = 500  # samples a second
+RATE = 200  # samples a second; with 500, the process hardly runs in some runtimes
 _WORKER = "_worker (concurrent/futures/thread.py"
 
 

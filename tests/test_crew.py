@@ -333,15 +333,16 @@ def test_how_many_processes(
     assert cores.choose_workers(processes) == workers
 
 
+@pytest.mark.parametrize("backend", ["mnn", "executorch"])
 @pytest.mark.parametrize(
     ("usable", "images", "processes"),
     [(2, 50_000, 2), (16, 50_000, 16), (16, 3000, 3), (2, 999, 1)],
 )
 def test_a_runtime_that_keeps_the_lock_gets_processes_of_one_thread(
-    usable: int, images: int, processes: int, monkeypatch: pytest.MonkeyPatch
+    usable: int, images: int, processes: int, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eval.measure.cores.usable_cores", lambda: usable)
-    assert cores.choose_processes(images, torch.device("cpu"), "mnn") == processes
+    assert cores.choose_processes(images, torch.device("cpu"), backend) == processes
 
 
 V2 = {"proc/self/cgroup": "0::/pod/run\n"}

@@ -256,6 +256,7 @@ BACKENDS: Mapping[str, Backend] = {
         needs=("executorch",),
         converts=("executorch", "torchao"),
         fixed_batch=True,
+        keeps_lock=True,
     ),
     "paddle": Backend(
         "Paddle",
