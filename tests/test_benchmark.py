@@ -78,9 +78,9 @@ def test_lock_time_of_samples(benchmark: Any) -> None:
     worker = "thread (1);_worker (concurrent/futures/thread.py:83);read (a.py:1)"
     samples = f"{worker} 20\n{worker};call (b.py:2) 10\nthread (2);main (c.py:3) 20\n"
     found = sys.modules["locktime"].of_samples(samples, 100, 4.0, 3.0)
-    assert found.total == pytest.approx(30 * 2 * 0.75 / 100)  # 2 ms for a sample
-    assert found.native == pytest.approx(30 - 0.45)
-    assert found.places == pytest.approx({"read (a.py:1)": 0.3, "call (b.py:2)": 0.15})
+    assert found.total == pytest.approx(30 * 5 * 0.75 / 100)  # 5 ms for a sample
+    assert found.native == pytest.approx(30 - 1.125)
+    assert found.places == pytest.approx({"read (a.py:1)": 0.75, "call (b.py:2)": 0.375})
 
 
 @pytest.mark.slow
