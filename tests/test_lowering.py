@@ -35,6 +35,7 @@ from eval.backends.tracing import CannotTrace, trace
 from eval.images.preprocess import PREPROCESS, Crop
 
 CPU = torch.device("cpu")
+CUT = "lowered, early layers image by image"
 PREPROCESSING = PREPROCESS["torchvision"]
 
 
@@ -321,7 +322,7 @@ def test_a_network_that_cannot_be_recorded_runs_in_eager_mode(crops: Crop) -> No
 def test_a_network_that_answers_differently_when_lowered_runs_in_eager_mode(
     small: nn.Module, crops: Crop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert predictor(small).settings == {"torch, unfused": "lowered; micro-batches of 2"}
+    assert predictor(small).settings == {"torch, unfused": f"{CUT}; micro-batches of 2"}
     right = predictor(small)(crops[:2])["unfused"]
     monkeypatch.setattr(ScaleShift, "forward", lambda self, x: x * self._alpha[0])
     found = predictor(small)
@@ -355,18 +356,20 @@ def normalized_network() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("network", "fault"), [(transformer, in_fp16), (normalized_network, with_larger_eps)]
+    ("network", "fault", "how"),
+    [(transformer, in_fp16, "lowered"), (normalized_network, with_larger_eps, CUT)],
 )
 def test_a_small_fault_of_the_lowered_graph_is_noticed(
     network: Callable[[], nn.Module],
     fault: Callable[[nn.Module], None],
+    how: str,
     crops: Crop,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of less than a thousandth of the largest logit."""
     model = network().eval()
     honest = predictor(model)
-    assert honest.settings == {"torch, unfused": "lowered; micro-batches of 2"}
+    assert honest.settings == {"torch, unfused": f"{how}; micro-batches of 2"}
     expected = honest(crops)["unfused"]
 
     def wrongly_lowered(model: nn.Module, batch: Tensor) -> tuple[nn.Module, Tensor]:
@@ -379,16 +382,16 @@ def test_a_small_fault_of_the_lowered_graph_is_noticed(
     with monkeypatch.context() as patch:
         patch.setattr(pytorch, "TOLERATED", 1e9)
         wrong = predictor(model)
-    assert wrong.settings == {"torch, unfused": "lowered; micro-batches of 2"}
+    assert wrong.settings == honest.settings
     assert 1e-6 < np.abs(wrong(crops)["unfused"] - expected).max() / np.abs(expected).max() < 1e-3
     told = predictor(model).settings["torch, unfused"]
     assert re.search(r"differently: by \d\.\de-0[4-6] of the largest logit from float64, \d+", told)
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_the_network_itself_is_lowered(model: nn.Module, batch_size: int) -> None:
+@pytest.mark.parametrize(("batch_size", "how"), [(1, "lowered"), (8, CUT)])
+def test_the_network_itself_is_lowered(model: nn.Module, batch_size: int, how: str) -> None:
     settings = predictor(model, batch_size).settings
-    assert settings == {"torch, unfused": f"lowered; micro-batches of {batch_size}"}
+    assert settings == {"torch, unfused": f"{how}; micro-batches of {batch_size}"}
 
 
 def test_a_torch_without_the_operators_runs_in_eager_mode(

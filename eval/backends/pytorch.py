@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from eval.backends.imagewise import imagewise
 from eval.backends.lowering import lower, usable
 from eval.backends.onecall import in_one_call
 from eval.errors import UsageError
@@ -159,6 +160,10 @@ def lowered_or_eager(model: nn.Module, batches: Sequence[Tensor]) -> tuple[Forwa
         return model, f"{eager} (this torch has no oneDNN operators for {dtype})"
     try:
         module, recorded = lower(model, batches[0])
+        how = "lowered"
+        if len(batches[0]) > 1:
+            whole, module = module, imagewise(module, lower(model, batches[0][:1])[0])
+            how += "" if module is whole else ", early layers image by image"
         lowered = in_one_call(module)
 
         def eagerly(batch: Tensor) -> Tensor:
@@ -168,7 +173,7 @@ def lowered_or_eager(model: nn.Module, batches: Sequence[Tensor]) -> tuple[Forwa
             ours, eagers = _distances(model, (lowered, eagerly), batches, images)
             times = ours / max(eagers, ROUNDING * torch.finfo(dtype).eps)
             if times <= TOLERATED:
-                return lowered, "lowered"
+                return lowered, how
     except Exception as error:  # whatever it is, eager mode does what the model's code says
         reason = str(error).strip().partition("\n")[0]
         return model, f"{eager} (not lowered: {type(error).__name__}: {reason})"
