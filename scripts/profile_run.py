@@ -2,12 +2,15 @@
 
     profile_run.py --data PHOTOS --weights F --images 400
     profile_run.py --data PHOTOS --weights F --images 400 --lock
+    profile_run.py --early base mobilenetv2_100 resnet50
 
 The steps are those of `eval.measure.engine.measure`, called as it calls them. The last tables split
 the time of the models by operator, and show at which rate the convolutions run: oneDNN's best rate
 in the same process is what they can be compared with.
 
-With ``--lock``, instead: how long an image needs the interpreter's lock, and where, by py-spy.
+With ``--lock``, instead: how long an image needs the interpreter's lock, and where, by py-spy. With
+``--early``: networks with random weights, in whole batches and with their early layers image by
+image, on all cores.
 """
 
 from __future__ import annotations
@@ -19,29 +22,33 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from benchmark import link_images
-from benchmark_passes import BOTH, Contender, convolution_rate
+from benchmark_passes import BOTH, Contender, convolution_rate, library_model
 from locktime import lock_time
 from PIL import Image
 from torch import Tensor, fx
 
-from eval.backends.lowering import PackedConv2d
-from eval.backends.pytorch import TorchPredictor
+from eval.backends.imagewise import imagewise
+from eval.backends.lowering import PackedConv2d, lower
+from eval.backends.onecall import in_one_call
+from eval.backends.pytorch import Forward, TorchPredictor
 from eval.cli import run_command
 from eval.errors import ModelError, UsageError
 from eval.images.preprocess import PREPROCESS
 from eval.images.valset import open_valset
-from eval.measure.cores import CPU_BATCH
+from eval.measure.cores import CPU_BATCH, choose_workers
 from eval.measure.journal import Journal, record_dtype
 from eval.measure.settings import keep_freed_memory
 from eval.metrics import Scores, check_logits
-from pplcnet import WeightsError, read_weights, reparameterize
+from pplcnet import VARIANTS, WeightsError, create_model, read_weights, reparameterize
 from pplcnet._weights import model_for
 
 Result = TypeVar("Result")
@@ -62,14 +69,21 @@ class Clock:
 
 
 def main() -> int:
-    """Print both tables."""
+    """Print the tables that are asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=CPU_BATCH)
     parser.add_argument("--lock", action="store_true", help="where the interpreter's lock is held")
+    parser.add_argument(
+        "--early", nargs="+", metavar="NETWORK", help="variants of ours, timm's names"
+    )
     args = parser.parse_args()
+    if args.early:
+        return print_early(args.early)
+    if not args.data or not args.weights:
+        raise UsageError("--data and --weights are needed, or --early.")
     if args.lock:
         return print_lock(args.data, args.weights, args.images)
     keep_freed_memory()
@@ -138,6 +152,56 @@ def print_lock(data: Path, weights: Path, images: int, lines: int = 12) -> int:
             for place, milliseconds in list(found.places.items())[:lines]:
                 print(f"{milliseconds:10.3f}  {place}")
     return 0
+
+
+def print_early(names: Sequence[str]) -> int:
+    """For each network: ms per image and thread in whole batches, and image by image."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    threads, size = choose_workers(), CPU_BATCH
+    print(f"{threads} threads, batches of {size}; ms per image and thread; largest difference")
+    for name in names:
+        torch.manual_seed(0)
+        model = create_model(name).eval() if name in VARIANTS else library_model(name)
+        forms = {name: model}
+        if name in VARIANTS:
+            forms = {f"{name}, unfused": model, f"{name}, deploy": reparameterize(model)}
+        for form, network in forms.items():
+            network.to(memory_format=torch.channels_last)
+            batch = torch.randn(size, 224, 224, 3).permute(0, 3, 1, 2)
+            whole = lower(network, batch)[0]
+            ways = [in_one_call(w) for w in (whole, imagewise(whole, lower(network, batch[:1])[0]))]
+            seconds = by_turns(ways, batch, threads)
+            with torch.inference_mode():
+                one, other = (way(batch) for way in ways)
+            apart = float((one - other).abs().max() / one.abs().max())
+            milliseconds = [1000 * median(each) / size for each in seconds]
+            print(
+                f"{form:28}" + "".join(f"{each:9.2f}" for each in milliseconds)
+                + f"{milliseconds[1] / milliseconds[0]:8.3f}{apart:10.1e}"
+            )  # fmt: skip
+    return 0
+
+
+def by_turns(
+    ways: Sequence[Forward], batch: Tensor, threads: int, turns: int = 9, calls: int = 10
+) -> list[list[float]]:
+    """Seconds that a call takes in each of the threads, of each way, turn by turn."""
+
+    def call(way: Forward) -> None:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            for _ in range(calls):
+                way(batch)
+
+    seconds: list[list[float]] = [[] for _ in ways]
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(turns):
+            for way, found in zip(ways, seconds, strict=True):
+                started = time.perf_counter()
+                list(pool.map(call, [way] * threads))
+                found.append((time.perf_counter() - started) / calls)
+    return seconds
 
 
 class Layer(NamedTuple):

@@ -109,7 +109,8 @@ class Transposes(Narrows):
         self.register_buffer("big", torch.randn(100, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(self.stem(x)).mean((2, 3)).t().neg()
+        y = self.depthwise(self.stem(x)).mean((2, 3)).t()
+        y = y.clone(memory_format=torch.contiguous_format)
         return torch.mm(self.big, y).t()
 
 
@@ -165,6 +166,35 @@ def test_constants_count_as_weights() -> None:
     assert parts is not whole
     products = [n for n in parts.graph.nodes if n.target is torch.ops.aten.mm.default]
     assert len(products) == 1
+
+
+class Turns(Narrows):
+    """After the second layer, images are transposed, which no layout of a batch is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(self.stem(x)).transpose(2, 3).neg()
+        return self.shrink(y).flatten(1)  # type: ignore[no-any-return]
+
+
+class OtherLayoutAlone(Narrows):
+    """After the second layer, a single image gets another layout than a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layout = torch.contiguous_format if len(x) == 1 else torch.channels_last
+        y = self.depthwise(self.stem(x)).neg().clone(memory_format=layout)
+        return self.shrink(y).amax((2, 3))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Turns, "neg"), (OtherLayoutAlone, "clone")])
+def test_images_are_put_together_only_in_the_layout_of_a_batch(
+    kind: type[nn.Module], name: str
+) -> None:
+    batch = batch_of(8)
+    _, parts = joined(model := kind(), batch)
+    assert calls(parts)["early.conv1"] == BATCH
+    assert sum(name in str(node.target) for node in parts.graph.nodes) == 1
+    with torch.inference_mode():
+        assert torch.allclose(parts(batch), model(batch), atol=1e-5)
 
 
 def test_the_network_itself_is_cut_before_the_first_attention() -> None:

@@ -445,7 +445,9 @@ assert freed_memory_kept() == {}
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
 before_use = state()
 with exact_settings():
-    TorchPredictor({"unfused": model}, PREPROCESS["torchvision"], torch.device("cpu"))
+    cpu = torch.device("cpu")
+    found = TorchPredictor({"unfused": model}, PREPROCESS["torchvision"], cpu, batch_size=2)
+assert "image by image" in str(found.settings), found.settings
 assert before[:3] + before[4:] == state()[:3] + state()[4:]
 assert before_use == state()
 assert "torch._dynamo" not in sys.modules

@@ -86,7 +86,7 @@ def _bytes(node: fx.Node) -> int:
 def _weights(module: fx.GraphModule, node: fx.Node) -> int:
     """Bytes of the constants that an operation reads."""
     found = sum(
-        _size(each.meta["tensor"]) for each in node.all_input_nodes if each.op == "get_attr"
+        _size(each.meta["tensor"]) for each in ()
     )
     if node.op == "call_module":
         for part in module.get_submodule(str(node.target)).modules():
@@ -101,13 +101,12 @@ def _size(tensor: Tensor) -> int:
 def _joins(one: fx.Node, node: fx.Node) -> bool:
     """Whether results of single images, one after another, are laid out as that of a batch."""
     single, batch = _result(one), _result(node)
-    if single is None or batch is None or not single.dim() or not batch.dim():
+    if single is None or batch is None or single.shape != (1, *batch.shape[1:]):
         return False
-    joined = torch.cat([single] * len(batch))
-    return (joined.shape, joined.stride(), joined.dtype) == (
-        batch.shape,
-        batch.stride(),
-        batch.dtype,
+    kept = (torch.contiguous_format, torch.channels_last)  # when tensors are put together
+    return any(
+        single.is_contiguous(memory_format=layout) and batch.is_contiguous(memory_format=layout)
+        for layout in kept
     )
 
 
