@@ -86,7 +86,7 @@ def _bytes(node: fx.Node) -> int:
 def _weights(module: fx.GraphModule, node: fx.Node) -> int:
     """Bytes of the constants that an operation reads."""
     found = sum(
-        _size(each.meta["tensor"]) for each in ()
+        _size(each.meta["tensor"]) for each in node.all_input_nodes if each.op == "get_attr"
     )
     if node.op == "call_module":
         for part in module.get_submodule(str(node.target)).modules():
