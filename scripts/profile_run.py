@@ -29,6 +29,7 @@ from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import timm
 import torch
 from benchmark import link_images
 from benchmark_passes import BOTH, Contender, convolution_rate, library_model
@@ -86,26 +87,31 @@ def main() -> int:
         raise UsageError("--data and --weights are needed, or --early.")
     if args.lock:
         return print_lock(args.data, args.weights, args.images)
+    return print_steps(args.data, args.weights, args.images, args.batch_size)
+
+
+def print_steps(photos: Path, weights: Path, images: int, batch_size: int) -> int:
+    """Milliseconds per image of each step, and of the operators of each form."""
     keep_freed_memory()
     torch.set_num_threads(1)
 
     preprocess = PREPROCESS["torchvision"]
-    valset = open_valset(args.data).limited(args.images)
-    if len(valset.samples) < args.batch_size:
-        raise UsageError(f"--images: at least one batch is needed, {args.batch_size} images.")
+    valset = open_valset(photos).limited(images)
+    if len(valset.samples) < batch_size:
+        raise UsageError(f"--images: at least one batch is needed, {batch_size} images.")
     try:
-        model = model_for(read_weights(args.weights))
+        model = model_for(read_weights(weights))
     except WeightsError as error:
         raise ModelError(str(error)) from error
     predictors = {
-        form: TorchPredictor({form: each}, preprocess, torch.device("cpu"), "fp32", args.batch_size)
+        form: TorchPredictor({form: each}, preprocess, torch.device("cpu"), "fp32", batch_size)
         for form, each in (("unfused", model), ("reparameterized", reparameterize(model)))
     }
     clock = Clock()
-    samples = valset.samples[: len(valset.samples) // args.batch_size * args.batch_size]
+    samples = valset.samples[: len(valset.samples) // batch_size * batch_size]
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder), {}, predictors) as journal:
-        for start in range(0, len(samples), args.batch_size):
-            batch = samples[start : start + args.batch_size]
+        for start in range(0, len(samples), batch_size):
+            batch = samples[start : start + batch_size]
             crops = []
             for sample in batch:
                 data = clock.time("read the file", lambda s=sample: valset.read(s.path))
@@ -123,7 +129,7 @@ def main() -> int:
             records = np.zeros(len(batch), record_dtype(predictors))
             clock.time("journal", lambda r=records: journal.append(r))
     count = len(samples)
-    print(f"{count} images, batches of {args.batch_size}, one core; ms per image")
+    print(f"{count} images, batches of {batch_size}, one core; ms per image")
     for step, seconds in clock.seconds.items():
         print(f"{step:36}{1000 * seconds / count:8.3f}")
     for form, predictor in predictors.items():
@@ -161,6 +167,10 @@ def print_early(names: Sequence[str]) -> int:
     threads, size = choose_workers(), CPU_BATCH
     print(f"{threads} threads, batches of {size}; ms per image and thread; largest difference")
     for name in names:
+        if name not in VARIANTS and not timm.is_model(name):
+            raise UsageError(
+                f"--early {name}: no variant of ours ({', '.join(VARIANTS)}) or of timm."
+            )
         torch.manual_seed(0)
         model = create_model(name).eval() if name in VARIANTS else library_model(name)
         forms = {name: model}
@@ -169,8 +179,14 @@ def print_early(names: Sequence[str]) -> int:
         for form, network in forms.items():
             network.to(memory_format=torch.channels_last)
             batch = torch.randn(size, 224, 224, 3).permute(0, 3, 1, 2)
-            whole = lower(network, batch)[0]
-            ways = [in_one_call(w) for w in (whole, imagewise(whole, lower(network, batch[:1])[0]))]
+            try:
+                whole = lower(network, batch)[0]
+                early = imagewise(whole, lower(network, batch[:1])[0])
+            except Exception as error:
+                raise ModelError(
+                    f"--early {name}: it cannot be lowered for 224 x 224 pixels ({error})."
+                ) from error
+            ways = [in_one_call(whole), in_one_call(early)]
             seconds = by_turns(ways, batch, threads)
             with torch.inference_mode():
                 one, other = (way(batch) for way in ways)

@@ -21,12 +21,12 @@ def imagewise(whole: fx.GraphModule, single: fx.GraphModule) -> fx.GraphModule:
     """The network for a batch, with its early layers image by image.
 
     Args:
-        whole: lowered (`eval.backends.lowering.lower`) for a batch of B images.
-        single: the same network, lowered for one image.
+        whole: lowered (`eval.backends.lowering.lower`) for batches (B, C, H, W).
+        single: the same network, lowered for (1, C, H, W).
 
     Returns:
-        A network for B images; `whole` itself where nothing would be saved, or where the first
-        operations of the two graphs are not the same.
+        A network that takes and gives what `whole` does; `whole` itself where there is nowhere to
+        cut it, see `_cut`.
     """
     last = _cut(whole, single)
     if last is None:
